@@ -1,0 +1,56 @@
+"""Values of ``types.py`` to JSON and back, checked on the way in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Hashable
+from dataclasses import is_dataclass
+from functools import cache
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from intonaco.errors import StorageError
+
+T = TypeVar("T")
+
+
+@cache
+def _adapter(cls: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def encode(value: Any) -> str:
+    """JSON text of a value of ``types.py``."""
+    return _adapter(cast(Hashable, type(value))).dump_json(value).decode()
+
+
+def as_json(value: Any) -> Any:
+    """The JSON value (dicts and lists) of a value of ``types.py``, or of containers of them."""
+    if isinstance(value, (list, tuple)):
+        return [as_json(v) for v in value]
+    if isinstance(value, dict):
+        return {k: as_json(v) for k, v in value.items()}
+    if is_dataclass(value):
+        return _adapter(cast(Hashable, type(value))).dump_python(value, mode="json")
+    return value
+
+
+def decode(cls: type[T], text: str | bytes) -> T:
+    """The value that ``encode`` wrote. Raises StorageError on anything else."""
+    try:
+        value: T = _adapter(cast(Hashable, cls)).validate_json(text)
+    except ValidationError as error:
+        raise StorageError(f"not a {cls.__name__}: {error.errors()[0]['msg']}") from error
+    return value
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: keys sorted, no spaces. What digests are taken of."""
+    return json.dumps(as_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

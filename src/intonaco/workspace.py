@@ -1,0 +1,148 @@
+"""Where things lie on disk. One folder holds a whole deployment on one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from intonaco.codec import decode, encode
+from intonaco.errors import StorageError
+from intonaco.messages import ProcessInfo
+from intonaco.types import Json
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace a file at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = data.encode() if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Json]) -> None:
+    write_atomic(path, json.dumps(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Paths of a workspace. ``root`` holds ``intonaco.yaml``."""
+
+    root: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.root / "intonaco.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "state" / "ledger.db"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "state" / "mlflow.db"
+
+    @property
+    def records(self) -> Path:
+        """Segment logs of the gateways, one folder each."""
+        return self.root / "records"
+
+    @property
+    def scores(self) -> Path:
+        """Segment log of the scorer."""
+        return self.root / "scores"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    @property
+    def releases(self) -> Path:
+        return self.root / "releases"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def run(self) -> Path:
+        """Files about running processes."""
+        return self.root / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def resolve(self, path: str) -> Path:
+        """A path of the configuration or the ledger: relative ones are relative to the root."""
+        return self.root / path
+
+    def relative(self, path: Path) -> str:
+        return path.resolve().relative_to(self.root.resolve()).as_posix()
+
+    def admin_token(self) -> str:
+        """The secret between this workspace's own processes, made on first use."""
+        file = self.run / "admin.token"
+        if not file.exists():
+            self.run.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:
+                return self.admin_token()
+            with os.fdopen(handle, "w") as out:
+                out.write(secrets.token_urlsafe(32))
+        token = file.read_text()
+        if not token:
+            raise StorageError(f"{file} is empty", hint="delete it and start again")
+        return token
+
+    def announce(self, name: str, *, url: str | None = None, **facts: Json) -> ProcessInfo:
+        """Write down that this process runs as ``name``."""
+        info = ProcessInfo(
+            name=name,
+            pid=os.getpid(),
+            started=psutil.Process().create_time(),
+            url=url,
+            facts=facts,
+        )
+        write_atomic(self.run / f"{name}.json", encode(info))
+        return info
+
+    def process(self, name: str) -> ProcessInfo | None:
+        """The running process of that name, or None if there is none alive."""
+        file = self.run / f"{name}.json"
+        try:
+            info = decode(ProcessInfo, file.read_bytes())
+        except FileNotFoundError:
+            return None
+        return info if alive(info) else None
+
+
+def alive(info: ProcessInfo) -> bool:
+    """Whether the very process (not a later one with its pid) still runs."""
+    try:
+        process = psutil.Process(info.pid)
+        return (
+            abs(process.create_time() - info.started) < 0.05
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        return False
