@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable
 from dataclasses import is_dataclass
-from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,14 +14,18 @@ from intonaco.errors import StorageError
 T = TypeVar("T")
 
 
-@cache
-def _adapter(cls: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def encode(value: Any) -> str:
     """JSON text of a value of ``types.py``."""
-    return _adapter(cast(Hashable, type(value))).dump_json(value).decode()
+    return _adapter(type(value)).dump_json(value).decode()
 
 
 def as_json(value: Any) -> Any:
@@ -33,14 +35,14 @@ def as_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: as_json(v) for k, v in value.items()}
     if is_dataclass(value):
-        return _adapter(cast(Hashable, type(value))).dump_python(value, mode="json")
+        return _adapter(type(value)).dump_python(value, mode="json")
     return value
 
 
 def decode(cls: type[T], text: str | bytes) -> T:
     """The value that ``encode`` wrote. Raises StorageError on anything else."""
     try:
-        value: T = _adapter(cast(Hashable, cls)).validate_json(text)
+        value: T = _adapter(cls).validate_json(text)
     except ValidationError as error:
         raise StorageError(f"not a {cls.__name__}: {error.errors()[0]['msg']}") from error
     return value

@@ -64,8 +64,9 @@ class Serving(Section):
     type: str = "local"  # a built-in, an entry point of `intonaco.serving`, or module:attribute
     gateway: Gateway = Gateway()
     worker: Worker = Worker()
-    # Openly injected faults for drills: release id or update id -> fault specification
-    faults: dict[str, str] = {}
+    # Openly injected faults for drills: release id or recipe/technique name -> one fault for each
+    # deployment in turn, e.g. ["errors:after=20", "slow:after=20,seconds=1.5"]
+    faults: dict[str, tuple[str, ...]] = {}
 
 
 class Extractor(Section):

@@ -366,6 +366,7 @@ class ClusterMove:
     sample_prompts: tuple[str, ...]
     sample_images: tuple[str, ...]  # paths relative to the workspace
     centroid: tuple[float, ...]
+    moved: bool = True  # False: one of the other clusters, kept so that items can be assigned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
