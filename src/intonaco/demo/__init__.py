@@ -1,0 +1,1 @@
+"""The embedded example: a real text-to-image latent diffusion model of handwritten digits."""
