@@ -1,0 +1,150 @@
+"""Tables of the ledger.
+
+Legend: *documents* are immutable or versioned values of ``types.py`` stored as JSON with the few
+columns that queries need; *events* are one row for each state change; *effects* are the actions
+that a state asked for, keyed so that each happens once; *consumers* hold how far a reader of a log
+has come together with what it made of it; *commands* are what people asked for; *tenures* say who
+was champion when. ``service_id`` is part of every key.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+# SQLite only numbers rows by itself for INTEGER primary keys.
+_SERIAL = BigInteger().with_variant(Integer(), "sqlite")
+
+documents = Table(
+    "documents",
+    metadata,
+    Column("service_id", String(64), primary_key=True),
+    # release, dataset, finding, diagnosis, plan, update, rollout
+    Column("kind", String(32), primary_key=True),
+    Column("id", String(128), primary_key=True),
+    Column("status", String(32), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("body", Text, nullable=False),
+    Index("documents_by_time", "service_id", "kind", "at"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("event_id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("service_id", String(64), nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("subject", String(128), nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Index("events_by_service", "service_id", "event_id"),
+)
+
+effects = Table(
+    "effects",
+    metadata,
+    Column("service_id", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("subject", String(128), nullable=False),  # update or finding it belongs to
+    Column("payload", Text, nullable=False),
+    Column("status", String(16), nullable=False),  # wanted, done, failed
+    Column("result", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index("effects_by_subject", "service_id", "subject"),
+)
+
+consumers = Table(
+    "consumers",
+    metadata,
+    Column("service_id", String(64), primary_key=True),
+    Column("name", String(128), primary_key=True),
+    Column("offset", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+
+commands = Table(
+    "commands",
+    metadata,
+    Column("command_id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("service_id", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("arguments", Text, nullable=False),
+    Column("taken_at", Float, nullable=True),
+    Column("outcome", Text, nullable=True),
+)
+
+tenures = Table(
+    "tenures",
+    metadata,
+    Column("tenure_id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("service_id", String(64), nullable=False),
+    Column("release_id", String(64), nullable=False),
+    Column("since", Float, nullable=False),
+    Column("until", Float, nullable=True),
+    Column("reason", Text, nullable=False),
+)
+
+budget = Table(
+    "budget",
+    metadata,
+    Column("entry_id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("service_id", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("subject", String(128), nullable=False),
+    Column("kind", String(16), nullable=False),  # reserve, settle
+    Column("amount", Float, nullable=False),
+)
+
+routing = Table(
+    "routing",
+    metadata,
+    Column("service_id", String(64), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("body", Text, nullable=False),
+)
+
+signal_points = Table(
+    "signal_points",
+    metadata,
+    Column("point_id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("service_id", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("body", Text, nullable=False),  # a list of SignalStatus
+)
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("service_id", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("service_id", String(64), primary_key=True),
+    Column("holder", String(128), nullable=False),
+    Column("token", Integer, nullable=False),  # fencing token: grows with every new holder
+    Column("expires_at", Float, nullable=False),
+)
