@@ -1,0 +1,1 @@
+"""Registries: where releases are published for people and other tools."""

@@ -1,0 +1,1 @@
+"""Trackers: where runs are exported to for people who compare them."""
