@@ -1,0 +1,1 @@
+"""Datasets: curation, validation, versions."""

@@ -1,0 +1,1 @@
+"""Training: recipes, the loop, and backends that run jobs."""

@@ -1,0 +1,159 @@
+"""The training job: ``python -m intonaco.training.job JOB_FOLDER``.
+
+Payload: ``recipe`` (a config.Recipe as JSON), ``dataset`` (image folder), ``base`` (pipeline
+folder, or null to build one with the recipe's ``init``), ``seed`` (optional, else the recipe's).
+Result: ``pipeline`` (folder, relative to the job's), steps, seconds, cpu_seconds,
+images_per_second, loss_first, loss_last, items.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from intonaco.config import Recipe
+from intonaco.errors import BackendError, ConfigError
+from intonaco.jobs import JobFolder, main
+from intonaco.releases import check_folder
+from intonaco.training.cache import build_cache, image_size, load_images, read_captioned
+from intonaco.training.loop import Progress, train_denoiser
+from intonaco.training.lora import add_lora, fuse_lora
+from intonaco.training.objective import objective_of
+from intonaco.training.vae import train_vae
+from intonaco.types import Json
+
+log = logging.getLogger(__name__)
+
+
+def run(job: JobFolder) -> Mapping[str, Json]:
+    """Train as the payload says. Raises ConfigError for a wrong recipe, dataset or base,
+    BackendError when training diverges or the saved folder is not what was trained."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    payload = job.payload
+    recipe = Recipe.model_validate(payload["recipe"])
+    seed = int(payload.get("seed", recipe.seed))
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(seed)
+    job.progress("prepare", 0, recipe.steps, "loading the model and the data")
+    pipeline = load_pipeline(payload.get("base"), recipe)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    items = read_captioned(Path(payload["dataset"]))
+    images = load_images([item.file for item in items], image_size(pipeline))
+
+    if recipe.vae is not None:
+        total = recipe.vae.steps
+        train_vae(
+            pipeline.vae,
+            images,
+            recipe.vae,
+            seed=seed,
+            report=lambda step, loss: job.progress(
+                "vae", step, total, f"autoencoder, step {step} of {total}", loss=loss
+            ),
+        )
+    cache = build_cache(pipeline, items, images)
+
+    def report(p: Progress) -> None:
+        job.progress(
+            "train",
+            p.step,
+            p.total,
+            f"step {p.step} of {p.total}, loss {p.loss:.3f}, {p.images_per_second:.0f} images/s",
+            images_per_second=p.images_per_second,
+            eta_s=p.eta_s,
+            loss=p.loss,
+            seconds=p.seconds,
+        )
+
+    unet = pipeline.unet
+    if recipe.method == "lora":
+        assert recipe.lora is not None  # config fills it in
+        adapters = add_lora(unet, recipe.lora, seed=seed)
+        log.info("%d layers adapted", adapters, extra={"action": "lora"})
+    else:
+        unet.requires_grad_(True)
+    trained = train_denoiser(
+        unet, cache, objective_of(pipeline.scheduler), recipe, seed=seed, report=report
+    )
+    expected = fuse_lora(unet) if recipe.method == "lora" else unet.state_dict()
+    folder = job.out / "pipeline"
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    verify_saved(folder, {"unet": expected, "vae": pipeline.vae.state_dict()})
+    return {
+        "pipeline": "out/pipeline",
+        "steps": trained.steps,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "images_per_second": trained.images_per_second,
+        "loss_first": trained.loss_first,
+        "loss_last": trained.loss_last,
+        "items": len(items),
+    }
+
+
+def load_pipeline(base: str | None, recipe: Recipe) -> Any:
+    """The pipeline to start from. Raises ConfigError if it is none that this loop can train."""
+    if base is not None:
+        check_folder(Path(base))
+        pipeline = DiffusionPipeline.from_pretrained(base, local_files_only=True)
+    else:
+        module, _, attribute = recipe.init.partition(":")
+        if not attribute:
+            raise ConfigError(
+                f"init {recipe.init!r} needs a base to start from, and the job was given none",
+                hint="a first release starts from a folder or from module:callable",
+            )
+        try:
+            pipeline = getattr(importlib.import_module(module), attribute)()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"init: {recipe.init!r} cannot be imported: {error}") from error
+    parts = set(pipeline.components)
+    if not {"unet", "vae", "text_encoder", "tokenizer"} <= parts or "text_encoder_2" in parts:
+        raise ConfigError(
+            f"{type(pipeline).__name__} cannot be trained here; known: pipelines of one UNet, one "
+            "text encoder and a KL autoencoder (Stable Diffusion 1 and 2)"
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.requires_grad_(False)
+    pipeline.text_encoder.requires_grad_(False)
+    return pipeline
+
+
+def verify_saved(folder: Path, expected: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Load the folder again and compare its parts with what was trained (part, then tensor name).
+
+    Raises BackendError that names what got lost: a tensor that is missing, of another shape, or
+    further off than fusing an adapter rounds.
+    """
+    check_folder(folder)
+    reloaded = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    lost = []
+    for part, tensors in expected.items():
+        saved = getattr(reloaded, part).state_dict()
+        for name in sorted(set(tensors) | set(saved)):
+            a, b = tensors.get(name), saved.get(name)
+            if a is None or b is None or a.shape != b.shape or not _same(a, b):
+                lost.append(f"{part}.{name}")
+    if lost:
+        raise BackendError(
+            f"the saved model is not the trained one: {lost[0]} differs"
+            + (f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""),
+            backend="training",
+            retriable=False,
+        )
+
+
+def _same(trained: Tensor, saved: Tensor) -> bool:
+    return torch.allclose(saved, trained.cpu(), rtol=1e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+    main(run)

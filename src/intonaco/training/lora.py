@@ -1,0 +1,97 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685), trained as an adapter and fused into the base.
+
+A fused release serves about 1.5 times faster and loads without peft. It also sidesteps a silent
+loss: diffusers' adapter loader drops layers whose keys are of another style than the file's first
+key, and an alpha without metadata reloads as the rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from intonaco.config import LoraRecipe
+from intonaco.errors import BackendError, ConfigError
+
+ADAPTER = "default"
+
+
+def add_lora(denoiser: Any, recipe: LoraRecipe, *, seed: int) -> int:
+    """Freeze the denoiser and add adapters to all layers the recipe names; returns how many.
+
+    A target matches a layer of that name or one whose dotted name ends in it. Raises ConfigError
+    if a target matches no layer, BackendError if a matched layer got no adapter.
+    """
+    wanted = _matching(denoiser, recipe)
+    denoiser.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        denoiser.add_adapter(
+            LoraConfig(
+                r=recipe.rank,
+                lora_alpha=recipe.alpha,
+                init_lora_weights="gaussian",
+                target_modules=list(recipe.targets),
+            ),
+            adapter_name=ADAPTER,
+        )
+    adapted = set(_layers(denoiser))
+    if adapted != wanted:
+        missing = ", ".join(sorted(wanted ^ adapted))
+        raise BackendError(f"adapters differ at {missing}", backend="training", retriable=False)
+    return len(adapted)
+
+
+def fuse_lora(denoiser: Any) -> dict[str, Tensor]:
+    """Fuse the adapter into the base in place and remove it.
+
+    Returns the state dict that must result, worked out apart from the fusing code: each adapted
+    weight is the base's plus alpha/rank times B A.
+    """
+    expected: dict[str, Tensor] = {}
+    for name, value in denoiser.state_dict().items():
+        if ".lora_" not in name:
+            expected[name.replace(".base_layer.", ".")] = value.detach().clone()
+    for name, layer in _layers(denoiser).items():
+        a, b = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
+        base = expected[f"{name}.weight"]
+        expected[f"{name}.weight"] = base + layer.scaling[ADAPTER] * _product(a, b, base.shape)
+    denoiser.fuse_lora()
+    denoiser.unload_lora()
+    return expected
+
+
+def _product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
+    """B A as a weight: [out, in] for linear layers, [out, in, k, k] for convolutions, whose A is
+    a k x k convolution to the rank and B a 1 x 1 one from it."""
+    return (b.flatten(1) @ a.flatten(1)).view(shape)
+
+
+def _matching(denoiser: Any, recipe: LoraRecipe) -> set[str]:
+    names = [name for name, _ in denoiser.named_modules()]
+    found: set[str] = set()
+    for target in recipe.targets:
+        hits = {n for n in names if n == target or n.endswith(f".{target}")}
+        if not hits:
+            raise ConfigError(
+                f"lora.targets: no layer of {type(denoiser).__name__} is named {target!r}",
+                hint="names of its layers end in: " + ", ".join(_endings(denoiser)),
+            )
+        found |= hits
+    return found
+
+
+def _endings(denoiser: Any) -> list[str]:
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    leaves = [name for name, module in denoiser.named_modules() if isinstance(module, kinds)]
+    return sorted(
+        {".".join(n.split(".")[-2:]) if n[-1].isdigit() else n.rsplit(".", 1)[-1] for n in leaves}
+    )
+
+
+def _layers(denoiser: Any) -> dict[str, Any]:
+    return {name: m for name, m in denoiser.named_modules() if isinstance(m, LoraLayer)}
