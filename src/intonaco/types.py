@@ -564,6 +564,8 @@ class Rollout:
     assessments: tuple[MetricAssessment, ...] = ()
     reason: str = ""
     ended_at: float | None = None
+    verdict: Verdict | None = None  # once it has ended
+    paused_at: float | None = None
 
 
 # ------------------------------------------------------------------------------------ jobs, events

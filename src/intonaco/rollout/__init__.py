@@ -1,0 +1,1 @@
+"""The online decision: what challenger traffic shows, and what to do next."""

@@ -1,0 +1,451 @@
+"""What the traffic of a rollout shows so far: challenger against champion, metric by metric.
+
+Two lanes read the same events. The quick one takes them as they arrive and looks for harm: a bad
+challenger should be gone before its slow failures are in. The settled one takes them in the order
+in which the requests began, once ``settle_seconds`` (longer than a challenger may take) have passed
+over them, and is what non-inferiority, intervals and the sample-ratio test rest on: there the
+slow cannot hide behind the quick, and the assignment of each event is independent of the past.
+
+One event a unit, at its first randomised exposure, with the probability logged then. Shadow pairs
+(same prompt, same seed, the user's own answer not randomised) bet on the same hypotheses.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from intonaco.config import RolloutConfig
+from intonaco.errors import StorageError
+from intonaco.rollout.outcomes import (
+    CLIP_SCORE,
+    ERRORS,
+    METRICS,
+    Medians,
+    ended,
+    key_of,
+    outcomes,
+    started,
+)
+from intonaco.stats import BettingMean, RandomizedDifference, SampleRatioTest
+from intonaco.types import Assessment, Json, MetricAssessment, ScoredRecord
+
+_CENTRES = {ERRORS: 0.01, "slow": 0.02, CLIP_SCORE: 0.5}
+_UNRANDOMISED = 1e-9
+_OPEN_PAIRS = 2000
+_MISSING_TOLERATED = 0.2  # of scores, beyond what the champion's arm misses
+_MISSING_NEEDED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class _Event:
+    """A unit (``weight`` in (0, 1)) or a shadow pair (``weight`` None), with losses or differences
+    of losses. Ordered by start."""
+
+    start: float
+    seq: int
+    unit: str
+    weight: float | None
+    challenger: bool
+    topic: str
+    values: Mapping[str, float]
+
+
+class _Lane:
+    """Evidence per metric from events in one order, one a unit."""
+
+    def __init__(self, hypotheses: Mapping[str, tuple[float, ...]], max_units: int) -> None:
+        self.evidence = {
+            m: RandomizedDifference(d, centre=_CENTRES[m]) for m, d in hypotheses.items()
+        }
+        self.pairs = dict.fromkeys(hypotheses, 0)
+        self.units = [0, 0]  # champion, challenger
+        self._seen: set[str] = set()
+        self._max_units = max_units
+
+    def take(self, event: _Event) -> bool:
+        if event.weight is None:
+            for metric, difference in event.values.items():
+                self.evidence[metric].pair(difference)
+                self.pairs[metric] += 1
+            return True
+        if event.unit in self._seen or len(self._seen) >= self._max_units:
+            return False
+        self._seen.add(event.unit)
+        self.units[event.challenger] += 1
+        for metric, loss in event.values.items():
+            self.evidence[metric].assign(
+                loss,
+                challenger=event.challenger,
+                weight=event.weight,
+                topic=event.topic if metric == CLIP_SCORE else None,
+            )
+        return True
+
+    def has_data(self, metric: str) -> bool:
+        return self.pairs[metric] > 0 or min(self.evidence[metric].units) > 0
+
+    def state(self) -> Json:
+        return {
+            "evidence": {m: e.state() for m, e in self.evidence.items()},
+            "pairs": dict(self.pairs),
+            "units": list(self.units),
+            "seen": "".join(sorted(self._seen)),
+        }
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        for metric, evidence in self.evidence.items():
+            evidence.restore(state["evidence"][metric])
+        self.pairs = {m: int(n) for m, n in state["pairs"].items()}
+        self.units = [int(n) for n in state["units"]]
+        self._seen = _split(state["seen"])
+
+
+class RolloutAnalysis:
+    """Evidence of one rollout. Feed it every record, in any batches; ask at any time.
+
+    ``alpha``: of this attempt (a retry has half the one before). ``salt``: the rollout's; records
+    under another are not of its randomisation. ``medians``: champion's service seconds per request
+    class, fixed beforehand. ``score_range``: cosines are clamped into it; a range that fits the
+    champion's usual scores makes small differences show sooner. ``settle_seconds``: longer than a
+    challenger may take before the champion answers instead. ``max_units``: beyond it, new units are
+    ignored rather than old ones forgotten.
+    """
+
+    def __init__(
+        self,
+        rollout_id: str,
+        config: RolloutConfig,
+        alpha: float,
+        *,
+        salt: str,
+        metrics: tuple[str, ...] = METRICS,
+        medians: Mapping[str, float] | None = None,
+        score_range: tuple[float, float] = (-1.0, 1.0),
+        settle_seconds: float = 60.0,
+        max_units: int = 100_000,
+    ) -> None:
+        if not metrics or not set(metrics) <= set(METRICS) or not score_range[0] < score_range[1]:
+            raise ValueError(f"metrics are some of {METRICS}, the score range is (low, high)")
+        self.rollout_id, self.alpha, self.metrics = rollout_id, alpha, metrics
+        self._config, self._salt, self._settle = config, salt, settle_seconds
+        self._max_units = max_units
+        self._range = score_range
+        self._units_of = dict.fromkeys(metrics, 1.0) | {CLIP_SCORE: score_range[1] - score_range[0]}
+        self._tolerance = {m: config.harm_tolerance / self._units_of[m] for m in metrics}
+        self._margin = {m: getattr(config.margins, m) / self._units_of[m] for m in metrics}
+        if max(*self._margin.values(), *self._tolerance.values()) >= 1:
+            raise ValueError("a margin as wide as the metric's whole range proves nothing")
+        points = {m: (self._tolerance[m], self._margin[m]) for m in metrics}
+        self._quick, self._settled = _Lane(points, max_units), _Lane(points, max_units)
+        self._ratio = SampleRatioTest()
+        self._medians = Medians(medians or {})
+        self._waiting: list[_Event] = []  # heap, by start
+        self._until = -math.inf  # the log has been seen up to here
+        self._seq = 0
+        self._open: dict[str, Json] = {}  # half pairs by request id
+        self._paired: set[str] = set()
+        self._scored = [[0, 0], [0, 0]]  # [champion, challenger][all, scored], of answered units
+        self._pair_scores = [0, 0]  # [all, scored] shadow answers to users' scored answers
+        self._step = (-1, 0.0, 0.0)
+        self._step_units: set[str] = set()
+        self._final: BettingMean | None = None  # challenger's error rate at 100 %
+        # One harm test a metric, and one for errors once nobody is left to compare with.
+        self._harm_threshold = math.log((len(metrics) + 1) / alpha)
+        self._threshold = math.log(1 / alpha)
+
+    # -------------------------------------------------------------------------------- taking in
+
+    def begin_step(self, step: int, since: float, weight: float) -> None:
+        """The rollout is at this step since then; the same step again changes nothing."""
+        if (step, since) != self._step[:2]:
+            self._step, self._step_units = (step, since, weight), set()
+
+    def observe(self, item: ScoredRecord, challenger_weight: float | None = None) -> bool:
+        """Take a record; False if it says nothing here.
+
+        ``challenger_weight``: probability of the challenger for this unit, among challenger,
+        champion and baseline. Needed only where a table has more arms than champion and challenger;
+        without it, it follows from the record's own probability.
+        """
+        record = item.record
+        if record.probe or record.salt != self._salt:
+            return False
+        losses = outcomes(
+            item,
+            self.metrics,
+            medians=self._medians,
+            slower_than=self._config.slower_than,
+            score_range=self._range,
+        )
+        self._until = max(self._until, ended(record))
+        if record.shadow_of is not None:
+            taken = self._shadow(item, losses)
+        else:
+            taken = self._user(item, losses, challenger_weight)
+        self._settle_waiting()
+        return taken
+
+    def advance(self, until: float) -> None:
+        """Every record of requests that ended before ``until`` has been observed (call it when
+        traffic falls silent: otherwise the records themselves tell)."""
+        self._until = max(self._until, until)
+        self._settle_waiting()
+
+    def _user(
+        self,
+        item: ScoredRecord,
+        losses: Mapping[str, float] | None,
+        challenger_weight: float | None,
+    ) -> bool:
+        record = item.record
+        role = record.assigned_arm.partition(":")[0]
+        if role not in ("champion", "challenger", "baseline"):
+            return False
+        challenger = role == "challenger"
+        weight = challenger_weight
+        if weight is None:
+            if role == "baseline":
+                return False
+            weight = record.probability if challenger else 1 - record.probability
+        if role == "champion":
+            self._medians.learn(record)  # after this record's own outcome was taken
+        if losses is None:
+            return False
+        unit, start = key_of(self._salt, record.unit), started(record)
+        if challenger and start >= self._step[1] and len(self._step_units) < self._max_units:
+            new = unit not in self._step_units
+            self._step_units.add(unit)
+            if new and self._step[2] == 1 and weight >= 1 - _UNRANDOMISED and ERRORS in losses:
+                self._watch(losses[ERRORS])
+        if not _UNRANDOMISED < weight < 1 - _UNRANDOMISED:
+            if role == "champion":
+                prompt = key_of(self._salt, record.prompt)
+                half = {"user": [unit, start, dict(losses), prompt]}
+                self._pair(record.request_id, half)
+            return role == "champion"
+        topic = key_of(self._salt, record.prompt)
+        event = self._event(start, unit, weight, challenger, losses, topic)
+        if self._quick.take(event) and CLIP_SCORE in self.metrics and record.served_by is not None:
+            self._scored[challenger][0] += 1
+            self._scored[challenger][1] += CLIP_SCORE in losses
+        heapq.heappush(self._waiting, event)
+        return True
+
+    def _event(
+        self,
+        start: float,
+        unit: str,
+        weight: float | None,
+        challenger: bool,
+        values: Mapping[str, float],
+        topic: str,
+    ) -> _Event:
+        self._seq += 1
+        return _Event(
+            start=start,
+            seq=self._seq,
+            unit=unit,
+            weight=weight,
+            challenger=challenger,
+            topic=topic,
+            values=dict(values),
+        )
+
+    def _shadow(self, item: ScoredRecord, losses: Mapping[str, float] | None) -> bool:
+        if losses is None or item.record.shadow_of is None:
+            return False
+        self._pair(item.record.shadow_of, {"shadow": dict(losses)})
+        return True
+
+    def _pair(self, request_id: str, half: Mapping[str, Json]) -> None:
+        both = {**self._open.pop(request_id, {}), **half}
+        if len(both) < 2:
+            self._open[request_id] = both
+            if len(self._open) > _OPEN_PAIRS:
+                del self._open[next(iter(self._open))]
+            return
+        unit, start, user, prompt = both["user"]
+        shadow = both["shadow"]
+        once = key_of(unit, prompt)
+        if once in self._paired or len(self._paired) >= self._max_units:
+            return
+        self._paired.add(once)
+        if CLIP_SCORE in user:
+            self._pair_scores[0] += 1
+            self._pair_scores[1] += CLIP_SCORE in shadow
+        differences = {m: shadow[m] - user[m] for m in shadow if m in user}
+        event = self._event(start, unit, None, True, differences, prompt)
+        self._quick.take(event)
+        heapq.heappush(self._waiting, event)
+
+    def _watch(self, failed: float) -> None:
+        """At 100 % nobody is randomised any more: the challenger's error rate is held against the
+        champion's, as it was measured before, plus the margin. A drift of the base rate counts
+        against the challenger here."""
+        if self._final is None:
+            before = self._quick.evidence[ERRORS]
+            rate = (before.totals[0] + 1) / (before.units[0] + 2) if before.units[0] else 0.0
+            limit = rate + max(self._margin[ERRORS], self._tolerance[ERRORS])
+            self._final = BettingMean((min(limit, 0.5),))
+        self._final.update(failed, scale=1.0, low=0.0, high=1.0)
+
+    def _settle_waiting(self) -> None:
+        while self._waiting and self._waiting[0].start <= self._until - self._settle:
+            event = heapq.heappop(self._waiting)
+            if self._settled.take(event) and event.weight is not None:
+                self._ratio.assign(challenger=event.challenger, weight=event.weight)
+
+    # -------------------------------------------------------------------------------- what it shows
+
+    @property
+    def units_challenger(self) -> int:
+        """Distinct randomised users judged on the challenger."""
+        return self._quick.units[1]
+
+    @property
+    def units_at_step(self) -> int:
+        """Distinct users judged on the challenger since the step began."""
+        return len(self._step_units)
+
+    @property
+    def shadow_pairs(self) -> int:
+        """Pairs of a user's answer and its shadow, one a unit and prompt."""
+        return len(self._paired)
+
+    @property
+    def sample_ratio_ok(self) -> bool:
+        """False once the split is proven not to be the one that was logged."""
+        return self._ratio.ok
+
+    @property
+    def sample_ratio_text(self) -> str:
+        """The split in figures, for a person."""
+        units = self._ratio.units
+        return (
+            f"{units[1]} of {sum(units)} users reached the challenger, "
+            f"{self._ratio.expected:.1f} were foretold"
+        )
+
+    def assess(self) -> tuple[MetricAssessment, ...]:
+        """Every metric as it stands. Differences and margins in the metric's own unit: shares, and
+        cosine for the clip score (there, down is worse)."""
+        return tuple(self._assess(m) for m in self.metrics)
+
+    def _assess(self, metric: str) -> MetricAssessment:
+        quick, settled = self._quick.evidence[metric], self._settled.evidence[metric]
+        margin, tolerance = self._margin[metric], self._tolerance[metric]
+        harm, worst = quick.log_evidence_above(tolerance), quick.peak_above(tolerance)
+        if metric == ERRORS and self._final is not None:
+            limit = float(self._final.grid[0])
+            harm = max(harm, self._final.log_evidence_above(limit))
+            worst = max(worst, self._final.peak_above(limit))
+        not_worse = settled.log_evidence_below(margin)
+        if worst >= self._harm_threshold:
+            assessment, harm = Assessment.HARMFUL, worst
+        elif not self._quick.has_data(metric):
+            assessment = Assessment.NO_DATA
+        elif self._unscored(metric) or max(not_worse, settled.log_evidence_below(0.0)) < (
+            self._threshold
+        ):
+            assessment = Assessment.UNDECIDED
+        elif settled.log_evidence_below(0.0) >= self._threshold:
+            assessment = Assessment.SUPERIOR
+        else:
+            assessment = Assessment.NON_INFERIOR
+        shown = quick if assessment is Assessment.HARMFUL or not settled.observations else settled
+        estimate, interval = shown.estimate, shown.interval(self.alpha)
+        unit = self._units_of[metric]
+        sign = -unit if metric == CLIP_SCORE else unit
+        return MetricAssessment(
+            metric=metric,
+            assessment=assessment,
+            difference=None if estimate is None else estimate * sign,
+            interval=None
+            if estimate is None
+            else (min(b * sign for b in interval), max(b * sign for b in interval)),
+            margin=margin * unit,
+            evidence_harm=harm,
+            evidence_non_inferior=not_worse,
+            threshold=self._harm_threshold,
+            units_challenger=quick.units[1],
+            units_champion=quick.units[0],
+        )
+
+    def _unscored(self, metric: str) -> bool:
+        """Scores that are missing on the challenger's side prove nothing about those that are not:
+        too many of them and the metric stays undecided."""
+        if metric != CLIP_SCORE:
+            return False
+        missing = [1 - scored / n if n else 0.0 for n, scored in self._scored]
+        if self._scored[1][0] >= _MISSING_NEEDED and missing[1] - missing[0] > _MISSING_TOLERATED:
+            return True
+        pairs, scored = self._pair_scores
+        return pairs >= _MISSING_NEEDED and 1 - scored / pairs > _MISSING_TOLERATED
+
+    # -------------------------------------------------------------------------------- state
+
+    def state(self) -> Mapping[str, Json]:
+        """JSON from which ``restore`` continues exactly. Holds no prompt and no user in clear."""
+        return {
+            "made_with": self._made_with(),
+            "quick": self._quick.state(),
+            "settled": self._settled.state(),
+            "ratio": self._ratio.state(),
+            "medians": self._medians.state(),
+            "waiting": [asdict(e) for e in sorted(self._waiting)],
+            "until": None if math.isinf(self._until) else self._until,
+            "seq": self._seq,
+            "open": {k: dict(v) for k, v in self._open.items()},
+            "paired": "".join(sorted(self._paired)),
+            "scored": [list(s) for s in self._scored],
+            "pair_scores": list(self._pair_scores),
+            "step": list(self._step),
+            "step_units": "".join(sorted(self._step_units)),
+            "final": None
+            if self._final is None
+            else {"limit": float(self._final.grid[0]), "evidence": self._final.state()},
+        }
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        """Continue from a state of the same rollout with the same settings. Raises StorageError
+        for any other."""
+        if dict(state["made_with"]) != self._made_with():
+            raise StorageError("the stored evidence belongs to another rollout or other settings")
+        self._quick.restore(state["quick"])
+        self._settled.restore(state["settled"])
+        self._ratio.restore(state["ratio"])
+        self._medians.restore(state["medians"])
+        self._waiting = [_Event(**e) for e in state["waiting"]]  # sorted, so a heap
+        self._until = -math.inf if state["until"] is None else float(state["until"])
+        self._seq = int(state["seq"])
+        self._open = {k: dict(v) for k, v in state["open"].items()}
+        self._paired = _split(state["paired"])
+        self._scored = [[int(n) for n in arm] for arm in state["scored"]]
+        self._pair_scores = [int(n) for n in state["pair_scores"]]
+        step, since, weight = state["step"]
+        self._step = (int(step), float(since), float(weight))
+        self._step_units = _split(state["step_units"])
+        self._final = None
+        if state["final"] is not None:
+            self._final = BettingMean((float(state["final"]["limit"]),))
+            self._final.restore(state["final"]["evidence"])
+
+    def _made_with(self) -> dict[str, Json]:
+        return {
+            "rollout_id": self.rollout_id,
+            "salt": self._salt,
+            "alpha": self.alpha,
+            "metrics": list(self.metrics),
+            "margins": [self._margin[m] for m in self.metrics],
+            "tolerance": self._config.harm_tolerance,
+            "slower_than": self._config.slower_than,
+            "score_range": list(self._range),
+            "settle_seconds": self._settle,
+        }
+
+
+def _split(text: str) -> set[str]:
+    return {text[i : i + 16] for i in range(0, len(text), 16)}
