@@ -1,0 +1,1 @@
+"""Proving a candidate against the champion: features, metrics of features, comparison, gate."""
