@@ -1,0 +1,204 @@
+"""Every way to get ``intonaco.yaml`` wrong says which field, what was given and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from intonaco import config
+from intonaco.config import Config
+from intonaco.errors import ConfigError
+from intonaco.types import StepKind
+
+
+def _message(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text)
+    return str(caught.value)
+
+
+def test_the_name_of_the_service_is_enough() -> None:
+    parsed = config.parse("service: digits")
+    assert parsed.service == "digits"
+    assert parsed.approval.mode == "ask"  # nobody's traffic moves before somebody said so
+    assert parsed.serving.gateway.host == "127.0.0.1"
+    assert parsed.console.host == "127.0.0.1"
+    assert parsed.rollout.steps[-1].weight == 1.0
+    assert parsed.rollout.steps[0].kind is StepKind.SHADOW
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # a field that does not exist: its path and those that do
+        (
+            "service: s\nmodle: {}",
+            "intonaco.yaml: modle: unknown field; allowed: approval, console, data, decision,",
+        ),
+        (
+            "service: s\nserving: {gateway: {prot: 80}}",
+            "intonaco.yaml: serving.gateway.prot: unknown field; allowed: breaker_failures,",
+        ),
+        (
+            "service: s\ntraining: {recipes: {fine_tune: {lora: {rnak: 4}}}}",
+            "intonaco.yaml: training.recipes.fine_tune.lora.rnak: unknown field; "
+            "allowed: alpha, rank, targets",
+        ),
+        (
+            "service: s\nmonitoring: {signals: {p: {of: errors, tolerence: 1}}}",
+            "intonaco.yaml: monitoring.signals.p.tolerence: unknown field; allowed: detector,",
+        ),
+        (
+            "service: s\nrollout: {steps: [{weight: 1, minutes: 5}]}",
+            "intonaco.yaml: rollout.steps.0.minutes: unknown field; "
+            "allowed: kind, min_seconds, min_units, weight",
+        ),
+        # a field that must be there
+        ("{}", "intonaco.yaml: service: required and not given"),
+        (
+            "service: s\nextractor: {}",
+            "intonaco.yaml: extractor.path: required and not given",
+        ),
+        # a wrong value: what was given and what is allowed
+        (
+            "service: s\nserving: {gateway: {port: 99999}}",
+            "intonaco.yaml: serving.gateway.port: "
+            "Input should be less than or equal to 65535 (given: 99999)",
+        ),
+        (
+            "service: s\ndecision: {mode: automatic}",
+            "intonaco.yaml: decision.mode: "
+            "Input should be 'auto', 'ask' or 'watch' (given: 'automatic')",
+        ),
+        (
+            "service: s\nevaluation: {alpha: often}",
+            "intonaco.yaml: evaluation.alpha: Input should be a valid number, "
+            "unable to parse string as a number (given: 'often')",
+        ),
+        (
+            "service: s\nrollout: {margins: {errors: 0}}",
+            "intonaco.yaml: rollout.margins.errors: Input should be greater than 0 (given: 0)",
+        ),
+        (
+            "service: Digits!",
+            "intonaco.yaml: service: String should match pattern",
+        ),
+        # what only the whole says
+        (
+            "service: s\nrollout: {steps: [{weight: 0.5}]}",
+            "intonaco.yaml: rollout.steps: the last canary step must have weight 1.0",
+        ),
+        (
+            "service: s\nrollout: {steps: [{weight: 0.5}, {weight: 0.1}, {weight: 1}]}",
+            "intonaco.yaml: rollout.steps: canary weights must not fall",
+        ),
+        (
+            "service: s\ndecision: {fine_tune: [quick]}",
+            "intonaco.yaml: decision.fine_tune names the recipe 'quick'; "
+            "training.recipes has: fine_tune, full",
+        ),
+        # no configuration at all
+        ("", "intonaco.yaml: expected a mapping at the top, got NoneType"),
+        ("- a\n- b", "intonaco.yaml: expected a mapping at the top, got list"),
+        (
+            "service: s\n  model: {",
+            "intonaco.yaml: line 2, column 8: not valid YAML: mapping values are not allowed here",
+        ),
+    ],
+)
+def test_mistake(text: str, message: str) -> None:
+    found = _message(text)
+    assert found.startswith(message)
+    assert "\n" not in found
+
+
+def test_a_long_value_is_cut() -> None:
+    found = _message(f"service: s\nmodel: {{name: [{', '.join(['x'] * 200)}]}}")
+    assert len(found) < 200
+    assert found.endswith("...)")
+
+
+def test_several_mistakes_are_counted() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse("service: s\na: 1\nb: 2\nc: 3")
+    assert caught.value.hint == "and 2 more; `intonaco check` lists them"
+
+
+def test_yaml_cannot_make_objects() -> None:
+    assert "not valid YAML" in _message("service: !!python/object/apply:os.getcwd []")
+
+
+def test_load(tmp_path: Path) -> None:
+    file = tmp_path / "intonaco.yaml"
+    file.write_text("service: digits\n")
+    assert config.load(file).service == "digits"
+
+
+def test_load_says_which_file(tmp_path: Path) -> None:
+    file = tmp_path / "intonaco.yaml"
+    file.write_text("service: 5")
+    with pytest.raises(ConfigError, match=rf"^{file}: service: "):
+        config.load(file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist") as caught:
+        config.load(tmp_path / "intonaco.yaml")
+    assert "intonaco init" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "intonaco.yaml"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(file)
+
+
+def test_a_lora_recipe_gets_its_settings() -> None:
+    parsed = config.parse("service: s")
+    lora = parsed.training.recipes["fine_tune"].lora
+    assert lora is not None
+    assert lora.rank == 16
+    assert parsed.training.recipes["full"].lora is None
+
+
+def test_configuration_cannot_be_changed() -> None:
+    parsed = config.parse("service: s")
+    with pytest.raises(ValueError, match="frozen"):
+        parsed.service = "other"
+
+
+def test_defaults_are_valid_as_written() -> None:
+    """What `config show` prints can be read again and means the same."""
+    parsed = config.parse("service: s")
+    again = config.parse(json.dumps(parsed.model_dump(mode="json")))
+    assert again == parsed
+
+
+def test_every_section_refuses_unknown_fields() -> None:
+    seen: set[type[BaseModel]] = set()
+
+    def walk(section: type[BaseModel]) -> None:
+        seen.add(section)
+        for field in section.model_fields.values():
+            found = config._section_in(field.annotation)
+            if found is not None and found not in seen:
+                walk(found)
+
+    walk(Config)
+    assert len(seen) > 15
+    assert [s.__name__ for s in seen if s.model_config.get("extra") != "forbid"] == []
+
+
+def test_json_schema_names_every_section() -> None:
+    schema = config.json_schema()
+    assert schema["required"] == ["service"]
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) == set(Config.model_fields)
