@@ -104,8 +104,8 @@ def mix(
     known = {item.file for item in new_items}
     old = [item for item in old_items if item.consent and item.file not in known]
     wanted = round(sum(item.consent for item in new_items) * replay / (1 - replay))
-    drawn = rng.choice(len(old), size=min(wanted, len(old)), replace=False) if old else []
-    return [*new_items, *(old[int(i)] for i in sorted(drawn))]
+    drawn = rng.permutation(len(old))[:wanted]
+    return [*new_items, *(old[int(i)] for i in np.sort(drawn))]
 
 
 def write_folder(items: Sequence[Item], target: Path) -> int:
