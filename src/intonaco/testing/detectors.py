@@ -78,18 +78,16 @@ def check_detector(
         fired = one.update(x)
         require(isinstance(fired, bool), f"update gives {fired!r}, not a bool")
         require(not fired, "it fired on the quiet values")
-    fired_after = None
+    alarms = 0
     for number, x in enumerate(moved, 1):
-        fired = one.update(x, session="s", topic="t", at=float(number))
+        fired = one.update(x, session=f"session {number}", topic="t", at=float(number))
         require(fired == one.drift_detected, "update and drift_detected disagree")
         require(
-            fired == (one.evidence >= one.threshold) or fired_after is not None,
+            fired == (one.evidence >= one.threshold),
             "it fires elsewhere than where the evidence reaches the threshold",
         )
-        if fired and fired_after is None:
-            fired_after = number
-        require(fired or fired_after is None, "it took back that it had fired")
-    require(fired_after is not None, f"it did not fire within {len(moved)} moved values")
+        alarms += fired
+    require(alarms > 0, f"it did not fire within {len(moved)} moved values")
 
     many = make()
     many.update_many(quiet)

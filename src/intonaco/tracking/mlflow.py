@@ -36,8 +36,8 @@ class MlflowTracker:
         self,
         uri: str,
         experiment: str,
-        *,
         artifacts: Path | None = None,
+        *,
         pause_seconds: float = 60.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
