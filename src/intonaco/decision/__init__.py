@@ -1,0 +1,1 @@
+"""From findings to a diagnosis, from a diagnosis to a plan. Pure."""

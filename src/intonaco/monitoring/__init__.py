@@ -1,0 +1,1 @@
+"""Watching a service: signals, detectors, findings and what explains them."""

@@ -1,0 +1,286 @@
+"""The monitor of one service: scored records in, findings out. No input or output of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from intonaco.codec import digest
+from intonaco.config import Monitoring
+from intonaco.monitoring.detectors.dedupe import SessionDedupe
+from intonaco.monitoring.detectors.kmeans import unit
+from intonaco.monitoring.explanation import explain, moved_share, summary
+from intonaco.monitoring.recent import Recent
+from intonaco.monitoring.signals import champion_score, failed, is_user_request
+from intonaco.monitoring.watch import Watch
+from intonaco.types import ClusterMove, Finding, Json, ScoredRecord, SignalStatus
+
+logger = logging.getLogger(__name__)
+
+SCORE = "clip"  # the score that the signal clip_score reads
+SILENCE_SECONDS = 60.0
+SILENCE = "scorer"  # name of the signal of the dead-man's switch
+UNITS = {
+    "prompt_embedding": ("share", "moved"),
+    "clip_score": ("cosine", "down"),
+    "errors": ("share", "up"),
+    "latency": ("share", "up"),
+}
+FROM_SCORER = ("prompt_embedding", "clip_score")  # they mean nothing without the same extractor
+
+
+class Monitor:
+    """Watches the signals of one service.
+
+    Each signal takes its first ``reference`` requests as what is normal, then watches. It fires
+    once and stays firing until ``rebaseline``: the old reference is kept until a new release, or a
+    person, makes another state the normal one. The budget of false alarms is shared: signal i may
+    raise one in ``requests_between_false_alarms * sum(weights) / weight_i`` updates, so that all
+    together raise at most one in ``requests_between_false_alarms`` requests.
+
+    Give it every scored record once, in order, and keep ``state()`` together with the reader's
+    offset.
+    """
+
+    def __init__(self, service_id: str, config: Monitoring, *, release: str | None = None) -> None:
+        self.service_id = service_id
+        self.config = config
+        self.requests = 0  # user requests seen
+        self._release = release
+        self._extractor: str | None = None
+        self._dedupe = SessionDedupe()
+        self._recent = Recent()
+        self._watches = self._new_watches()
+        self._silent_since: float | None = None
+        self._silence_told = False
+
+    def _new_watches(self) -> dict[str, Watch]:
+        signals = self.config.signals
+        total = sum(s.weight for s in signals.values())
+        between = self.config.requests_between_false_alarms
+        return {
+            name: Watch(name, signal, between * total / signal.weight)
+            for name, signal in signals.items()
+        }
+
+    # ------------------------------------------------------------------------------- what it sees
+
+    def observe(self, item: ScoredRecord) -> list[Finding]:
+        """Take one scored record; the findings it completes. Probes and shadow copies say nothing
+        about users. Prompts count for every user request; scores, errors and latency only where
+        the champion (or the equal baseline arm) answered a user assigned to it."""
+        record = item.record
+        if not is_user_request(record):
+            return []
+        self.requests += 1
+        if item.prompt_embedding:
+            self._check_extractor(item.extractor)
+        row = unit(np.array(item.prompt_embedding)) if item.prompt_embedding else None
+        repeat = row is not None and self._dedupe.repeats(record.unit, row, record.at)
+        score = champion_score(item, SCORE, self._release)
+        if row is not None and not repeat:
+            self._recent.add(
+                at=record.at, row=row, prompt=record.prompt, image=record.image, score=score
+            )
+            if not self._reference_complete():
+                self._recent.add_reference(row)
+        fired = []
+        for watch in self._watches.values():
+            of = watch.signal.of
+            x: Any = None
+            if of == "prompt_embedding":
+                x = row
+            elif of == "clip_score" and score is not None:
+                x = (score + 1.0) / 2.0
+            elif of == "errors":
+                x = failed(record, self._release)
+            elif of == "latency":
+                x = watch.classes.slow(record, self._release)
+            if x is None:
+                continue
+            watch.seen += 1
+            if of in FROM_SCORER and repeat:
+                continue  # the same user asking the same again is not news
+            if watch.feed(x, session=record.unit, at=record.at):
+                fired.append(watch)
+        return [self._finding(watch, record.at) for watch in fired]
+
+    def _reference_complete(self) -> bool:
+        """The sample of the reference ends when the first signal about requests is armed."""
+        for of in FROM_SCORER:
+            for watch in self._watches.values():
+                if watch.signal.of == of:
+                    return watch.armed
+        return True
+
+    def _check_extractor(self, extractor: str) -> None:
+        """Vectors and scores of two extractors cannot be compared: start those signals anew."""
+        if self._extractor not in (None, extractor):
+            logger.warning(
+                "extractor changed, prompts and scores get a new reference",
+                extra={"action": "monitor.extractor_changed", "service_id": self.service_id},
+            )
+            fresh = self._new_watches()
+            for name, watch in self._watches.items():
+                if watch.signal.of in FROM_SCORER:
+                    self._watches[name] = fresh[name]
+            self._recent = Recent()
+            self._dedupe.clear()
+        self._extractor = extractor
+
+    # -------------------------------------------------------------------------------- what it says
+
+    def _finding(self, watch: Watch, at: float) -> Finding:
+        since, since_at = watch.since()
+        unit_name, direction = UNITS[watch.signal.of]
+        before = watch.reference_value
+        now = watch.raw(watch.value_since())
+        if watch.signal.direction == "both" and before is not None and now is not None:
+            direction = "moved" if direction == "moved" else "up" if now > before else "down"
+        finding = Finding(
+            finding_id=digest([self.service_id, watch.name, self._release, watch.seen, at])[:16],
+            service_id=self.service_id,
+            signal=watch.name,
+            detector=watch.detector_name,
+            at=at,
+            request=watch.seen,
+            armed_at=watch.armed_at or 0,
+            since=since,
+            since_at=since_at,
+            evidence=watch.detector.evidence,
+            threshold=watch.detector.threshold,
+            value_before=0.0 if before is None else before,
+            value_now=0.0 if now is None else now,
+            unit=unit_name,
+            direction=direction,
+            release=self._release,
+        )
+        finding = self.refresh(finding)
+        logger.info(
+            finding.text,
+            extra={"action": "monitor.finding", "finding_id": finding.finding_id},
+        )
+        return finding
+
+    def refresh(self, finding: Finding) -> Finding:
+        """The finding with its clusters worked out from all requests since its change. Call it
+        again once more requests have come, before a diagnosis."""
+        watch = self._watches.get(finding.signal)
+        if watch is None:
+            return finding
+        clusters = explain(self._recent.reference(), self._recent.since(finding.since_at))
+        if watch.signal.of == "prompt_embedding" and any(c.moved for c in clusters):
+            finding = replace(
+                finding,
+                value_before=sum(c.share_before for c in clusters if c.moved),
+                value_now=moved_share(clusters),
+            )
+        return replace(finding, clusters=clusters, text=_text(watch, finding, clusters))
+
+    def settled(self, finding: Finding) -> bool:
+        """Whether ``settle_requests`` more have come since a finding, so that its refreshed
+        explanation is worth a diagnosis."""
+        watch = self._watches.get(finding.signal)
+        return watch is None or watch.seen >= finding.request + self.config.settle_requests
+
+    def status(self) -> list[SignalStatus]:
+        return [watch.status() for watch in self._watches.values()]
+
+    def reference_quality(self) -> float | None:
+        """Mean raw score of the reference, None while it is being collected or not watched."""
+        for watch in self._watches.values():
+            if watch.signal.of == "clip_score":
+                return watch.reference_value
+        return None
+
+    def rebaseline(self, release: str | None) -> None:
+        """Forget what is normal and collect it anew, from what ``release`` serves from now on."""
+        self._release = release
+        self._watches = self._new_watches()
+        self._recent = Recent()
+
+    def silence(self, now: float, last_scored_at: float | None, lag_bytes: int) -> Finding | None:
+        """Dead-man's switch: records wait and nothing was scored for a minute. One finding an
+        episode; the next needs the lag to go away first. ``last_scored_at``: time of the scorer's
+        last work, None if it never did any."""
+        if lag_bytes <= 0:
+            self._silent_since, self._silence_told = None, False
+            return None
+        if self._silent_since is None:
+            self._silent_since = now
+        since = max(self._silent_since, last_scored_at or 0.0)
+        seconds = now - since
+        if self._silence_told or seconds < SILENCE_SECONDS:
+            return None
+        self._silence_told = True
+        return Finding(
+            finding_id=digest([self.service_id, SILENCE, since])[:16],
+            service_id=self.service_id,
+            signal=SILENCE,
+            detector="dead-man's switch",
+            at=now,
+            request=self.requests,
+            armed_at=0,
+            since=self.requests,
+            since_at=since,
+            evidence=seconds,
+            threshold=SILENCE_SECONDS,
+            value_before=0.0,
+            value_now=seconds,
+            unit="s",
+            direction="up",
+            release=self._release,
+            text=f"Nothing was scored for {seconds:.0f} s while {lag_bytes:,} bytes of records "
+            "wait: prompts and quality are not being watched",
+        )
+
+    # ----------------------------------------------------------------------------------- its state
+
+    def state(self) -> Mapping[str, Json]:
+        return {
+            "requests": self.requests,
+            "release": self._release,
+            "extractor": self._extractor,
+            "dedupe": self._dedupe.state(),
+            "recent": self._recent.state(),
+            "watches": {name: watch.state() for name, watch in self._watches.items()},
+            "silent_since": self._silent_since,
+            "silence_told": self._silence_told,
+        }
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        """Go on exactly where ``state`` was taken. A signal that is new in the configuration, or
+        whose detector is another now, starts with a new reference."""
+        self.requests = int(state["requests"])
+        self._release = state["release"]
+        self._extractor = state["extractor"]
+        self._dedupe.restore(state["dedupe"])
+        self._recent.restore(state["recent"])
+        self._silent_since = state["silent_since"]
+        self._silence_told = bool(state["silence_told"])
+        self._watches = self._new_watches()
+        for name, watch in self._watches.items():
+            kept = state["watches"].get(name)
+            if kept and kept["detector_name"] == watch.detector_name:
+                watch.restore(kept)
+
+
+def _text(watch: Watch, finding: Finding, clusters: Sequence[ClusterMove]) -> str:
+    of, before, now = watch.signal.of, finding.value_before, finding.value_now
+    if of == "prompt_embedding":
+        return f"{summary(clusters)}."
+    if of == "clip_score":
+        verb = "fell" if now < before else "rose"
+        text = f"CLIP score {verb} from {before:.2f} to {now:.2f} since request {finding.since}"
+        return f"{text}. {summary(clusters)}." if any(c.moved for c in clusters) else f"{text}."
+    if of == "errors":
+        return f"{now:.1%} of the champion's requests now fail (before: {before:.1%})."
+    usual = " or ".join(f"{m:.2g} s" for m in sorted(watch.classes.medians.values())[:3])
+    return (
+        f"{now:.1%} of requests now take more than {watch.signal.slower_than:g} times the usual "
+        f"{usual} (before: {before:.1%})."
+    )

@@ -1,0 +1,139 @@
+"""One signal under watch: its detector, how far it is, and when its change began."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from intonaco.config import Signal
+from intonaco.monitoring.detectors.arrays import pack, unpack
+from intonaco.monitoring.detectors.registry import resolve
+from intonaco.monitoring.detectors.settings import DetectorSettings
+from intonaco.monitoring.signals import LatencyClasses
+from intonaco.protocols import Detector
+from intonaco.types import Json, SignalStatus
+
+MARKS = 1024  # how far back a change can be dated, in detector updates
+
+
+@dataclass(slots=True)
+class Watch:
+    """``seen``: requests that the signal had something to say about, repeats included."""
+
+    name: str
+    signal: Signal
+    requests_between_false_alarms: float
+    detector: Detector = field(init=False)
+    detector_name: str = field(init=False)
+    classes: LatencyClasses = field(init=False)
+    seen: int = 0
+    updates: int = 0
+    armed_at: int | None = None
+    firing: bool = False
+    _marks: deque[tuple[int, float, float]] = field(init=False)  # seen, at, value per update
+
+    def __post_init__(self) -> None:
+        learn = 0
+        if self.signal.of == "latency":
+            learn = max(20, min(100, self.signal.reference // 2))
+        self.classes = LatencyClasses(slower_than=self.signal.slower_than, learn=max(learn, 1))
+        # a raw cosine is mapped to [0, 1], which halves a tolerance given in cosine units
+        halves = 0.5 if self.signal.of == "clip_score" else 1.0
+        self.detector_name, factory = resolve(self.signal.detector, of=self.signal.of)
+        self.detector = factory(
+            DetectorSettings(
+                requests_between_false_alarms=self.requests_between_false_alarms,
+                reference=max(20, self.signal.reference - learn),
+                tolerance=self.signal.tolerance * halves,
+                direction=self.signal.direction,
+                sessions=False,
+            )
+        )
+        self._marks = deque(maxlen=MARKS)
+
+    @property
+    def armed(self) -> bool:
+        return bool(getattr(self.detector, "armed", True))
+
+    def feed(self, x: Any, *, session: str, at: float) -> bool:
+        """Give the detector one value; True when it fires, once. A firing signal waits: what it
+        says next would be about the same change."""
+        if self.firing:
+            return False
+        value = float(x) if isinstance(x, (int, float)) else math.nan
+        self._marks.append((self.seen, at, value))
+        self.updates += 1
+        fired = self.detector.update(x, session=session, at=at)
+        if self.armed_at is None and self.armed:
+            self.armed_at = self.seen
+        self.firing = fired and self.armed
+        return self.firing
+
+    def since(self) -> tuple[int, float]:
+        """Estimate of the request, in this signal's count, and of the time the change began."""
+        seen, at, _ = self._since_marks()[0]
+        return seen, at
+
+    def value_since(self) -> float | None:
+        """Mean of the values since the change."""
+        values = [v for _, _, v in self._since_marks() if not math.isnan(v)]
+        return sum(values) / len(values) if values else None
+
+    def _since_marks(self) -> list[tuple[int, float, float]]:
+        marks = list(self._marks)
+        since = getattr(self.detector, "since", None)
+        if since is None:
+            return marks[-100:]
+        return marks[max(0, int(since) - (self.updates - len(marks))) :] or marks[-1:]
+
+    def raw(self, value: float | None) -> float | None:
+        """A detector's value in the signal's own units."""
+        if value is None:
+            return None
+        return 2.0 * value - 1.0 if self.signal.of == "clip_score" else value
+
+    @property
+    def reference_value(self) -> float | None:
+        return self.raw(getattr(self.detector, "reference_value", None))
+
+    def status(self) -> SignalStatus:
+        evidence = self.detector.evidence
+        return SignalStatus(
+            signal=self.name,
+            detector=self.detector_name,
+            armed=self.armed,
+            armed_at=self.armed_at,
+            requests=self.seen,
+            value=self.raw(getattr(self.detector, "value", None)),
+            reference=self.reference_value,
+            evidence=evidence if math.isfinite(evidence) else 0.0,
+            threshold=self.detector.threshold,
+            firing=self.firing,
+        )
+
+    def state(self) -> Mapping[str, Json]:
+        return {
+            "detector_name": self.detector_name,
+            "detector": self.detector.state(),
+            "classes": self.classes.state(),
+            "seen": self.seen,
+            "updates": self.updates,
+            "armed_at": self.armed_at,
+            "firing": self.firing,
+            "marks": pack(np.array(self._marks, dtype=np.float64).reshape(-1, 3)),
+        }
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        self.detector.restore(state["detector"])
+        self.classes.restore(state["classes"])
+        self.seen = int(state["seen"])
+        self.updates = int(state["updates"])
+        self.armed_at = None if state["armed_at"] is None else int(state["armed_at"])
+        self.firing = bool(state["firing"])
+        rows = unpack(state["marks"])
+        self._marks = deque(((int(s), float(a), float(v)) for s, a, v in rows), maxlen=MARKS)
