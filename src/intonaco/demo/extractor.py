@@ -23,6 +23,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from intonaco import jobs
 from intonaco.demo.data import NAMES, PHRASINGS, SIZE, WORDS
+from intonaco.demo.model import build_tokenizer
 from intonaco.errors import ConfigError
 from intonaco.evaluation.features import ClipExtractor, folder_digest
 from intonaco.types import Json
@@ -42,29 +43,6 @@ class Recipe:
     weight_decay: float = 0.05
     temperature: float = 10.0
     ema_decay: float = 0.98
-
-
-def tokenizer(words: tuple[str, ...] = WORDS) -> CLIPTokenizer:
-    """Byte-pair tokenizer built in memory whose merges make each known word one token; other words
-    fall back to letters."""
-    vocabulary: dict[str, int] = {}
-    merges: dict[tuple[str, str], None] = {}
-
-    def add(token: str) -> None:
-        vocabulary.setdefault(token, len(vocabulary))
-
-    add("<|startoftext|>")
-    add("<|endoftext|>")
-    for letter in "abcdefghijklmnopqrstuvwxyz0123456789.,'-!?":
-        add(letter)
-        add(f"{letter}</w>")
-    for word in sorted({w for w in words if len(w) > 1}):
-        head, *rest = [*word[:-1], f"{word[-1]}</w>"]
-        for part in rest:
-            merges.setdefault((head, part))
-            head += part
-            add(head)
-    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=MAX_TOKENS)
 
 
 def build(words: CLIPTokenizer) -> CLIPModel:
@@ -136,7 +114,7 @@ def train(
     moving average of the weights is kept."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    words = tokenizer()
+    words = build_tokenizer(WORDS, MAX_TOKENS)
     model = build(words)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     digits = torch.from_numpy(labels)

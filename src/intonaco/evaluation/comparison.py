@@ -1,0 +1,310 @@
+"""A candidate against the champion on the same prompts, seeds and initial noise.
+
+The unit is the prompt: seeds are averaged within it first. Images of one prompt resemble each
+other, and a test that took them for independent would call noise a difference three times as often
+as it says. Pure, NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intonaco.config import Margins
+from intonaco.evaluation.intervals import (
+    Index,
+    Interval,
+    half_sample_error,
+    hodges_lehmann,
+    normal_quantile,
+    t_interval,
+)
+from intonaco.evaluation.metrics import frechet_distance, precision_recall, relative_mmd
+from intonaco.types import Assessment, MetricResult
+
+Float = NDArray[np.float64]
+NEIGHBOURS = 3
+DRAWS = 200
+LOWER_IS_BETTER = frozenset({"distance", "latency", "memory"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmImages:
+    """What was measured of one arm's images, one row an image: prompt, slice, cosine of image and
+    prompt [n], features [n, d]. Both arms have the same prompts in the same order."""
+
+    prompt_ids: tuple[str, ...]
+    slices: tuple[str, ...]
+    adherence: Float
+    features: Float
+
+    def rows(self, slices: Sequence[str]) -> Index:
+        return np.flatnonzero(np.isin(self.slices, list(slices)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Features [m, d] of held-out real images. ``topics`` of each, or empty if they have none: then
+    all of them stand for any slices."""
+
+    features: Float
+    topics: tuple[str, ...] = ()
+
+    def of(self, slices: Sequence[str]) -> Float:
+        if not self.topics:
+            return self.features
+        out: Float = self.features[np.isin(self.topics, list(slices))]
+        return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """``log_ratios``: log of candidate's over champion's seconds, one a round. ``memory``: bytes of
+    (champion, candidate)."""
+
+    log_ratios: tuple[float, ...]
+    champion_seconds: float
+    candidate_seconds: float
+    memory: tuple[int, int]
+
+
+def assess(
+    metric: str,
+    difference: float | None,
+    interval: Interval | None,
+    margin: float,
+) -> Assessment:
+    """What an interval of candidate minus champion says. ``HARMFUL`` only if all of it is beyond
+    the margin; ``NO_DATA`` if there is none, or a value in it is not finite."""
+    if metric == "memory":  # a ratio of two exact numbers, and a hard limit
+        if difference is None or not math.isfinite(difference):
+            return Assessment.NO_DATA
+        return Assessment.NON_INFERIOR if difference <= margin else Assessment.HARMFUL
+    if difference is None or interval is None:
+        return Assessment.NO_DATA
+    if not all(math.isfinite(v) for v in (difference, *interval)):
+        return Assessment.NO_DATA
+    low, high = interval
+    if metric in LOWER_IS_BETTER:
+        low, high = -high, -low
+    if low > 0:
+        return Assessment.SUPERIOR
+    if low > -margin:
+        return Assessment.NON_INFERIOR
+    return Assessment.HARMFUL if high < -margin else Assessment.UNDECIDED
+
+
+def compare(
+    champion: ArmImages,
+    candidate: ArmImages,
+    reference: Reference,
+    costs: Costs | None,
+    *,
+    keep: Sequence[str],
+    improve: Sequence[str],
+    alpha: float,
+    margins: Margins,
+    distance_name: str = "fd",
+    seed: int = 0,
+) -> tuple[MetricResult, ...]:
+    """Every metric of the gate, guardrails first. Intervals are two-sided at level 1 - 2 alpha.
+
+    ``keep`` must not get worse: distance and recall are measured on them alone, since a gain on
+    ``improve`` would hide a loss there. What cannot be measured is left out; the gate misses it.
+    Raises ValueError if the arms do not hold the same prompts in the same order.
+    """
+    if champion.prompt_ids != candidate.prompt_ids or champion.slices != candidate.slices:
+        raise ValueError("champion and candidate have different prompts: nothing can be paired")
+    out: list[MetricResult] = []
+
+    def adherence(metric: str, rows: Index, slice_: str | None, margin: float | None) -> None:
+        if len(rows):
+            pair = (champion.adherence, candidate.adherence)
+            a, b = (_per_prompt(x[rows], _take(champion.prompt_ids, rows)) for x in pair)
+            difference, interval = t_interval(b - a, alpha)
+            values = (float(a.mean()), float(b.mean()))
+            out.append(_result(metric, slice_, values, difference, interval, margin, "cosine"))
+
+    adherence("adherence", champion.rows(keep), None, margins.adherence)
+    for name in (*keep, *improve):
+        adherence("adherence", champion.rows([name]), name, margins.slice_adherence)
+    out += _distribution(champion, candidate, reference, keep, alpha, margins, distance_name, seed)
+    if costs is not None:
+        out += _costs(costs, alpha, margins)
+    if improve:
+        adherence("adherence_improve", champion.rows(improve), None, None)
+        out += _recall(champion, candidate, reference, improve, alpha, None, seed)
+    return tuple(out)
+
+
+def describe(
+    candidate: ArmImages, *, slices: Sequence[str], alpha: float, floor: float | None
+) -> tuple[MetricResult, ...]:
+    """Adherence of a candidate that has no champion to beat, overall and per slice, against an
+    absolute floor. The interval is of the value itself."""
+    out = []
+    for name in (None, *slices):
+        rows = candidate.rows(slices if name is None else [name])
+        if len(rows) == 0:
+            continue
+        prompts = _per_prompt(candidate.adherence[rows], _take(candidate.prompt_ids, rows))
+        value, interval = t_interval(prompts, alpha)
+        out.append(
+            MetricResult(
+                metric="adherence",
+                slice=name,
+                champion=None,
+                candidate=value,
+                difference=None,
+                interval=interval,
+                margin=floor,
+                assessment=assess_floor(interval, floor),
+                guardrail=True,
+                unit="cosine",
+            )
+        )
+    return tuple(out)
+
+
+def assess_floor(interval: Interval | None, floor: float | None) -> Assessment:
+    """What an interval of an absolute value says against a floor."""
+    if interval is None or floor is None or not all(math.isfinite(v) for v in interval):
+        return Assessment.NO_DATA
+    if interval[0] >= floor:
+        return Assessment.NON_INFERIOR
+    return Assessment.HARMFUL if interval[1] < floor else Assessment.UNDECIDED
+
+
+def _distribution(
+    champion: ArmImages,
+    candidate: ArmImages,
+    reference: Reference,
+    keep: Sequence[str],
+    alpha: float,
+    margins: Margins,
+    distance_name: str,
+    seed: int,
+) -> list[MetricResult]:
+    rows, real = champion.rows(keep), reference.of(keep)
+    if len(rows) <= NEIGHBOURS or len(real) <= NEIGHBOURS:
+        return []
+    a, b = champion.features[rows], candidate.features[rows]
+    prompts, slices = _take(champion.prompt_ids, rows), _take(champion.slices, rows)
+    out = []
+    if len(set(prompts)) > 1:
+        mmd = relative_mmd(real, a, b, groups=prompts)
+        half = normal_quantile(1 - alpha) * mmd.standard_error
+        interval = (mmd.difference - half, mmd.difference + half)
+        values = (mmd.champion, mmd.candidate)
+        out.append(
+            _result("distance", None, values, mmd.difference, interval, margins.distance, "MMD^2")
+        )
+    out += _recall(champion, candidate, reference, keep, alpha, margins.recall, seed)
+    values = (frechet_distance(a, real), frechet_distance(b, real))
+    error = half_sample_error(
+        lambda r: frechet_distance(b[r], real) - frechet_distance(a[r], real),
+        prompts,
+        slices,
+        draws=DRAWS,
+        rng=np.random.default_rng(seed),
+    )
+    out.append(_normal(distance_name, values, error, alpha, None, "distance"))
+    return out
+
+
+def _recall(
+    champion: ArmImages,
+    candidate: ArmImages,
+    reference: Reference,
+    slices: Sequence[str],
+    alpha: float,
+    margin: float | None,
+    seed: int,
+) -> list[MetricResult]:
+    rows, real = champion.rows(slices), reference.of(slices)
+    if len(rows) // 2 <= NEIGHBOURS + 1 or len(real) // 2 <= NEIGHBOURS + 1:
+        return []
+    a, b = champion.features[rows], candidate.features[rows]
+    rng = np.random.default_rng(seed)
+
+    def recall(generated: Float, of: Float) -> float:
+        return precision_recall(of, generated, k=NEIGHBOURS).recall
+
+    def difference(drawn: Index) -> float:
+        of = real[rng.choice(len(real), size=len(real) // 2, replace=False)]
+        return recall(b[drawn], of) - recall(a[drawn], of)
+
+    error = half_sample_error(
+        difference,
+        _take(champion.prompt_ids, rows),
+        _take(champion.slices, rows),
+        draws=DRAWS,
+        rng=rng,
+    )
+    name = "recall" if margin is not None else "recall_improve"
+    return [_normal(name, (recall(a, real), recall(b, real)), error, alpha, margin, "share")]
+
+
+def _costs(costs: Costs, alpha: float, margins: Margins) -> list[MetricResult]:
+    seconds = (costs.champion_seconds, costs.candidate_seconds)
+    centre, interval = hodges_lehmann(costs.log_ratios, alpha)
+    latency = _result("latency", None, seconds, centre, interval, margins.latency, "log ratio")
+    before, after = costs.memory
+    ratio = after / before if before else None
+    values = (float(before), float(after))
+    return [latency, _result("memory", None, values, ratio, None, margins.memory, "ratio")]
+
+
+def _normal(
+    metric: str,
+    values: tuple[float, float],
+    error: float,
+    alpha: float,
+    margin: float | None,
+    unit: str,
+) -> MetricResult:
+    difference = values[1] - values[0]
+    half = normal_quantile(1 - alpha) * error
+    interval = None if math.isnan(half) else (difference - half, difference + half)
+    return _result(metric, None, values, difference, interval, margin, unit)
+
+
+def _result(
+    metric: str,
+    slice_: str | None,
+    values: tuple[float, float],
+    difference: float | None,
+    interval: Interval | None,
+    margin: float | None,
+    unit: str,
+) -> MetricResult:
+    # without a margin it is no guardrail; then an assessment only says whether it is better
+    found = assess(metric, difference, interval, math.inf if margin is None else margin)
+    return MetricResult(
+        metric=metric,
+        slice=slice_,
+        champion=values[0],
+        candidate=values[1],
+        difference=difference,
+        interval=interval,
+        margin=margin,
+        assessment=found,
+        guardrail=margin is not None,
+        unit=unit,
+    )
+
+
+def _take(values: tuple[str, ...], rows: Index) -> list[str]:
+    return [values[i] for i in rows]
+
+
+def _per_prompt(values: Float, prompt_ids: Sequence[str]) -> Float:
+    """Means within each prompt, prompts in order of first appearance."""
+    numbers: dict[str, int] = {}
+    index = np.array([numbers.setdefault(p, len(numbers)) for p in prompt_ids])
+    out: Float = np.bincount(index, weights=values) / np.bincount(index)
+    return out
