@@ -34,7 +34,7 @@ lint: .venv/.stamp  ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 test: lint  ## lint, then the tests that take minutes
 	$(BIN)/pytest -m "not slow" $(ARGS)
