@@ -1,0 +1,182 @@
+"""Composition root: from ``intonaco.yaml`` to objects. The only place that knows every adapter."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intonaco import config as configuration
+from intonaco.clock import Clock, SystemClock
+from intonaco.config import Config
+from intonaco.controller import Controller
+from intonaco.errors import ConfigError
+from intonaco.executor import Parts
+from intonaco.ledger import Ledger
+from intonaco.plugins import resolve
+from intonaco.protocols import Matrix, Notifier, Registry, ServingBackend, Tracker, TrainingBackend
+from intonaco.releases import ReleaseStore, check_folder
+from intonaco.workspace import Workspace
+
+# Built-ins of each kind: factories that take (config, workspace, clock). Entry points of the group
+# ``intonaco.KIND`` and ``module:attribute`` are called the same way.
+SERVING = {"local": "intonaco.app:_local_serving"}
+TRAINING = {"local": "intonaco.app:_local_training"}
+REGISTRIES = {"mlflow": "intonaco.app:_mlflow_registry", "none": "intonaco.app:_no_registry"}
+TRACKERS = {"mlflow": "intonaco.app:_mlflow_tracker", "none": "intonaco.app:_no_tracker"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """A workspace, opened."""
+
+    config: Config
+    workspace: Workspace
+    ledger: Ledger
+    clock: Clock
+
+    def parts(self) -> Parts:
+        """Everything the controller works with."""
+        from intonaco.datasets.store import LocalDatasetStore
+        from intonaco.monitoring.client import ScorerClient
+        from intonaco.serving.client import GatewayRouter
+
+        c, w = self.config, self.workspace
+        serving: ServingBackend = self._make("serving", c.serving.type, SERVING)
+        training: TrainingBackend = self._make("training", c.training.type, TRAINING)
+        registry: Registry = self._make("registry", c.registry.type, REGISTRIES)
+        tracker: Tracker = self._make("tracking", c.tracker.type, TRACKERS)
+        router = GatewayRouter(w)
+        scorer = ScorerClient(w)
+
+        def embed(texts: Sequence[str]) -> Matrix:
+            return scorer.embed(texts)
+
+        return Parts(
+            config=c,
+            workspace=w,
+            ledger=self.ledger,
+            releases=ReleaseStore(w, c.service),
+            datasets=LocalDatasetStore(w.datasets, self.clock),
+            training=training,
+            serving=serving,
+            router=router,
+            registry=registry,
+            tracker=tracker,
+            embed=embed,
+            probe=router.probe,
+            clock=self.clock,
+        )
+
+    def _make(self, kind: str, name: str, builtins: dict[str, str]) -> Any:
+        return resolve(kind, name, builtins)(self.config, self.workspace, self.clock)
+
+    def controller(self) -> Controller:
+        from intonaco.notify.log import LogNotifier
+
+        notifier: Notifier = LogNotifier()
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        return Controller(self.parts(), holder=holder, notifier=notifier)
+
+
+def open_app(root: Path, *, clock: Clock | None = None) -> App:
+    """Open the workspace that a folder (or its intonaco.yaml) names. Raises ConfigError,
+    StorageError."""
+    folder = root.parent if root.name.endswith((".yaml", ".yml")) else root
+    workspace = Workspace(folder)
+    config = configuration.load(workspace.config_file)
+    return App(
+        config=config,
+        workspace=workspace,
+        ledger=Ledger.open(workspace.ledger, config.service),
+        clock=clock or SystemClock(),
+    )
+
+
+def check(config: Config, workspace: Workspace) -> list[str]:
+    """What is wrong with a configuration beyond its form: names that resolve to nothing, files that
+    are not there. Empty if all is well."""
+    from intonaco.datasets.validation import validate
+    from intonaco.monitoring.detectors import check_name
+
+    problems = []
+
+    def attempt(action: Any, *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except ConfigError as error:
+            problems.append(str(error))
+
+    for kind, name, builtins in (
+        ("serving", config.serving.type, SERVING),
+        ("training", config.training.type, TRAINING),
+        ("registry", config.registry.type, REGISTRIES),
+        ("tracking", config.tracker.type, TRACKERS),
+    ):
+        attempt(resolve, kind, name, builtins)
+    for signal, settings in config.monitoring.signals.items():
+        attempt(check_name, settings.detector, f"monitoring.signals.{signal}.detector")
+    if config.model.path is not None:
+        attempt(check_folder, workspace.resolve(config.model.path))
+    for field in ("train", "pool", "reference"):
+        folder = getattr(config.data, field)
+        if folder is None:
+            continue
+        path = workspace.resolve(folder)
+        if not path.is_dir():
+            problems.append(f"data.{field}: folder {path} does not exist")
+            continue
+        if config.data.on_invalid == "fail":
+            attempt(validate(path).raise_if_invalid)
+    if config.extractor is not None and not workspace.resolve(config.extractor.path).is_dir():
+        problems.append(
+            f"extractor.path: folder {workspace.resolve(config.extractor.path)} does not exist"
+        )
+    prompts = config.evaluation.prompts
+    if prompts is not None and not workspace.resolve(prompts).is_file():
+        problems.append(f"evaluation.prompts: {workspace.resolve(prompts)} does not exist")
+    return problems
+
+
+# ------------------------------------------------------------------------------------ built-ins
+
+
+def _local_serving(config: Config, workspace: Workspace, clock: Clock) -> ServingBackend:
+    from intonaco.serving.local import LocalServingBackend
+
+    return LocalServingBackend(workspace, config.serving, clock)
+
+
+def _local_training(config: Config, workspace: Workspace, clock: Clock) -> TrainingBackend:
+    from intonaco.training.local import LocalTrainingBackend
+
+    return LocalTrainingBackend(workspace)
+
+
+def _mlflow_registry(config: Config, workspace: Workspace, clock: Clock) -> Registry:
+    from intonaco.registry.mlflow import MlflowRegistry
+
+    uri = config.registry.uri or f"sqlite:///{workspace.mlflow.resolve()}"
+    return MlflowRegistry(uri, config.model.name, (workspace.root / "mlflow").resolve())
+
+
+def _no_registry(config: Config, workspace: Workspace, clock: Clock) -> Registry:
+    from intonaco.registry.none import NullRegistry
+
+    return NullRegistry()
+
+
+def _mlflow_tracker(config: Config, workspace: Workspace, clock: Clock) -> Tracker:
+    from intonaco.tracking.mlflow import MlflowTracker
+
+    uri = config.tracker.uri or f"sqlite:///{workspace.mlflow.resolve()}"
+    return MlflowTracker(uri, config.service, (workspace.root / "mlflow").resolve())
+
+
+def _no_tracker(config: Config, workspace: Workspace, clock: Clock) -> Tracker:
+    from intonaco.tracking.none import NullTracker
+
+    return NullTracker()

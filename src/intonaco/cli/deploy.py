@@ -1,0 +1,116 @@
+"""init, check, up, run, demo."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intonaco import config as configuration
+from intonaco.app import check as check_config
+from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json
+from intonaco.errors import ConfigError
+from intonaco.supervisor import PROCESSES, Supervisor
+from intonaco.workspace import Workspace
+
+EXAMPLE = Path(__file__).parent / "example.yaml"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(init)
+    app.command()(check)
+    app.command()(up)
+    app.command()(run)
+    app.command()(demo)
+
+
+def init(workspace: Folder = HERE) -> None:
+    """Write a commented intonaco.yaml to start from."""
+    target = workspace / "intonaco.yaml"
+    if target.exists():
+        raise ConfigError(f"{target} exists already", hint="edit it, or choose another folder")
+    workspace.mkdir(parents=True, exist_ok=True)
+    target.write_text(EXAMPLE.read_text())
+    out.print(f"wrote {target}; edit it, then `intonaco check`", markup=False)
+
+
+def check(
+    workspace: Folder = HERE,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the configuration and every file that it names."""
+    if schema:
+        print_json(configuration.json_schema())
+        return
+    place = Workspace(workspace)
+    problems = check_config(configuration.load(place.config_file), place)
+    if as_json:
+        print_json({"ok": not problems, "problems": problems})
+    elif not problems:
+        out.print(f"{place.config_file}: all is well", markup=False)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(problems[0] + more)
+
+
+def up(workspace: Folder = HERE) -> None:
+    """Start everything on this machine and keep it running until Ctrl-C."""
+    app = opened(workspace)
+    problems = check_config(app.config, app.workspace)
+    if problems:
+        raise ConfigError(problems[0], hint="`intonaco check` lists all")
+    app.ledger.close()
+    supervisor = Supervisor(app.workspace)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        supervisor.start()
+        gateway, console = app.workspace.process("gateway"), app.workspace.process("console")
+        out.print(f"gateway  {gateway.url if gateway else '?'}/v1/images/generations", markup=False)
+        out.print(f"console  {console.url if console else '?'}", markup=False)
+        supervisor.watch(stop)
+    finally:
+        supervisor.stop()
+
+
+def run(
+    process: Annotated[str, typer.Argument(help=f"One of: {', '.join(PROCESSES)}.")],
+    workspace: Folder = HERE,
+) -> None:
+    """Run one process in the foreground, for a supervisor of your own."""
+    if process not in PROCESSES:
+        raise ConfigError(f"no process {process!r}; there are: {', '.join(PROCESSES)}")
+    configuration.load(Workspace(workspace).config_file)
+    command = [sys.executable, "-m", PROCESSES[process], "--workspace", str(workspace)]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def demo(
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="Folder for the demo's workspace.")
+    ] = Path("demo-workspace"),
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter, with coarser figures.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of data, models and traffic.")] = 0,
+    approve: Annotated[
+        str, typer.Option(help="auto, or ask: wait for `intonaco update approve`.")
+    ] = "auto",
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the console page.")
+    ] = True,
+) -> None:
+    """The whole loop, once, on a real model of handwritten digits."""
+    from intonaco.demo.story import Options, tell
+
+    if approve not in ("auto", "ask"):
+        raise ConfigError(f"--approve: {approve!r} is neither auto nor ask")
+    options = Options(
+        workspace=workspace, quick=quick, seed=seed, ask=approve == "ask", browser=browser
+    )
+    raise typer.Exit(tell(options))

@@ -1,0 +1,176 @@
+"""update, rollout, rollback, freeze: what changes state.
+
+A live controller is asked by a command row and its answer awaited. ``rollback`` works without one.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from intonaco import brake, commands
+from intonaco.app import App
+from intonaco.cli import inspect
+from intonaco.cli.common import HERE, AsJson, Folder, actor, opened, out, print_json
+from intonaco.errors import BackendError, Conflict
+from intonaco.types import Action
+
+ANSWER_SECONDS = 15.0
+
+UpdateId = Annotated[str, typer.Argument(help="Update id.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    updates = typer.Typer(help="Updates of the model.", no_args_is_help=True)
+    updates.command("start")(update_start)
+    updates.command("list")(inspect.update_list)
+    updates.command("show")(inspect.update_show)
+    updates.command("approve")(update_approve)
+    updates.command("reject")(update_reject)
+    updates.command("cancel")(update_cancel)
+    app.add_typer(updates, name="update")
+    rollouts = typer.Typer(help="The rollout that is running.", no_args_is_help=True)
+    rollouts.command("show")(inspect.rollout_show)
+    for name, text in (
+        ("pause", "Hold the traffic where it is; harm is still acted on."),
+        ("resume", "Go on after a pause."),
+        ("abort", "Roll back now."),
+        ("promote", "Promote now, if nothing is harmful."),
+        ("skip", "Go to the next step now, if nothing is harmful."),
+        ("retry", "Try the last rolled-back challenger again, at half the error budget."),
+    ):
+        rollouts.command(name, help=text)(_rollout_command(name))
+    app.add_typer(rollouts, name="rollout")
+    app.command()(rollback)
+    app.command()(freeze)
+    app.command()(unfreeze)
+
+
+def ask(app: App, kind: str, arguments: dict[str, Any], as_json: bool) -> None:
+    """Hand a command to the controller and print its answer. Raises Conflict if it refuses,
+    BackendError if there is no controller."""
+    if app.workspace.process("controller") is None:
+        raise BackendError(
+            "no controller runs for this workspace, so nobody can carry this out",
+            backend="controller",
+            retriable=False,
+            hint="start it with `intonaco up`",
+        )
+    number = commands.submit(app.ledger, app.clock.now(), kind, actor(), arguments)
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while (outcome := app.ledger.command_outcome(number)) is None:
+        if time.monotonic() > deadline:
+            raise BackendError(
+                "the controller has not answered yet; the command is noted",
+                backend="controller",
+                retriable=True,
+                hint="`intonaco events` shows when it is done",
+            )
+        time.sleep(0.05)  # waiting for the controller's next tick
+    if not outcome["ok"]:
+        raise Conflict(outcome["text"])
+    print_json(outcome) if as_json else out.print(outcome["text"], markup=False)
+
+
+def update_start(
+    workspace: Folder = HERE,
+    reason: Reason = "asked for",
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe to train; repeatable.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Full retraining.")] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="No training: the champion with this many sampler steps.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="No training: the champion with this diffusers scheduler.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the candidate.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Begin an update by hand: training, or a new technique on the same weights."""
+    app = opened(workspace)
+    arguments: dict[str, Any] = {"reason": reason, "recipes": recipe or []}
+    if steps is not None or scheduler is not None:
+        generation = {"steps": steps} if steps is not None else {}
+        arguments |= {
+            "action": Action.ASSEMBLE,
+            "cause": "new_technique",
+            "assemble": {
+                "name": name or _technique(scheduler, steps),
+                "generation": generation,
+                "scheduler": {"class": scheduler} if scheduler else None,
+            },
+        }
+    elif full:
+        arguments["action"] = Action.FULL_RETRAIN
+    ask(app, "update.start", arguments, as_json)
+
+
+def _technique(scheduler: str | None, steps: int | None) -> str:
+    return "-".join(([scheduler] if scheduler else []) + ([f"{steps}-steps"] if steps else []))
+
+
+def update_approve(
+    update: UpdateId, workspace: Folder = HERE, reason: Reason = "", as_json: AsJson = False
+) -> None:
+    """Let a staged release go out."""
+    ask(opened(workspace), "update.approve", {"update": update, "reason": reason}, as_json)
+
+
+def update_reject(
+    update: UpdateId, workspace: Folder = HERE, reason: Reason = "", as_json: AsJson = False
+) -> None:
+    """Do not let a staged release go out."""
+    ask(opened(workspace), "update.reject", {"update": update, "reason": reason}, as_json)
+
+
+def update_cancel(update: UpdateId, workspace: Folder = HERE, as_json: AsJson = False) -> None:
+    """End an update; a running rollout is rolled back."""
+    ask(opened(workspace), "update.cancel", {"update": update}, as_json)
+
+
+def _rollout_command(name: str) -> Any:
+    def command(workspace: Folder = HERE, as_json: AsJson = False) -> None:
+        ask(opened(workspace), f"rollout.{name}", {}, as_json)
+
+    return command
+
+
+def rollback(
+    workspace: Folder = HERE,
+    to: Annotated[str | None, typer.Option(help="Release to go back to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Back to the champion of before, now. Works also when the controller is dead."""
+    app = opened(workspace)
+    if app.workspace.process("controller") is not None:
+        ask(app, "rollback", {"to": to}, as_json)
+        return
+    text = brake.rollback(app.parts(), to, actor())
+    print_json({"ok": True, "text": text}) if as_json else out.print(text, markup=False)
+
+
+def freeze(workspace: Folder = HERE, as_json: AsJson = False) -> None:
+    """No update starts and no rollout advances until `unfreeze`."""
+    _switch(workspace, "freeze", as_json)
+
+
+def unfreeze(workspace: Folder = HERE, as_json: AsJson = False) -> None:
+    """Let updates and rollouts go on."""
+    _switch(workspace, "unfreeze", as_json)
+
+
+def _switch(workspace: Path, kind: str, as_json: bool) -> None:
+    """Freezing is one setting: without a controller it is written at once."""
+    app = opened(workspace)
+    if app.workspace.process("controller") is not None:
+        ask(app, kind, {}, as_json)
+        return
+    with app.ledger.begin() as tx:
+        tx.set("frozen", kind == "freeze")
+        tx.event(app.clock.now(), f"brake.{kind}", app.config.service, kind, actor=actor())
+    text = f"{kind}: written down; no controller runs"
+    print_json({"ok": True, "text": text}) if as_json else out.print(text, markup=False)

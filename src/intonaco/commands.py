@@ -1,0 +1,266 @@
+"""What people ask for, taken by the controller's tick.
+
+A command is a row; its outcome is written beside it. ``submit`` is for the command line and the
+console, ``take`` for the controller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from intonaco import loop
+from intonaco.codec import digest
+from intonaco.errors import Conflict, IntonacoError, NotFound
+from intonaco.executor import Parts
+from intonaco.ledger import Command, Ledger, Transaction
+from intonaco.types import (
+    Action,
+    Candidate,
+    Cause,
+    Json,
+    Phase,
+    Plan,
+    Release,
+    Rollout,
+    RolloutStatus,
+    Update,
+    Verdict,
+)
+
+ROLLOUT_COMMANDS = ("pause", "resume", "abort", "promote", "skip")
+
+
+def submit(
+    ledger: Ledger, now: float, kind: str, actor: str, arguments: Mapping[str, Json] | None = None
+) -> int:
+    """Ask for something; returns the command's number for ``ledger.command_outcome``."""
+    with ledger.begin() as tx:
+        return tx.command(now, kind, actor, arguments or {})
+
+
+def take(parts: Parts, fence: int, now: float) -> None:
+    """Carry out the commands that wait. One that cannot be done is answered, not lost."""
+    for command in parts.ledger.new_commands():
+        try:
+            with parts.ledger.begin(fence=fence) as tx:
+                text = _TAKERS[command.kind.split(".")[0]](parts, tx, command, now)
+                tx.take_command(command.command_id, now, {"ok": True, "text": text})
+                tx.event(now, f"command.{command.kind}", command.kind, text, actor=command.actor)
+        except (IntonacoError, KeyError) as error:
+            text = str(error) if isinstance(error, IntonacoError) else f"unknown: {command.kind}"
+            with parts.ledger.begin(fence=fence) as tx:
+                tx.take_command(command.command_id, now, {"ok": False, "text": text})
+                tx.event(
+                    now, "command.refused", command.kind, f"refused: {text}", actor=command.actor
+                )
+
+
+def approval_of(ledger: Ledger, update_id: str) -> loop.Approval | None:
+    """The word that was given on an update."""
+    stored = ledger.setting(f"approval:{update_id}")
+    return loop.Approval(**stored) if stored else None
+
+
+def begin_update(
+    parts: Parts, tx: Transaction, update: Update, now: float, *, actor: str = "controller"
+) -> None:
+    """Write a new update with its plan, its reservation and its event."""
+    plan = update.plan
+    tx.put(plan, id=plan.plan_id, at=now)
+    tx.update(update)
+    if plan.estimated_cost > 0:
+        tx.money(now, update.update_id, "reserve", plan.estimated_cost)
+    tx.event(
+        now,
+        "update.started",
+        update.update_id,
+        f"update {update.update_id} begins: {plan.action} because of {plan.cause}",
+        actor=actor,
+        data={"plan": plan, "phase": update.phase},
+    )
+
+
+def back_to(parts: Parts, release_id: str, reason: str, actor: str, now: float) -> Update:
+    """An update that puts an earlier release back into service at once."""
+    champion = parts.ledger.champion()
+    plan = Plan(
+        plan_id=digest(["back", release_id, champion, now])[:12],
+        service_id=parts.config.service,
+        at=now,
+        action=Action.ROLL_BACK,
+        cause=Cause.REQUESTED,
+        reason=reason,
+        requested_by=actor,
+    )
+    candidate = Candidate(
+        name="rollback",
+        release_id=release_id,
+        verdict=Verdict.PASS,
+        reasons=("was champion before",),
+    )
+    return loop.restage(plan, candidate, champion, 1, now)
+
+
+# ------------------------------------------------------------------------------------ takers
+
+
+def _update(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    what, a = command.kind.split(".")[1], command.arguments
+    if what == "start":
+        return _update_start(parts, tx, command, now)
+    update = parts.ledger.get(Update, str(a["update"]))
+    if update.phase.final:
+        raise Conflict(f"update {update.update_id} has ended: {update.phase}")
+    if what in ("approve", "reject"):
+        if update.phase is not Phase.APPROVE:
+            raise Conflict(
+                f"update {update.update_id} is not waiting for approval but in {update.phase}"
+            )
+        approval = loop.Approval(
+            approved=what == "approve", actor=command.actor, reason=str(a.get("reason", ""))
+        )
+        tx.set(
+            f"approval:{update.update_id}",
+            {"approved": approval.approved, "actor": approval.actor, "reason": approval.reason},
+        )
+        return f"{what}d by {command.actor}".replace("rejectd", "rejected")
+    if what == "cancel":
+        tx.update(replace(update, cancel_requested=True))
+        rollout = parts.ledger.active_rollout()
+        if rollout is not None and rollout.update_id == update.update_id:
+            tx.set(f"rollout:{rollout.rollout_id}", {"command": "abort", "actor": command.actor})
+        return f"update {update.update_id} will be cancelled"
+    raise NotFound(f"unknown: update {what}")
+
+
+def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    a = command.arguments
+    active = parts.ledger.active_updates()
+    if active:
+        raise Conflict(
+            f"update {active[0].update_id} is running",
+            hint="wait for it, or `intonaco update cancel` it",
+        )
+    champion = parts.ledger.champion()
+    action = Action(
+        str(a.get("action") or (Action.FULL_RETRAIN if champion is None else Action.FINE_TUNE))
+    )
+    decision = parts.config.decision
+    recipes = tuple(a.get("recipes") or ()) or {
+        Action.FULL_RETRAIN: decision.full_retrain,
+        Action.FINE_TUNE: decision.fine_tune,
+    }.get(action, ())
+    for name in recipes:
+        if name not in parts.config.training.recipes:
+            known = ", ".join(parts.config.training.recipes)
+            raise NotFound(f"no recipe {name!r}; training.recipes has: {known}")
+    settled, reserved = parts.ledger.spent(now - decision.budget.per_days * 86_400)
+    seconds = sum(parts.config.training.recipes[r].estimated_seconds for r in recipes)
+    cause = Cause(
+        str(a.get("cause") or (Cause.FIRST_RELEASE if champion is None else Cause.REQUESTED))
+    )
+    plan = Plan(
+        plan_id=digest(["requested", command.command_id, parts.config.service])[:12],
+        service_id=parts.config.service,
+        at=now,
+        action=action,
+        cause=cause,
+        reason=str(a.get("reason") or "asked for"),
+        recipes=recipes,
+        estimated_cost=seconds / 3600 * decision.budget.hourly_price,
+        budget_left=decision.budget.amount - settled - reserved,
+        currency=decision.budget.currency,
+        assemble=a.get("assemble") or {},
+        requested_by=command.actor,
+    )
+    update = loop.start(plan, champion, now)
+    begin_update(parts, tx, update, now, actor=command.actor)
+    return f"update {update.update_id} begins: {plan.reason}"
+
+
+def _rollout(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    what = command.kind.split(".")[1]
+    if what == "retry":
+        return _retry(parts, tx, command, now)
+    rollout = parts.ledger.active_rollout()
+    if rollout is None:
+        raise Conflict("no rollout is running")
+    if what not in ROLLOUT_COMMANDS:
+        raise NotFound(f"unknown: rollout {what}")
+    tx.set(f"rollout:{rollout.rollout_id}", {"command": what, "actor": command.actor})
+    return f"{what} of rollout {rollout.rollout_id}"
+
+
+def _retry(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    """A rolled-back challenger once more, at half the error budget."""
+    ended = [r for r in parts.ledger.all(Rollout) if r.status is not RolloutStatus.PROMOTED]
+    if not ended or parts.ledger.active_updates():
+        raise Conflict("there is no ended rollout to try again, or an update is running")
+    last = ended[-1]
+    before = parts.ledger.get(Update, last.update_id)
+    candidate = before.chosen_candidate
+    if candidate is None:
+        raise Conflict(f"update {before.update_id} chose no candidate")
+    plan = replace(
+        before.plan,
+        plan_id=digest(["retry", last.rollout_id])[:12],
+        at=now,
+        reason=f"tried again: {command.arguments.get('reason') or before.plan.reason}",
+        estimated_cost=0.0,
+        requested_by=command.actor,
+    )
+    attempt = last.attempt + 1
+    update = loop.restage(plan, replace(candidate, cost=0.0), parts.ledger.champion(), attempt, now)
+    begin_update(parts, tx, update, now, actor=command.actor)
+    return f"rollout of {last.challenger[:10]} once more, attempt {attempt}"
+
+
+def _rollback(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    to = command.arguments.get("to")
+    rollout = parts.ledger.active_rollout()
+    if rollout is not None and to in (None, rollout.champion):
+        tx.set(f"rollout:{rollout.rollout_id}", {"command": "abort", "actor": command.actor})
+        return f"rollout {rollout.rollout_id} is being rolled back"
+    target = rollback_target(parts.ledger, str(to) if to else None)
+    if parts.ledger.active_updates():
+        raise Conflict(
+            "an update is running", hint="`intonaco update cancel` it first, then roll back"
+        )
+    update = back_to(parts, target, f"rollback asked for by {command.actor}", command.actor, now)
+    begin_update(parts, tx, update, now, actor=command.actor)
+    return f"going back to {target[:10]}"
+
+
+def rollback_target(ledger: Ledger, to: str | None) -> str:
+    """The release to go back to. Raises NotFound, Conflict."""
+    champion = ledger.champion()
+    if to is None:
+        target = ledger.previous()
+        if target is None:
+            raise Conflict("there is no earlier champion to go back to")
+    else:
+        target = ledger.get(Release, to).release_id
+        if target not in {tenure.release_id for tenure in ledger.tenures()}:
+            raise Conflict(
+                f"{target[:10]} was never champion",
+                hint="only a release that has served can be gone back to",
+            )
+    if target == champion:
+        raise Conflict(f"{target[:10]} is the champion already")
+    return target
+
+
+def _freeze(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    frozen = command.kind == "freeze"
+    tx.set("frozen", frozen)
+    return "frozen: no update starts and no rollout advances" if frozen else "unfrozen"
+
+
+_TAKERS = {
+    "update": _update,
+    "rollout": _rollout,
+    "rollback": _rollback,
+    "freeze": _freeze,
+    "unfreeze": _freeze,
+}

@@ -1,0 +1,220 @@
+"""The controller's tick: look at everything once, decide, write, act.
+
+One controller acts for a service at a time: it holds a lease, and its writes carry the lease's
+fencing token. Kill it anywhere and start it again: state, offsets and effects are in the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event as Stop
+
+from intonaco import commands, deciding, loop
+from intonaco.errors import BackendError, Conflict
+from intonaco.executor import Done, Executor, Failed, Outcome, Parts
+from intonaco.ledger import EffectStatus, Transaction
+from intonaco.protocols import Notifier
+from intonaco.rollout.controller import RolloutController
+from intonaco.types import Action, Event, Phase, Rollout, Update
+from intonaco.watching import Watch
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 10.0
+MAX_ATTEMPTS = 5
+RETRY_SECONDS = 2.0
+PROJECTION_SECONDS = 30.0
+
+
+class Controller:
+    """Runs one service. ``tick`` may be called as often as one likes."""
+
+    def __init__(self, parts: Parts, *, holder: str, notifier: Notifier) -> None:
+        self.parts = parts
+        self.holder = holder
+        self.notifier = notifier
+        self.executor = Executor(parts)
+        self.watch = Watch(parts)
+        self.rollouts = RolloutController(parts, self.watch)
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="effect")
+        self._running: dict[str, Future[Outcome]] = {}
+        self._not_before: dict[str, float] = {}
+        self._told = -1
+        self._projected: tuple[str | None, ...] | None = None
+        self._projection: Future[None] | None = None
+        self._projection_at = 0.0
+
+    # ------------------------------------------------------------------ one look
+
+    def tick(self) -> bool:
+        """False if another controller holds the lease."""
+        now = self.parts.clock.now()
+        with self.parts.ledger.begin() as tx:
+            fence = tx.lease(self.holder, now, LEASE_SECONDS)
+        if fence is None:
+            return False
+        commands.take(self.parts, fence, now)
+        self.watch.look(fence, now)
+        deciding.look(self.parts, self.watch, fence, now)
+        for update in self.parts.ledger.active_updates():
+            self._advance(update, fence, now)
+        self._effects(fence, now)
+        self.rollouts.tick(fence, now)
+        self._project(now)
+        self._tell()
+        return True
+
+    def _advance(self, update: Update, fence: int, now: float) -> None:
+        """Move an update as far as what is known carries it."""
+        ledger = self.parts.ledger
+        while True:
+            facts = loop.Facts(
+                config=self.parts.config,
+                effects=ledger.effects(update.update_id),
+                rollout=ledger.find(Rollout, update.rollout_id) if update.rollout_id else None,
+                approval=commands.approval_of(ledger, update.update_id),
+            )
+            step = loop.advance(update, facts, now)
+            news = [e for e in step.effects if e.key not in facts.effects]
+            if step.update == update and not news:
+                return
+            with ledger.begin(fence=fence) as tx:
+                tx.update(step.update)
+                for effect in news:
+                    tx.want(effect, now)
+                if step.rollout is not None:
+                    tx.rollout(step.rollout)
+                    tx.event(
+                        now,
+                        "rollout.started",
+                        step.rollout.rollout_id,
+                        f"rollout of {step.rollout.challenger[:10]} begins",
+                        data={"update_id": update.update_id, "attempt": step.rollout.attempt},
+                    )
+                if step.update.phase is not update.phase:
+                    self._phase_event(tx, update, step, now)
+            if step.update.phase is update.phase:
+                return
+            update = step.update
+
+    def _phase_event(self, tx: Transaction, before: Update, step: loop.Step, now: float) -> None:
+        after = step.update
+        tx.event(
+            now,
+            "update.phase",
+            after.update_id,
+            f"{before.phase} → {after.phase}" + (f": {step.note}" if step.note else ""),
+            data={
+                "from": before.phase,
+                "to": after.phase,
+                "seconds": now - before.phase_since,
+                "candidates": list(after.candidates) if before.phase is Phase.GATE else [],
+            },
+        )
+        if after.phase.final and after.plan.action is not Action.ROLL_BACK:
+            tx.money(now, after.update_id, "settle", sum(c.cost for c in after.candidates))
+
+    # ------------------------------------------------------------------ effects
+
+    def _effects(self, fence: int, now: float) -> None:
+        for status in self.parts.ledger.wanted_effects():
+            key = status.effect.key
+            future = self._running.get(key)
+            if future is None:
+                if now >= self._not_before.get(key, 0.0):
+                    self._running[key] = self._threads.submit(self.executor.run, status.effect)
+            elif future.done():
+                del self._running[key]
+                self._settle(status, future, fence, now)
+
+    def _settle(
+        self, status: EffectStatus, future: Future[Outcome], fence: int, now: float
+    ) -> None:
+        key = status.effect.key
+        ledger = self.parts.ledger
+        error = future.exception()
+        if error is not None:
+            log.warning("effect %s: %s", key, error, extra={"action": "effect"}, exc_info=error)
+            passing = isinstance(error, BackendError) and error.retriable
+            text = str(error) or type(error).__name__
+            with ledger.begin(fence=fence) as tx:
+                if passing and status.attempts + 1 < MAX_ATTEMPTS:
+                    tx.retry_effect(key, now, text)
+                else:
+                    tx.finish_effect(key, now, error=text)
+            self._not_before[key] = now + RETRY_SECONDS
+            return
+        outcome = future.result()
+        if isinstance(outcome, Done):
+            with ledger.begin(fence=fence) as tx:
+                tx.finish_effect(key, now, result=outcome.result)
+        elif isinstance(outcome, Failed):
+            with ledger.begin(fence=fence) as tx:
+                tx.finish_effect(key, now, error=outcome.error)
+
+    # ------------------------------------------------------------------ projections
+
+    def _project(self, now: float) -> None:
+        """Registry aliases follow the ledger; re-asserted now and then."""
+        if self._projection is not None:
+            if not self._projection.done():
+                return
+            if self._projection.exception() is not None:
+                log.warning(
+                    "aliases: %s", self._projection.exception(), extra={"action": "project"}
+                )
+                self._projected = None
+            self._projection = None
+        rollout = self.parts.ledger.active_rollout()
+        wanted = (
+            self.parts.ledger.champion(),
+            rollout.challenger if rollout else None,
+            self.parts.ledger.previous(),
+        )
+        if wanted == self._projected and now - self._projection_at < PROJECTION_SECONDS:
+            return
+        if wanted == self._projected or not any(wanted):
+            return
+        self._projected, self._projection_at = wanted, now
+        self._projection = self._threads.submit(self._set_aliases, wanted)
+
+    def _set_aliases(self, wanted: tuple[str | None, ...]) -> None:
+        for alias, release_id in zip(("champion", "challenger", "previous"), wanted, strict=True):
+            self.parts.registry.set_alias(alias, release_id)
+
+    def _tell(self) -> None:
+        ledger = self.parts.ledger
+        if self._told < 0:
+            newest = ledger.events(limit=1, newest=True)
+            self._told = newest[-1].event_id if newest else 0
+        for event in ledger.events(after=self._told):
+            self._told = event.event_id
+            self._send(event)
+
+    def _send(self, event: Event) -> None:
+        self.notifier.send(event)
+
+    # ------------------------------------------------------------------ life
+
+    def run(self, stop: Stop, *, seconds: float) -> None:
+        """Tick until told to stop. A tick that fails is logged and tried again."""
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                if not self.tick():
+                    stop.wait(1.0)
+            except Conflict as error:
+                log.warning("%s", error, extra={"action": "lease"})
+            except Exception:
+                log.exception("a tick failed", extra={"action": "tick"})
+                stop.wait(1.0)
+            stop.wait(max(0.0, seconds - (time.monotonic() - began)))
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the lease; jobs and workers go on."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self.parts.ledger.begin() as tx:
+            tx.release_lease(self.holder)

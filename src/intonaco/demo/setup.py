@@ -1,0 +1,129 @@
+"""The demo's workspace: data, extractor, and an ``intonaco.yaml`` that a user can go on from."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from intonaco.errors import ConfigError
+from intonaco.workspace import Workspace
+
+MARKER = ".intonaco-demo"
+TEMPLATE = Path(__file__).parent / "demo.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How long the parts of the demo are. Measured: docs/decisions/0004-demo-recipe.md."""
+
+    vae_steps: int
+    base_steps: int
+    base_seconds: float  # estimates for the cost of a plan
+    tune_steps: int
+    tune_seconds: float
+    forget_steps: int
+    forget_seconds: float
+    reference: int  # requests that say what is normal
+    armed: int  # requests that must pass quietly before users change
+    seeds_per_prompt: int
+    latency_rounds: int
+    shadow_pairs: int
+    step_units: tuple[int, int, int, int]  # users judged at 5, 25, 50 and 100 %
+
+
+FULL = Size(
+    vae_steps=150,
+    base_steps=600,
+    base_seconds=40,
+    tune_steps=450,
+    tune_seconds=40,
+    forget_steps=250,
+    forget_seconds=25,
+    reference=250,
+    armed=320,
+    seeds_per_prompt=4,
+    latency_rounds=20,
+    shadow_pairs=60,
+    step_units=(15, 50, 80, 60),
+)
+QUICK = Size(
+    vae_steps=110,
+    base_steps=350,
+    base_seconds=22,
+    tune_steps=260,
+    tune_seconds=25,
+    forget_steps=120,
+    forget_seconds=15,
+    reference=200,
+    armed=300,
+    seeds_per_prompt=3,
+    latency_rounds=12,
+    shadow_pairs=40,
+    step_units=(10, 30, 60, 30),
+)
+
+
+def make_workspace(root: Path) -> Workspace:
+    """An empty workspace. What an earlier demo left there is replaced; anything else is not
+    touched. Raises ConfigError."""
+    workspace = Workspace(root)
+    if root.exists() and any(root.iterdir()):
+        if not (root / MARKER).exists():
+            raise ConfigError(
+                f"{root} is not empty and was not written by the demo",
+                hint="choose another folder with --workspace",
+            )
+        running = [f.stem for f in workspace.run.glob("*.json") if workspace.process(f.stem)]
+        if running:
+            raise ConfigError(
+                f"{root} is in use: {', '.join(sorted(running))} runs",
+                hint="end it first, or choose another folder with --workspace",
+            )
+        shutil.rmtree(root)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / MARKER).write_text(
+        "This folder was written by `intonaco demo`, which may replace it.\n"
+    )
+    return workspace
+
+
+def write_config(workspace: Workspace, size: Size, *, seed: int, digest: str, ask: bool) -> None:
+    """Write ``intonaco.yaml``."""
+    text = Template(TEMPLATE.read_text()).substitute(
+        seed=seed,
+        digest=digest,
+        approval="ask" if ask else "auto",
+        gateway_port=free_port(8321),
+        console_port=free_port(8322),
+        vae_steps=size.vae_steps,
+        base_steps=size.base_steps,
+        base_seconds=size.base_seconds,
+        tune_steps=size.tune_steps,
+        tune_seconds=size.tune_seconds,
+        forget_steps=size.forget_steps,
+        forget_seconds=size.forget_seconds,
+        reference=size.reference,
+        seeds_per_prompt=size.seeds_per_prompt,
+        latency_rounds=size.latency_rounds,
+        shadow_pairs=size.shadow_pairs,
+        units_5=size.step_units[0],
+        units_25=size.step_units[1],
+        units_50=size.step_units[2],
+        units_100=size.step_units[3],
+    )
+    workspace.config_file.write_text(text)
+
+
+def free_port(wanted: int) -> int:
+    """The wanted port if it is free, else any free one."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ConfigError("no free port on 127.0.0.1")

@@ -1,0 +1,485 @@
+"""``intonaco demo``: the whole loop once, on a real model, and the telling of it.
+
+Nothing is steered here but what the outside world does: users come, users change, somebody asks for
+a faster sampler, somebody tries a failed rollout again. Everything else happens in the processes
+that a real deployment runs, and is read from their ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from rich.console import Console
+
+from intonaco import commands, readmodel
+from intonaco.app import App, open_app
+from intonaco.demo import setup
+from intonaco.demo.data import write_demo_data
+from intonaco.demo.report import write_report
+from intonaco.demo.summary import collect, missing_parts
+from intonaco.demo.view import DemoView, final_table
+from intonaco.errors import BackendError, IntonacoError
+from intonaco.executor import job_folder
+from intonaco.jobs import JobFolder
+from intonaco.supervisor import THREADS, Supervisor
+from intonaco.training.local import LocalTrainingBackend
+from intonaco.types import Event, JobSpec, JobState, Phase, Update
+from intonaco.workspace import Workspace, write_atomic
+
+FAST, SLOW = 40.0, 8.0  # requests a second: all that two cores can do; while a model trains
+LOOK_SECONDS = 0.2
+PATIENCE_SECONDS = 600.0  # for any one part of the story
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    workspace: Path
+    quick: bool = False
+    seed: int = 0
+    ask: bool = False
+    browser: bool = True
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the telling itself knows, for the summary."""
+
+    started: float = field(default_factory=time.time)
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    changed_after: int = 0  # requests that the monitors had seen when users changed
+    extractor: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+class Stopped(IntonacoError):
+    """The story could not go on."""
+
+
+def tell(options: Options) -> int:
+    """Run the demo; the exit code. 0 only if the whole story really happened."""
+    workspace = setup.make_workspace(options.workspace)
+    console = Console()
+    with DemoView(console) as view:
+        story = Story(options, workspace, view)
+        try:
+            story.run()
+        except Stopped as stopped:
+            story.facts.problems.append(str(stopped))
+        finally:
+            story.end()
+    summary = story.summary()
+    console.print(*final_table(summary))
+    console.print(f"summary  {workspace.root / 'summary.json'}", markup=False, highlight=False)
+    console.print(f"report   {workspace.root / 'report.html'}", markup=False, highlight=False)
+    for problem in summary["missing"]:
+        console.print(f"did not happen: {problem}", style="red", markup=False)
+    return 1 if summary["missing"] else 0
+
+
+class Story:
+    """One telling."""
+
+    def __init__(self, options: Options, workspace: Workspace, view: DemoView) -> None:
+        self.options, self.workspace, self.view = options, workspace, view
+        self.size = setup.QUICK if options.quick else setup.FULL
+        self.facts = Facts()
+        self.app: App | None = None
+        self.supervisor: Supervisor | None = None
+        self.traffic: TrafficProcess | None = None
+        self._told = 0
+        self._asked_for: set[str] = set()
+        self._rate: tuple[float, float, int] = (0.0, 0.0, 0)
+
+    # ------------------------------------------------------------------ the story
+
+    def run(self) -> None:
+        self._part("setup", 1, "A real model: data, and a scorer of our own", self._prepare)
+        self._part("base", 1, "A real model: training release 1 on the digits 0 to 4", self._base)
+        self._part("serve", 2, "Served: users ask for 0 to 4", self._serve)
+        self._part("drift", 3, "Users change: some ask for 5 to 9 now", self._drift)
+        self._part("update", 5, "Update: data, training, evaluation, gate", self._update)
+        self._part("rollout", 6, "Rollout: shadow, then canary", self._roll_out)
+        self._part("rollback", 7, "Rollback: a release that breaks in service", self._break)
+        self.view.phase(8, "The end")
+
+    def _part(self, name: str, number: int, title: str, part: Callable[[], None]) -> None:
+        began = time.monotonic()
+        self.view.phase(number, title)
+        try:
+            part()
+        finally:
+            self.facts.seconds[name] = round(time.monotonic() - began, 1)
+
+    def _prepare(self) -> None:
+        data = write_demo_data(self.workspace.root / "data", self.options.seed)
+        self._say("data", f"real digits in disjoint parts: {data.items}")
+        backend = LocalTrainingBackend(self.workspace)
+        spec = JobSpec(
+            key="demo:extractor",
+            entrypoint="intonaco.demo.extractor",
+            payload={"data": str(data.extractor.resolve()), "seed": self.options.seed},
+        )
+        handle = backend.submit(spec)
+        while not (status := backend.poll(handle)).state.final:
+            self._progress("scorer", "scorer", status.progress)
+            time.sleep(LOOK_SECONDS)
+        self.view.done("scorer")
+        if status.state is not JobState.SUCCEEDED:
+            raise Stopped(f"the scorer was not trained: {status.error}")
+        self.facts.extractor = dict(status.result)
+        source = job_folder(self.workspace, spec.key) / str(status.result["path"])
+        target = self.workspace.root / "models" / "extractor"
+        target.parent.mkdir(parents=True)
+        source.rename(target)
+        setup.write_config(
+            self.workspace,
+            self.size,
+            seed=self.options.seed,
+            digest=str(status.result["digest"]),
+            ask=self.options.ask,
+        )
+        accuracy = float(status.result["accuracy_heldout"])
+        self._say("data", f"scorer: a small CLIP, {accuracy:.0%} right on digits it never saw")
+
+    def _base(self) -> None:
+        self.app = open_app(self.workspace.root)
+        self.supervisor = Supervisor(self.workspace)
+        self.supervisor.start()
+        console = self.workspace.process("console")
+        if console is not None and console.url:
+            self._say("console", console.url)
+            if self.options.browser:
+                webbrowser.open(console.url)
+        self._command("update.start", {"reason": "the first release of this service"})
+        self._wait("release 1 to serve", lambda: self._champion() is not None and self._ready())
+        self._wait("release 1 to be written down", lambda: not self._app.ledger.active_updates())
+
+    def _serve(self) -> None:
+        gateway = self.workspace.process("gateway")
+        if gateway is None or gateway.url is None:
+            raise Stopped("there is no gateway")
+        self.traffic = TrafficProcess(gateway.url, self.options.seed, self.workspace)
+        self.traffic.mix(rate=FAST, new_share=0.0)
+        self._wait("the monitors to be armed", self._armed)
+        armed = self._seen()
+        self._say("monitor", f"armed after {armed} requests; now for a while nothing should happen")
+        self._wait(
+            f"{self.size.armed} quiet requests", lambda: self._seen() - armed >= self.size.armed
+        )
+
+    def _drift(self) -> None:
+        self.facts.changed_after = self._seen()
+        self._traffic.mix(rate=FAST, new_share=0.3)
+        self._say("traffic", "from now on 30 % of the requests are for 5 to 9")
+        self._wait("a finding", lambda: bool(self._app.ledger.events(kind="finding")))
+        self.view.phase(4, "Diagnosis and plan")
+        self._wait("a plan", lambda: self._update_because_of_drift() is not None)
+
+    def _update(self) -> None:
+        def out_of(*phases: Phase) -> Callable[[], bool]:
+            return lambda: (u := self._update_because_of_drift()) is None or u.phase not in phases
+
+        self._traffic.mix(rate=SLOW, new_share=0.3)
+        self._wait("training", out_of(Phase.DATASET, Phase.TRAIN))
+        self._wait("the gate", out_of(Phase.EVALUATE, Phase.GATE, Phase.REGISTER))
+        update = self._update_because_of_drift()
+        if update is not None and update.phase.final and update.phase is not Phase.PROMOTED:
+            raise Stopped(f"the update ended {update.phase}: {update.reason}")
+
+    def _roll_out(self) -> None:
+        self._traffic.mix(rate=FAST, new_share=0.5)
+        self._wait("promotion", self._drift_update_ended)
+        update = self._update_because_of_drift()
+        if update is None or update.phase is not Phase.PROMOTED:
+            raise Stopped(f"not promoted: {update.phase if update else 'no update'}")
+
+    def _break(self) -> None:
+        """Errors first, then, on the retry, slowness. Both are injected by ``serving.faults``."""
+        self._traffic.mix(rate=SLOW, new_share=0.5)
+        self._command(
+            "update.start",
+            {
+                "reason": "a new technique: fewer sampler steps for the same weights",
+                "action": "assemble",
+                "cause": "new_technique",
+                "assemble": {"name": "fewer-steps", "generation": {"steps": 8}},
+            },
+        )
+        self._wait("the faster sampler to pass the gate", lambda: self._technique_past_gate(1))
+        self._traffic.mix(rate=FAST, new_share=0.5)
+        self._wait("the first rollback", lambda: self._technique_ended(1))
+        self._command("rollout.retry", {"reason": "the errors are said to be mended"})
+        self._wait("the second rollback", lambda: self._technique_ended(2))
+
+    def end(self) -> None:
+        """Stop traffic, take the last facts, stop the processes."""
+        if self.traffic is not None:
+            self.facts.counts = self.traffic.stop()
+        if self.app is not None:
+            self._tell_events()
+        if self.supervisor is not None:
+            self.supervisor.stop()
+        self.facts.seconds["total"] = round(time.time() - self.facts.started, 1)
+
+    def summary(self) -> dict[str, Any]:
+        """Write ``summary.json`` and ``report.html``; the summary."""
+        summary = collect(self.app, self.workspace, self.facts, quick=self.options.quick)
+        summary["missing"] = [*self.facts.problems, *missing_parts(summary)]
+        write_atomic(
+            self.workspace.root / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False)
+        )
+        if self.app is not None:
+            now = time.time()
+            snapshot = readmodel.snapshot(
+                self.app.ledger, self.workspace, self.app.config, now, observed=None
+            )
+            write_report(
+                summary, snapshot, history(self.app, summary), self.workspace.root / "report.html"
+            )
+        return summary
+
+    # ------------------------------------------------------------------ looking
+
+    @property
+    def _app(self) -> App:
+        assert self.app is not None
+        return self.app
+
+    @property
+    def _traffic(self) -> TrafficProcess:
+        assert self.traffic is not None
+        return self.traffic
+
+    def _wait(self, what: str, done: Callable[[], bool]) -> None:
+        """Look until something has happened, telling meanwhile what does. Raises Stopped."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            self._tell_events()
+            if done():
+                return
+            if self.traffic is not None and not self.traffic.alive:
+                raise Stopped("the traffic generator ended early")
+            if self.supervisor is not None:
+                try:
+                    for name in self.supervisor.revive():
+                        self._say("revived", f"{name} died and was started again")
+                except BackendError as error:
+                    raise Stopped(str(error)) from error
+            self._failed_updates()
+            if not self.options.ask and time.monotonic() > deadline:
+                raise Stopped(f"waited {PATIENCE_SECONDS:.0f} s for {what}")
+            self._figures()
+            time.sleep(LOOK_SECONDS)
+
+    def _failed_updates(self) -> None:
+        for update in self._app.ledger.all(Update):
+            if update.phase is Phase.FAILED or (
+                update.champion is None and update.phase is Phase.REJECTED
+            ):
+                raise Stopped(f"update {update.update_id} {update.phase}: {update.reason}")
+
+    def _champion(self) -> str | None:
+        return self._app.ledger.champion()
+
+    def _ready(self) -> bool:
+        gateway = self.workspace.process("gateway")
+        table = self._app.ledger.latest_routing()
+        return gateway is not None and table is not None
+
+    def _signals(self) -> list[Any]:
+        points = self._app.ledger.signal_points(limit=1)
+        return points[-1][1] if points else []
+
+    def _seen(self) -> int:
+        """User requests that the monitors have taken in."""
+        stored = self._app.ledger.consumer("watch")
+        return int(stored[1]["requests"]) if stored else 0
+
+    def _armed(self) -> bool:
+        signals = self._signals()
+        return bool(signals) and all(
+            s.armed for s in signals if s.signal in ("prompts", "clip_score")
+        )
+
+    def _update_because_of_drift(self) -> Update | None:
+        found = [u for u in self._app.ledger.all(Update) if u.plan.diagnosis_id is not None]
+        return found[0] if found else None
+
+    def _drift_update_ended(self) -> bool:
+        update = self._update_because_of_drift()
+        return update is None or update.phase.final
+
+    def _techniques(self) -> list[Update]:
+        return [u for u in self._app.ledger.all(Update) if u.plan.assemble]
+
+    def _technique_past_gate(self, count: int) -> bool:
+        found = self._techniques()
+        before = (Phase.EVALUATE, Phase.GATE, Phase.REGISTER)
+        return len(found) >= count and found[count - 1].phase not in before
+
+    def _technique_ended(self, count: int) -> bool:
+        found = self._techniques()
+        return len(found) >= count and found[count - 1].phase.final
+
+    # ------------------------------------------------------------------ telling
+
+    def _command(self, kind: str, arguments: dict[str, Any]) -> None:
+        number = commands.submit(self._app.ledger, time.time(), kind, "demo", arguments)
+        self._wait("the controller", lambda: self._app.ledger.command_outcome(number) is not None)
+        outcome = self._app.ledger.command_outcome(number) or {}
+        if not outcome.get("ok"):
+            raise Stopped(f"{kind} was refused: {outcome.get('text')}")
+
+    def _say(self, kind: str, text: str) -> None:
+        self.view.event(time.time(), kind, text)
+
+    def _tell_events(self) -> None:
+        if self.app is None:
+            return
+        for event in self.app.ledger.events(after=self._told):
+            self._told = event.event_id
+            self._tell_event(event)
+        for update in self.app.ledger.active_updates():
+            self._tell_jobs(update)
+            if update.phase is Phase.APPROVE and self.options.ask:
+                self._ask(update)
+
+    def _tell_event(self, event: Event) -> None:
+        if event.kind != "routing":
+            self.view.event(event.at, event.kind, event.text)
+
+    def _ask(self, update: Update) -> None:
+        if update.update_id not in self._asked_for:
+            self._asked_for.add(update.update_id)
+            self._say(
+                "approval",
+                f"waiting for you: intonaco update approve {update.update_id} "
+                f"-w {self.workspace.root}",
+            )
+
+    def _tell_jobs(self, update: Update) -> None:
+        for key, status in self._app.ledger.effects(update.update_id).items():
+            if status.effect.kind not in ("train", "evaluate"):
+                continue
+            name = str(status.effect.payload["name"])
+            label = f"{status.effect.kind} {'' if name == 'all' else name}".strip()
+            if status.status == "wanted":
+                folder = JobFolder(job_folder(self.workspace, key))
+                self._progress(key, label, folder.read("progress"))
+            else:
+                self.view.done(key)
+
+    def _progress(self, key: str, label: str, progress: Any) -> None:
+        if progress:
+            self.view.progress(
+                key,
+                f"{label}: {progress['phase']}",
+                int(progress["step"]),
+                int(progress["total"]),
+                str(progress.get("text", "")),
+            )
+
+    def _figures(self) -> None:
+        figures: dict[str, Any] = {"requests": self._seen()}
+        if self.traffic is not None:
+            counts = self.traffic.counts
+            figures["failed"] = counts.get("failed", 0)
+            at, rate, before = self._rate
+            now = time.monotonic()
+            if now - at >= 2.0:
+                sent = int(counts.get("sent", 0))
+                rate = (sent - before) / (now - at) if at else 0.0
+                self._rate = (now, rate, sent)
+            figures["rate"] = rate
+        champion = self._champion()
+        figures["champion"] = champion[:10] if champion else None
+        table = self._app.ledger.latest_routing()
+        if table is not None:
+            figures["weights"] = {a.name.split(":")[0]: a.weight for a in table.arms}
+        for signal in self._signals():
+            if signal.signal == "prompts":
+                figures["evidence"] = (signal.evidence, signal.threshold)
+        self.view.figures(**figures)
+
+
+def history(app: App, summary: dict[str, Any]) -> dict[str, Any]:
+    """What the report draws: signals, traffic weights, pictures before and after."""
+    import numpy as np
+
+    pictures = {}
+    for name, file in (summary.get("pictures") or {}).items():
+        with np.load(app.workspace.resolve(file), allow_pickle=False) as stored:
+            pictures[name] = {"images": stored["images"], "slices": stored["slices"]}
+    return {
+        "signals": app.ledger.signal_points(limit=100_000),
+        "routing": app.ledger.routing_history(),
+        "events": app.ledger.events(limit=100_000),
+        "pictures": pictures,
+    }
+
+
+class TrafficProcess:
+    """The traffic generator as a process of its own."""
+
+    def __init__(self, url: str, seed: int, workspace: Workspace) -> None:
+
+        self.counts: dict[str, Any] = {}
+        with ExitStack() as stack:
+            log = stack.enter_context((workspace.logs / "traffic.log").open("ab"))
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "intonaco.demo.traffic",
+                    "--url",
+                    url,
+                    "--seed",
+                    str(seed),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **THREADS},
+            )
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def mix(self, **settings: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(settings) + "\n")
+        self._process.stdin.flush()
+
+    def stop(self) -> dict[str, Any]:
+        """Let the requests in flight end; the final counts."""
+        if self.alive:
+            self.mix(stop=True)
+        try:
+            self._process.wait(90)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._reader.join(5)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self.counts
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.counts = json.loads(line)

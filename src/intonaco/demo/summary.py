@@ -1,0 +1,363 @@
+"""What really happened, from the ledger and the records; and what of the story did not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intonaco.app import App
+from intonaco.codec import as_json, decode
+from intonaco.demo.data import FIRST_TOPICS, LATER_TOPICS, NAMES
+from intonaco.demo.judge import Judge
+from intonaco.segment_log import SegmentReader
+from intonaco.types import (
+    Cause,
+    Diagnosis,
+    Finding,
+    Outcome,
+    Plan,
+    Record,
+    Release,
+    Rollout,
+    RolloutStatus,
+    Update,
+    Verdict,
+)
+from intonaco.workspace import Workspace
+
+if TYPE_CHECKING:
+    from intonaco.demo.story import Facts
+
+MAX_DETECTION = 150  # requests after users changed
+MIN_ARMED = 300  # quiet requests before
+MAX_TRAFFIC_AFTER_TRIP = 1.0  # seconds
+
+
+def collect(app: App | None, workspace: Workspace, facts: Facts, *, quick: bool) -> dict[str, Any]:
+    """The facts of the story; keys are a contract (README, "The demo")."""
+    summary: dict[str, Any] = {
+        "quick": quick,
+        "releases": [],
+        "drift": None,
+        "diagnosis": None,
+        "plan": None,
+        "candidates": [],
+        "accuracy": {"before": {}, "after": {}},
+        "rollout": {"steps": []},
+        "rollback": None,
+        "rollbacks": [],
+        "requests": {
+            "total": facts.counts.get("sent", 0),
+            "failed": facts.counts.get("failed", 0),
+            "lost": facts.counts.get("lost", 0),
+            "errors": facts.counts.get("errors", []),
+        },
+        "seconds": facts.seconds,
+        "extractor": facts.extractor,
+    }
+    if app is None:
+        return summary
+    ledger = app.ledger
+    updates = ledger.all(Update)
+    drift_update = next((u for u in updates if u.plan.diagnosis_id is not None), None)
+    records = read_records(workspace.records)
+    summary["releases"] = _releases(app, updates)
+    summary["tenures"] = [as_json(t) for t in ledger.tenures()]
+    summary["findings"] = as_json(ledger.all(Finding))
+    summary["drift"] = _drift(ledger.all(Finding), facts.changed_after)
+    summary["diagnosis"] = _first(
+        {"cause": d.cause, "reason": d.reason, "quality_gap": d.quality_gap}
+        for d in ledger.all(Diagnosis)
+    )
+    if drift_update is not None:
+        plan = drift_update.plan
+        summary["plan"] = _plan(plan)
+        summary["candidates"] = _candidates(drift_update)
+        summary["training_cost"] = sum(c.cost for c in drift_update.candidates)
+        summary["training_seconds"] = sum(c.train_seconds for c in drift_update.candidates)
+        rollout = ledger.find(Rollout, str(drift_update.rollout_id))
+        if rollout is not None:
+            summary["rollout"] = _rollout(rollout)
+        pictures = _pictures(app, drift_update)
+        summary["pictures"] = pictures
+        summary["accuracy"] = _accuracy(workspace, pictures)
+    summary["technique"] = [
+        {"update_id": u.update_id, "phase": u.phase, **c}
+        for u in updates
+        if u.plan.assemble
+        for c in _candidates(u)
+    ]
+    summary["rollbacks"] = [
+        _rollback(app, r, records)
+        for r in ledger.all(Rollout)
+        if r.status is RolloutStatus.ROLLED_BACK
+    ]
+    summary["rollback"] = _first(summary["rollbacks"])
+    summary["champion"] = ledger.champion()
+    user = [r for r in records if r.shadow_of is None and not r.probe]
+    summary["requests"] |= {
+        "recorded": len(user),
+        "shielded": sum(_shielded(r) for r in user),
+        "shadowed": sum(r.shadow_of is not None for r in records),
+    }
+    settled, _ = ledger.spent()
+    summary["money"] = {"spent": settled, "currency": app.config.decision.budget.currency}
+    return summary
+
+
+def missing_parts(summary: Mapping[str, Any]) -> list[str]:
+    """What of the story did not happen. Empty: all of it did."""
+    s = summary
+    checks: list[tuple[bool, str]] = []
+
+    def need(holds: object, text: str) -> None:
+        checks.append((bool(holds), text))
+
+    drift = s["drift"] or {}
+    need(s["releases"], "no release was registered")
+    need(drift, "no drift was found")
+    if drift:
+        need(
+            drift["false_alarms_before"] == 0,
+            f"{drift['false_alarms_before']} findings before users changed",
+        )
+        need(
+            drift["quiet_requests_armed"] >= MIN_ARMED,
+            f"only {drift['quiet_requests_armed']} armed requests before users changed",
+        )
+        need(
+            0 < drift["requests_to_detect"] <= MAX_DETECTION,
+            f"drift was found after {drift['requests_to_detect']} requests",
+        )
+    cause = (s["diagnosis"] or {}).get("cause")
+    need(cause == Cause.CONCEPT_DRIFT, f"the diagnosis was {cause}, not concept drift")
+    need((s["plan"] or {}).get("action") == "fine_tune", "the plan was not a fine-tune")
+    verdicts = {c["name"]: c["verdict"] for c in s["candidates"]}
+    need(verdicts.get("with-replay") == Verdict.PASS, f"with replay: {verdicts.get('with-replay')}")
+    need(
+        verdicts.get("without-replay") == Verdict.FAIL,
+        f"without replay: {verdicts.get('without-replay')}, expected the gate to fail it",
+    )
+    checks.extend(_accuracy_checks(s["accuracy"]))
+    weights = [
+        round(step["weight"], 2) for step in s["rollout"]["steps"] if step["kind"] == "canary"
+    ]
+    need(weights == [0.05, 0.25, 0.5, 1.0], f"canary steps were {weights}")
+    need(s["rollout"].get("status") == "promoted", "the fine-tuned release was not promoted")
+    need(len(s["rollbacks"]) == 2, f"{len(s['rollbacks'])} rollbacks instead of 2")
+    for found in s["rollbacks"][:1]:
+        need(
+            "breaker" in found["reason"],
+            f"the first rollback was not by the breaker: {found['reason']}",
+        )
+        need(
+            found["last_attempt_after_trip_seconds"] <= MAX_TRAFFIC_AFTER_TRIP,
+            "the faulty release still had traffic 1 s after the breaker tripped",
+        )
+    for found in s["rollbacks"][1:2]:
+        need(
+            "slow" in found["reason"],
+            f"the second rollback was not for slowness: {found['reason']}",
+        )
+    promoted = next((r["release_id"] for r in s["releases"] if r.get("role") == "champion"), None)
+    need(
+        promoted is not None and promoted == (s["rollout"] or {}).get("challenger"),
+        "the champion at the end is not the fine-tuned release",
+    )
+    need(s["requests"]["total"] > 0, "there was no traffic")
+    need(s["requests"]["failed"] == 0, f"{s['requests']['failed']} requests failed")
+    need(s["requests"]["lost"] == 0, f"{s['requests']['lost']} requests were lost")
+    return [text for holds, text in checks if not holds]
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Every record of the gateways."""
+    return [decode(Record, line) for line in SegmentReader(folder).read(limit=10**9)]
+
+
+# ------------------------------------------------------------------------------------ parts
+
+
+def _first(values: Iterable[Any]) -> Any:
+    return next(iter(values), None)
+
+
+def _releases(app: App, updates: Sequence[Update]) -> list[dict[str, Any]]:
+    champion, previous = app.ledger.champion(), app.ledger.previous()
+    of = {c.release_id: c for u in updates for c in u.candidates if c.release_id}
+    roles = {previous: "previous", champion: "champion"}
+    return [
+        {
+            "release_id": r.release_id,
+            "short": r.short,
+            "path": r.path,
+            "recipe": r.provenance.recipe,
+            "parent": r.provenance.parent,
+            "dataset_version": r.provenance.dataset_version,
+            "role": roles.get(r.release_id),
+            "verdict": of[r.release_id].verdict if r.release_id in of else None,
+            "registry_version": of[r.release_id].registry_version if r.release_id in of else None,
+            "steps": r.serving.generation["steps"],
+        }
+        for r in app.ledger.all(Release)
+    ]
+
+
+def _drift(findings: Sequence[Finding], changed_after: int) -> dict[str, Any] | None:
+    after = [f for f in findings if f.request > changed_after > 0]
+    if not after:
+        return None
+    first = after[0]
+    return {
+        "signal": first.signal,
+        "armed_at": first.armed_at,
+        "changed_at": changed_after,
+        "requests_to_detect": first.request - changed_after,
+        "quiet_requests_armed": changed_after - first.armed_at,
+        "false_alarms_before": len(findings) - len(after),
+        "evidence": first.evidence,
+        "threshold": first.threshold,
+        "text": first.text,
+        "signals": [
+            {"signal": f.signal, "requests_to_detect": f.request - changed_after} for f in after
+        ],
+        "clusters": [
+            {"share_now": c.share_now, "quality": c.quality_inside, "prompts": c.sample_prompts}
+            for c in first.clusters
+            if c.moved
+        ],
+    }
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    return {
+        "action": plan.action,
+        "cause": plan.cause,
+        "reason": plan.reason,
+        "recipes": plan.recipes,
+        "estimated_cost": plan.estimated_cost,
+        "expected_benefit": plan.expected_benefit,
+        "budget_left": plan.budget_left,
+        "currency": plan.currency,
+    }
+
+
+def _candidates(update: Update) -> list[dict[str, Any]]:
+    return [as_json(c) for c in update.candidates]
+
+
+def _rollout(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "rollout_id": rollout.rollout_id,
+        "challenger": rollout.challenger,
+        "status": rollout.status,
+        "reason": rollout.reason,
+        "seconds": (rollout.ended_at or rollout.started_at) - rollout.started_at,
+        "steps": [
+            {**as_json(step), "seconds": (step.left_at or step.entered_at) - step.entered_at}
+            for step in rollout.history
+        ],
+        "assessments": as_json(rollout.assessments),
+    }
+
+
+def _rollback(app: App, rollout: Rollout, records: Sequence[Record]) -> dict[str, Any]:
+    """How long the faulty release hurt: from its first bad answer until nothing reached it any
+    more, in seconds and in users' requests that were sent to it."""
+    started, ended = rollout.started_at, rollout.ended_at or rollout.started_at
+    ended_event = next(
+        (
+            e
+            for e in app.ledger.events(kind="rollout", limit=100_000)
+            if e.subject == rollout.rollout_id and e.kind == "rollout.rolled_back"
+        ),
+        None,
+    )
+    trips = [
+        t for t in (ended_event.data.get("trips", []) if ended_event else []) if t["at"] >= started
+    ]
+    tries = [
+        (a.started_at, a.outcome, r)
+        for r in records
+        for a in r.attempts
+        if a.release == rollout.challenger and started <= a.started_at <= ended + 60 and not r.probe
+    ]
+    bad = [at for at, outcome, _ in tries if outcome in (Outcome.ERROR, Outcome.TIMEOUT)]
+    slow = [
+        at
+        for at, outcome, r in tries
+        if outcome is Outcome.OK
+        and any(a.service_seconds > 0.5 for a in r.attempts if a.release == rollout.challenger)
+    ]
+    first_bad = min([*bad, *slow], default=ended)
+    stopped_at = trips[0]["at"] if trips else ended
+    last = max((at for at, _, _ in tries), default=stopped_at)
+    return {
+        "rollout_id": rollout.rollout_id,
+        "attempt": rollout.attempt,
+        "reason": rollout.reason,
+        "seconds": max(0.0, stopped_at - first_bad),
+        "requests": sum(at >= first_bad and r.shadow_of is None for at, _, r in tries),
+        "shadow_requests": sum(at >= first_bad and r.shadow_of is not None for at, _, r in tries),
+        "last_attempt_after_trip_seconds": max(0.0, last - stopped_at),
+        "steps": [as_json(step) for step in rollout.history],
+        "user_visible_errors": sum(r.status >= 500 for _, _, r in tries if r.shadow_of is None),
+    }
+
+
+def _shielded(record: Record) -> bool:
+    return len(record.attempts) > 1 and record.served_by is not None
+
+
+def _pictures(app: App, update: Update) -> dict[str, str]:
+    """Files of the images that the evaluation drew with the champion and the chosen candidate."""
+    chosen = update.chosen_candidate
+    evaluated = [
+        s
+        for s in app.ledger.effects(update.update_id).values()
+        if s.effect.kind == "evaluate" and s.status == "done"
+    ]
+    if chosen is None or not evaluated:
+        return {}
+    folder = evaluated[-1].result["folder"]
+    return {
+        "before": f"{folder}/images/champion.npz",
+        "after": f"{folder}/images/{chosen.name}.npz",
+    }
+
+
+def _accuracy(workspace: Workspace, pictures: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    judge = Judge.fit(workspace.root / "data" / "judge.npz")
+    found: dict[str, dict[str, float]] = {}
+    for when in ("before", "after"):
+        found[when] = {}
+        if when in pictures:
+            with np.load(workspace.resolve(pictures[when]), allow_pickle=False) as stored:
+                labels = [NAMES.index(str(name)) for name in stored["slices"]]
+                accuracy = judge.accuracy(stored["images"], labels)
+            found[when] = {str(digit): round(a, 4) for digit, a in sorted(accuracy.items())}
+    return found
+
+
+def _accuracy_checks(accuracy: Mapping[str, Mapping[str, float]]) -> list[tuple[bool, str]]:
+    checks = []
+    for when, topics, low, high in (
+        ("before", FIRST_TOPICS, 0.95, 1.0),
+        ("before", LATER_TOPICS, 0.0, 0.10),
+        ("after", FIRST_TOPICS, 0.95, 1.0),
+        ("after", LATER_TOPICS, 0.85, 1.0),
+    ):
+        values = [accuracy[when].get(str(NAMES.index(t))) for t in topics]
+        known = [v for v in values if v is not None]
+        mean = sum(known) / len(known) if known else float("nan")
+        checks.append(
+            (
+                len(known) == len(topics) and low <= mean <= high,
+                f"conditional accuracy {when} on {topics[0]} to {topics[-1]} is {mean:.3f}, "
+                f"not within [{low}, {high}]",
+            )
+        )
+    return checks

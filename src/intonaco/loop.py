@@ -1,0 +1,370 @@
+"""MAIN FLOW: the phases of an update, top to bottom.
+
+``advance(update, facts, now)`` is pure: it looks at what is known, and says the update's new state
+and the effects it wants done. The controller writes both with their event in one transaction, then
+does the effects; each has a key and is done once, however often the controller is killed. So the
+same facts always lead to the same outcome::
+
+    dataset → train → evaluate → gate → register → stage → approve → rollout → bake → promoted
+                                    └→ rejected                        └→ rolled_back
+
+A plan that needs no training starts at evaluate; a retried rollout or a return to an earlier
+release starts at stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from intonaco.codec import digest
+from intonaco.config import Config
+from intonaco.evaluation import gate
+from intonaco.ledger import Effect, EffectStatus
+from intonaco.rollout.machine import steps_for
+from intonaco.types import (
+    Action,
+    Candidate,
+    Json,
+    Phase,
+    Plan,
+    Rollout,
+    RolloutStatus,
+    RolloutStep,
+    StepKind,
+    Update,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """Somebody's word on an update."""
+
+    approved: bool
+    actor: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known when an update is looked at."""
+
+    config: Config
+    effects: Mapping[str, EffectStatus] = field(default_factory=dict)
+    rollout: Rollout | None = None
+    approval: Approval | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """An update's next state, with what has to happen for it."""
+
+    update: Update
+    effects: tuple[Effect, ...] = ()
+    rollout: Rollout | None = None  # to begin now
+    note: str = ""
+
+
+def start(plan: Plan, champion: str | None, now: float) -> Update:
+    """The update of a plan that changes the model, in its first phase."""
+    names = plan.recipes or (str(plan.assemble.get("name", plan.action)),)
+    return Update(
+        update_id=digest(["update", plan.plan_id])[:12],
+        service_id=plan.service_id,
+        plan=plan,
+        phase=Phase.DATASET if plan.action.trains else Phase.EVALUATE,
+        created_at=now,
+        phase_since=now,
+        champion=champion,
+        candidates=tuple(Candidate(name=name) for name in names),
+    )
+
+
+def restage(
+    plan: Plan, candidate: Candidate, champion: str | None, attempt: int, now: float
+) -> Update:
+    """An update for a release that is proven already: a retried rollout, or a way back."""
+    return Update(
+        update_id=digest(["update", plan.plan_id])[:12],
+        service_id=plan.service_id,
+        plan=plan,
+        phase=Phase.STAGE,
+        created_at=now,
+        phase_since=now,
+        champion=champion,
+        candidates=(candidate,),
+        chosen=candidate.release_id,
+        attempt=attempt,
+    )
+
+
+def advance(update: Update, facts: Facts, now: float) -> Step:
+    """One look at an update. The same update and facts give the same step."""
+    if update.phase.final:
+        return Step(update=update)
+    if update.cancel_requested and update.rollout_id is None:
+        return _to(update, Phase.CANCELLED, now, "cancelled on request")
+    return _PHASES[update.phase](update, facts, now)
+
+
+# ------------------------------------------------------------------------------------ the phases
+
+
+def _dataset(update: Update, facts: Facts, now: float) -> Step:
+    """Every candidate's dataset version: what is new, with a replay of what is old."""
+    wanted = {c.name: _effect(update, "dataset", c.name) for c in update.candidates}
+    results, failed, waiting = _look(facts, wanted.values())
+    if failed:
+        return _to(update, Phase.FAILED, now, f"no dataset: {failed}")
+    if waiting:
+        return Step(update=update, effects=tuple(wanted.values()))
+    candidates = tuple(
+        replace(c, dataset_version=str(results[wanted[c.name].key]["version"]))
+        for c in update.candidates
+    )
+    note = "; ".join(f"{c.name}: {results[wanted[c.name].key]['text']}" for c in update.candidates)
+    return _to(replace(update, candidates=candidates), Phase.TRAIN, now, note)
+
+
+def _train(update: Update, facts: Facts, now: float) -> Step:
+    """Train the candidates, at most ``training.parallel`` at a time; each becomes a release."""
+    wanted = {c.name: _effect(update, "train", c.name) for c in update.candidates}
+    ended = [n for n, e in wanted.items() if _status(facts, e) in ("done", "failed")]
+    if len(ended) < len(wanted):
+        running = [n for n in wanted if n not in ended][: facts.config.training.parallel]
+        return Step(update=update, effects=tuple(wanted[n] for n in running))
+    candidates = []
+    for candidate in update.candidates:
+        known = facts.effects[wanted[candidate.name].key]
+        if known.status == "failed":
+            candidates.append(
+                replace(candidate, verdict=Verdict.ERROR, reasons=(f"training: {known.error}",))
+            )
+        else:
+            candidates.append(
+                replace(
+                    candidate,
+                    release_id=str(known.result["release_id"]),
+                    train_seconds=float(known.result["seconds"]),
+                    cost=float(known.result["cost"]),
+                )
+            )
+    update = replace(update, candidates=tuple(candidates))
+    trained = [c for c in candidates if c.release_id]
+    if not trained:
+        return _to(update, Phase.FAILED, now, "; ".join(candidates[0].reasons))
+    note = ", ".join(f"{c.name} in {c.train_seconds:.0f} s" for c in trained)
+    return _to(update, Phase.EVALUATE, now, f"trained {note}")
+
+
+def _evaluate(update: Update, facts: Facts, now: float) -> Step:
+    """Champion and candidates on the same prompts and seeds, against held-out images."""
+    if update.plan.action is Action.ASSEMBLE and update.candidates[0].release_id is None:
+        wanted = _effect(update, "assemble", update.candidates[0].name)
+        results, failed, waiting = _look(facts, [wanted])
+        if failed:
+            return _to(update, Phase.FAILED, now, f"not assembled: {failed}")
+        if waiting:
+            return Step(update=update, effects=(wanted,))
+        made = results[wanted.key]
+        candidate = replace(
+            update.candidates[0],
+            release_id=str(made["release_id"]),
+            dataset_version=made.get("dataset_version"),
+        )
+        update = replace(update, candidates=(candidate,))
+        if candidate.release_id == update.champion:
+            return _to(update, Phase.REJECTED, now, "it is the champion: nothing would change")
+    wanted = _effect(update, "evaluate", "all")
+    _, failed, waiting = _look(facts, [wanted])
+    if failed:
+        return _to(update, Phase.FAILED, now, f"not evaluated: {failed}")
+    if waiting:
+        return Step(update=update, effects=(wanted,))
+    return _to(update, Phase.GATE, now, "evaluated against held-out images")
+
+
+def _gate(update: Update, facts: Facts, now: float) -> Step:
+    """No candidate goes on unless it is shown to be no worse than the champion."""
+    report = facts.effects[_effect(update, "evaluate", "all").key].result["report"]
+    decisions = gate.decide(report, facts.config.evaluation)
+    candidates = tuple(
+        replace(
+            c,
+            verdict=decisions[c.name].verdict,
+            reasons=decisions[c.name].reasons,
+            metrics=decisions[c.name].metrics,
+        )
+        if c.name in decisions
+        else c
+        for c in update.candidates
+    )
+    passed = [c for c in candidates if c.verdict is Verdict.PASS]
+    update = replace(update, candidates=candidates, chosen=passed[0].release_id if passed else None)
+    note = "; ".join(
+        f"{c.name}: {c.verdict}" + (f" ({c.reasons[0]})" if c.reasons else "") for c in candidates
+    )
+    return _to(update, Phase.REGISTER, now, note)
+
+
+def _register(update: Update, facts: Facts, now: float) -> Step:
+    """Every candidate is published with its verdict, also one that was refused."""
+    made = [c for c in update.candidates if c.release_id]
+    wanted = {c.name: _effect(update, "register", c.name) for c in made}
+    results, failed, waiting = _look(facts, wanted.values())
+    if failed:
+        return _to(update, Phase.FAILED, now, f"not registered: {failed}")
+    if waiting:
+        return Step(update=update, effects=tuple(wanted.values()))
+    candidates = tuple(
+        replace(c, registry_version=str(results[wanted[c.name].key]["version"]))
+        if c.name in wanted
+        else c
+        for c in update.candidates
+    )
+    update = replace(update, candidates=candidates)
+    if update.chosen is None:
+        reasons = "; ".join(f"{c.name}: {c.verdict}" for c in candidates)
+        return _to(update, Phase.REJECTED, now, f"no candidate passed the gate ({reasons})")
+    names = ", ".join(
+        f"{c.name} as version {c.registry_version}" for c in candidates if c.name in wanted
+    )
+    return _to(update, Phase.STAGE, now, f"registered {names}")
+
+
+def _stage(update: Update, facts: Facts, now: float) -> Step:
+    """Loaded beside the champion, its identity attested, a first picture drawn."""
+    wanted = _effect(update, "stage", str(update.chosen))
+    results, failed, waiting = _look(facts, [wanted])
+    if failed:
+        return _to(update, Phase.FAILED, now, f"not staged: {failed}")
+    if waiting:
+        return Step(update=update, effects=(wanted,))
+    return _to(update, Phase.APPROVE, now, str(results[wanted.key]["text"]))
+
+
+def _approve(update: Update, facts: Facts, now: float) -> Step:
+    """A person's word, or the policy's where the configuration leaves it to the policy."""
+    approval = facts.approval
+    if approval is None and facts.config.approval.mode == "auto":
+        approval = Approval(approved=True, actor="policy", reason="approval.mode is auto")
+    if approval is None:
+        if now - update.phase_since > facts.config.approval.timeout_s:
+            return _retire_and_end(update, facts, Phase.REJECTED, now, "nobody approved in time")
+        return Step(update=update)
+    if not approval.approved:
+        reason = f"refused by {approval.actor}: {approval.reason or 'no reason given'}"
+        return _retire_and_end(update, facts, Phase.REJECTED, now, reason)
+    rollout = _rollout_of(update, facts.config, now)
+    step = _to(
+        replace(update, rollout_id=rollout.rollout_id),
+        Phase.ROLLOUT,
+        now,
+        f"approved by {approval.actor}" + (f": {approval.reason}" if approval.reason else ""),
+    )
+    return replace(step, rollout=rollout)
+
+
+def _rollout(update: Update, facts: Facts, now: float) -> Step:
+    """The rollout has its own machine; here it is only waited for."""
+    rollout = facts.rollout
+    if rollout is None or not rollout.status.final:
+        return Step(update=update)
+    if rollout.status is RolloutStatus.PROMOTED:
+        return _to(update, Phase.BAKE, now, rollout.reason)
+    return _retire_and_end(update, facts, Phase.ROLLED_BACK, now, rollout.reason)
+
+
+def _bake(update: Update, facts: Facts, now: float) -> Step:
+    """The old release stays warm for a while, then drains and retires."""
+    if now - update.phase_since < facts.config.rollout.bake_seconds:
+        return Step(update=update)
+    if update.champion is None or update.champion == update.chosen:
+        return _to(update, Phase.PROMOTED, now, "baked")
+    wanted = _effect(update, "retire", update.champion)
+    _, failed, waiting = _look(facts, [wanted])
+    if waiting:
+        return Step(update=update, effects=(wanted,))
+    note = f"the old release did not retire: {failed}" if failed else "the old release retired"
+    return _to(update, Phase.PROMOTED, now, note)
+
+
+_PHASES = {
+    Phase.DATASET: _dataset,
+    Phase.TRAIN: _train,
+    Phase.EVALUATE: _evaluate,
+    Phase.GATE: _gate,
+    Phase.REGISTER: _register,
+    Phase.STAGE: _stage,
+    Phase.APPROVE: _approve,
+    Phase.ROLLOUT: _rollout,
+    Phase.BAKE: _bake,
+}
+
+
+# ------------------------------------------------------------------------------------ small parts
+
+
+def _rollout_of(update: Update, config: Config, now: float) -> Rollout:
+    rollout_id = f"{update.update_id}-{update.attempt}"
+    straight = update.champion is None or update.plan.action is Action.ROLL_BACK
+    return Rollout(
+        rollout_id=rollout_id,
+        service_id=update.service_id,
+        update_id=update.update_id,
+        champion=None if straight else update.champion,
+        challenger=str(update.chosen),
+        steps=(RolloutStep(kind=StepKind.CANARY, weight=1.0),)
+        if straight
+        else steps_for(config.rollout),
+        status=RolloutStatus.RUNNING,
+        started_at=now,
+        step_since=now,
+        salt=digest(["salt", rollout_id, now])[:16],
+        alpha=config.rollout.alpha / 2 ** (update.attempt - 1),
+        max_seconds=config.rollout.max_seconds,
+        attempt=update.attempt,
+    )
+
+
+def _retire_and_end(update: Update, facts: Facts, phase: Phase, now: float, reason: str) -> Step:
+    """End without promotion: the challenger drains and retires first."""
+    wanted = _effect(update, "retire", str(update.chosen))
+    _, _, waiting = _look(facts, [wanted])
+    if waiting:
+        return Step(update=update, effects=(wanted,))
+    return _to(update, phase, now, reason)
+
+
+def _effect(update: Update, kind: str, name: str) -> Effect:
+    key = f"{update.service_id}:{update.update_id}:{kind}:{name}:{update.attempt}"
+    return Effect(key=key, kind=kind, subject=update.update_id, payload={"name": name})
+
+
+def _status(facts: Facts, effect: Effect) -> str:
+    known = facts.effects.get(effect.key)
+    return known.status if known else "unasked"
+
+
+def _look(
+    facts: Facts, effects: Iterable[Effect]
+) -> tuple[dict[str, Mapping[str, Json]], str, bool]:
+    """(results by key, the first error or "", whether any is not at its end)."""
+    results: dict[str, Mapping[str, Json]] = {}
+    waiting = False
+    error = ""
+    for effect in effects:
+        known = facts.effects.get(effect.key)
+        if known is None or known.status == "wanted":
+            waiting = True
+        elif known.status == "failed":
+            error = error or known.error
+        else:
+            results[effect.key] = known.result
+    return results, error, waiting and not error
+
+
+def _to(update: Update, phase: Phase, now: float, note: str) -> Step:
+    reason = note if phase.final else update.reason
+    return Step(update=replace(update, phase=phase, phase_since=now, reason=reason), note=note)

@@ -1,0 +1,214 @@
+"""Looks at the running rollout, lets the machine decide, and makes the traffic follow.
+
+Every switch has one order: target loaded and attested → routing table with a higher epoch →
+confirmed by the gateway → drain → retire.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from intonaco.errors import BackendError, Conflict
+from intonaco.executor import Parts
+from intonaco.ledger import Effect
+from intonaco.rollout import machine
+from intonaco.rollout.routing import desired_arms, next_table
+from intonaco.types import (
+    Observed,
+    Rollout,
+    RolloutStatus,
+    RoutingTable,
+    ServingStatus,
+    StepKind,
+)
+from intonaco.watching import Watch
+
+log = logging.getLogger(__name__)
+
+
+class RolloutController:
+    """One look at the rollout and the routing of a service."""
+
+    def __init__(self, parts: Parts, watch: Watch) -> None:
+        self.parts = parts
+        self.watch = watch
+        self._gateway_lost = False
+
+    def tick(self, fence: int, now: float) -> None:
+        observed = self._observed()
+        rollout = self.parts.ledger.active_rollout()
+        weights: Mapping[str, float] = {}
+        if rollout is not None:
+            rollout, weights = self._step(rollout, observed, fence, now)
+        self._route(rollout, weights, observed, fence, now)
+
+    # ------------------------------------------------------------------ decide
+
+    def _step(
+        self, rollout: Rollout, observed: Observed | None, fence: int, now: float
+    ) -> tuple[Rollout | None, Mapping[str, float]]:
+        parts = self.parts
+        status = self._healthy(rollout.challenger)
+        asked = parts.ledger.setting(f"rollout:{rollout.rollout_id}")
+        decision = machine.tick(rollout, self._facts(rollout, status, observed, asked), now)
+        after = decision.rollout
+        if after != rollout or asked:
+            with parts.ledger.begin(fence=fence) as tx:
+                tx.rollout(after)
+                if asked:
+                    tx.set(f"rollout:{rollout.rollout_id}", None)
+                for kind, text in decision.events:
+                    tx.event(
+                        now,
+                        f"rollout.{kind}",
+                        rollout.rollout_id,
+                        text,
+                        actor=asked["actor"] if asked else "controller",
+                        data=self._event_data(after, observed),
+                    )
+                if after.status is RolloutStatus.PROMOTED:
+                    tx.crown(after.challenger, now, after.reason)
+                    tx.event(
+                        now,
+                        "champion",
+                        after.challenger,
+                        f"{after.challenger[:10]} is champion",
+                        data={"previous": after.champion, "update_id": after.update_id},
+                    )
+                    if parts.config.monitoring.probes:
+                        tx.want(_baseline_probes(parts.config.service, after.challenger), now)
+        return (None if after.status.final else after), decision.weights
+
+    def _facts(
+        self,
+        rollout: Rollout,
+        status: ServingStatus,
+        observed: Observed | None,
+        asked: Mapping[str, str] | None,
+    ) -> machine.RolloutFacts:
+        analysis = self.watch.analysis
+        table = self.parts.ledger.latest_routing()
+        trips = observed.trips if observed else ()
+        asked = asked or {}
+        if analysis is not None and rollout.history:
+            step = rollout.steps[rollout.step]
+            weight = step.weight if step.kind is StepKind.CANARY else 0.0
+            analysis.begin_step(rollout.step, rollout.step_since, weight)
+        return machine.RolloutFacts(
+            assessments=analysis.assess() if analysis else (),
+            units_at_step=analysis.units_at_step if analysis else 0,
+            shadow_pairs=analysis.shadow_pairs if analysis else 0,
+            trips=tuple(
+                t for t in trips if t.release == rollout.challenger and t.at >= rollout.started_at
+            ),
+            challenger_ready=status.ready,
+            observed_epoch_applied=observed is not None
+            and table is not None
+            and observed.epoch >= table.epoch,
+            sample_ratio_ok=analysis.sample_ratio_ok if analysis else True,
+            sample_ratio_text=analysis.sample_ratio_text if analysis else "",
+            command=asked.get("command"),
+            actor=asked.get("actor", "somebody"),
+            frozen=bool(self.parts.ledger.setting("frozen")),
+            dead=bool(status.error),
+        )
+
+    def _event_data(self, rollout: Rollout, observed: Observed | None) -> Mapping[str, object]:
+        trips = [t for t in observed.trips if t.release == rollout.challenger] if observed else []
+        return {
+            "step": rollout.step,
+            "status": rollout.status,
+            "assessments": list(rollout.assessments),
+            "trips": list(trips),
+            "requests": self.watch.requests,
+        }
+
+    # ------------------------------------------------------------------ route
+
+    def _route(
+        self,
+        rollout: Rollout | None,
+        weights: Mapping[str, float],
+        observed: Observed | None,
+        fence: int,
+        now: float,
+    ) -> None:
+        parts = self.parts
+        champion_id = parts.ledger.champion()
+        champion = self._healthy(champion_id) if champion_id else None
+        challenger = None
+        if rollout is not None:
+            challenger = parts.serving.status(rollout.challenger)
+            if rollout.champion is None and champion_id is None and challenger.ready:
+                champion = challenger  # the first release
+        latest = parts.ledger.latest_routing()
+        arms = desired_arms(champion, rollout, challenger, weights)
+        if arms is not None:
+            salt = rollout.salt if rollout else (latest.salt if latest else "none")
+            table = next_table(
+                latest, arms, service_id=parts.config.service, salt=salt, reason=_reason(rollout)
+            )
+            if table is not None:
+                with parts.ledger.begin(fence=fence) as tx:
+                    tx.routing(table, now)
+                    tx.event(
+                        now, "routing", str(table.epoch), _describe(table), data={"table": table}
+                    )
+                latest = table
+        if latest is not None and (observed is None or observed.epoch < latest.epoch):
+            self._apply(latest, fence, now)
+
+    def _apply(self, table: RoutingTable, fence: int, now: float) -> None:
+        try:
+            self.parts.router.apply(table)
+        except BackendError:
+            return
+        except Conflict:
+            # Somebody used the emergency brake: the gateway is ahead. Take its epoch as ours.
+            observed = self._observed()
+            if observed is not None and observed.epoch >= table.epoch:
+                self._catch_up(table, observed.epoch, fence, now)
+
+    def _catch_up(self, table: RoutingTable, epoch: int, fence: int, now: float) -> None:
+        ahead = replace(table, epoch=epoch + 1, reason="after an emergency at the gateway")
+        with self.parts.ledger.begin(fence=fence) as tx:
+            tx.routing(ahead, now)
+
+    def _observed(self) -> Observed | None:
+        try:
+            observed = self.parts.router.observed()
+        except BackendError:
+            if not self._gateway_lost:
+                log.warning("no gateway answers", extra={"action": "observe"})
+            self._gateway_lost = True
+            return None
+        self._gateway_lost = False
+        return observed
+
+    def _healthy(self, release_id: str) -> ServingStatus:
+        """Status of a release that should be serving; one whose worker died is started again."""
+        parts = self.parts
+        status = parts.serving.status(release_id)
+        if release_id == parts.ledger.champion() and not status.ready:
+            parts.serving.deploy(parts.releases.get(release_id))
+        return status
+
+
+def _baseline_probes(service_id: str, release_id: str) -> Effect:
+    return Effect(
+        key=f"{service_id}:{release_id}:probe:baseline",
+        kind="probe",
+        subject=release_id,
+        payload={"release": release_id, "name": "baseline"},
+    )
+
+
+def _reason(rollout: Rollout | None) -> str:
+    return f"rollout {rollout.rollout_id}, step {rollout.step}" if rollout else "champion alone"
+
+
+def _describe(table: RoutingTable) -> str:
+    shares = ", ".join(f"{a.name.split(':')[0]} {a.weight:.0%}" for a in table.arms)
+    return f"routing epoch {table.epoch}: {shares}"

@@ -1,0 +1,82 @@
+"""The routing table that the ledger's state asks for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from intonaco.types import Arm, ArmRole, Rollout, RoutingTable, ServingStatus
+
+
+def desired_arms(
+    champion: ServingStatus | None,
+    rollout: Rollout | None,
+    challenger: ServingStatus | None,
+    weights: Mapping[str, float],
+) -> tuple[Arm, ...] | None:
+    """Arms for a champion and, while a rollout runs, its challenger. None: nobody can serve, keep
+    the last table.
+
+    A first release has no champion beside it: once it is ready it *is* the champion arm."""
+    if champion is None or not champion.urls:
+        return None
+    share = weights.get("challenger", 0.0)
+    arms = [
+        Arm(
+            name="champion",
+            role=ArmRole.CHAMPION,
+            release=champion.release,
+            urls=champion.urls,
+            weight=1.0 - share,
+        )
+    ]
+    if rollout is not None and challenger is not None and challenger.urls:
+        name = rollout.rollout_id
+        shadow = weights.get("shadow", 0.0)
+        if share > 0:
+            arms.append(
+                Arm(
+                    name=f"challenger:{name}",
+                    role=ArmRole.CHALLENGER,
+                    release=challenger.release,
+                    urls=challenger.urls,
+                    weight=share,
+                )
+            )
+        elif shadow > 0:
+            arms.append(
+                Arm(
+                    name=f"shadow:{name}",
+                    role=ArmRole.SHADOW,
+                    release=challenger.release,
+                    urls=challenger.urls,
+                    weight=shadow,
+                )
+            )
+    if len(arms) == 1:
+        arms[0] = replace(arms[0], weight=1.0)
+    return tuple(arms)
+
+
+def next_table(
+    latest: RoutingTable | None,
+    arms: tuple[Arm, ...],
+    *,
+    service_id: str,
+    salt: str,
+    reason: str,
+) -> RoutingTable | None:
+    """The table to write, None if the latest says the same already.
+
+    A breaker is closed again only when a new rollout brings its release back into the table."""
+    if latest is not None and latest.arms == arms and latest.salt == salt:
+        return None
+    before = {a.release for a in latest.arms} if latest else set()
+    return RoutingTable(
+        service_id=service_id,
+        epoch=(latest.epoch if latest else 0) + 1,
+        salt=salt,
+        arms=arms,
+        untrip=tuple(sorted({a.release for a in arms} - before)),
+        reason=reason,
+    )

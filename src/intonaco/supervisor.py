@@ -1,0 +1,162 @@
+"""``intonaco up``: starts every process of a workspace on one machine and keeps them running.
+
+The gateway, scorer, controller and console are children and end with it. Workers and jobs belong to
+their backends: they survive a controller's death, and are ended when ``up`` ends in good order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event as Stop
+
+import psutil
+
+from intonaco.errors import BackendError, Conflict
+from intonaco.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+PROCESSES: Mapping[str, str] = {
+    "gateway": "intonaco.serving.gateway.main",
+    "scorer": "intonaco.monitoring.scorer",
+    "controller": "intonaco.cli.run_controller",
+    "console": "intonaco.console.main",
+}
+START_SECONDS = 60.0
+GRACE_SECONDS = 10.0
+RESTARTS_PER_MINUTE = 5
+
+
+@dataclass(slots=True)
+class _Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    starts: list[float] = field(default_factory=list)
+
+
+class Supervisor:
+    """Children of one workspace."""
+
+    def __init__(self, workspace: Workspace, names: Sequence[str] = tuple(PROCESSES)) -> None:
+        self.workspace = workspace
+        self.names = names
+        self.children: dict[str, _Child] = {}
+
+    def start(self) -> None:
+        """Start all and wait until each has announced itself. Raises Conflict if the workspace runs
+        already, BackendError with the reason if one does not come up."""
+        for name in self.names:
+            running = self.workspace.process(name)
+            if running is not None:
+                raise Conflict(
+                    f"{name} of this workspace runs already (pid {running.pid})",
+                    hint="`intonaco status` shows it; end it before you start another",
+                )
+        for name in self.names:
+            self._spawn(name)
+        deadline = time.monotonic() + START_SECONDS
+        waiting = list(self.names)
+        while waiting:
+            waiting = [n for n in waiting if self.workspace.process(n) is None]
+            for name in waiting:
+                code = self.children[name].process.poll()
+                if code is not None:
+                    self.stop()
+                    raise BackendError(
+                        f"{name} did not start: {self._last_line(name)}",
+                        backend=name,
+                        retriable=False,
+                        hint=f"its log is {self._log(name)}",
+                    )
+            if waiting and time.monotonic() > deadline:
+                self.stop()
+                raise BackendError(
+                    f"{', '.join(waiting)} did not start within {START_SECONDS:.0f} s",
+                    backend=waiting[0],
+                    retriable=False,
+                )
+            time.sleep(0.05)  # waiting for the children to announce themselves
+
+    def watch(self, stop: Stop) -> None:
+        """Start a child again when it dies, until told to stop. Raises BackendError if one keeps
+        dying."""
+        while not stop.wait(0.5):
+            self.revive()
+
+    def revive(self) -> list[str]:
+        """Start again what has died; returns the names."""
+        dead = [c for c in self.children.values() if c.process.poll() is not None]
+        for child in dead:
+            now = time.monotonic()
+            recent = [at for at in child.starts if now - at < 60]
+            if len(recent) >= RESTARTS_PER_MINUTE:
+                raise BackendError(
+                    f"{child.name} keeps dying: {self._last_line(child.name)}",
+                    backend=child.name,
+                    retriable=False,
+                    hint=f"its log is {self._log(child.name)}",
+                )
+            log.warning("%s died, starting it again", child.name, extra={"action": "revive"})
+            self._spawn(child.name)
+        return [c.name for c in dead]
+
+    def stop(self) -> None:
+        """End the children, then the workers that the backends started."""
+        ending = [c.process for c in self.children.values() if c.process.poll() is None]
+        for process in ending:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in ending:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.children.clear()
+        end_workers(self.workspace)
+
+    def _spawn(self, name: str) -> None:
+        self.workspace.logs.mkdir(parents=True, exist_ok=True)
+        starts = self.children[name].starts if name in self.children else []
+        with self._log(name).open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", PROCESSES[name], "--workspace", str(self.workspace.root)],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C reaches the supervisor, which ends them in order
+                env={**os.environ, **THREADS},
+            )
+        self.children[name] = _Child(name, process, [*starts, time.monotonic()])
+
+    def _log(self, name: str) -> Path:
+        return self.workspace.logs / f"{name}.log"
+
+    def _last_line(self, name: str) -> str:
+        lines = self._log(name).read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def end_workers(workspace: Workspace) -> None:
+    """End the workers that run for this workspace."""
+    found = []
+    for file in workspace.run.glob("worker-*.json"):
+        info = workspace.process(file.stem)
+        if info is not None:
+            found.append(psutil.Process(info.pid))
+    for process in found:
+        process.terminate()
+    _, stubborn = psutil.wait_procs(found, timeout=GRACE_SECONDS)
+    for process in stubborn:
+        process.kill()
