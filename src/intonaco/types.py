@@ -530,6 +530,7 @@ class MetricAssessment:
     threshold: float  # log 1/alpha for harm
     units_challenger: int
     units_champion: int
+    shadow_pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -372,6 +372,7 @@ class RolloutAnalysis:
             threshold=self._harm_threshold,
             units_challenger=quick.units[1],
             units_champion=quick.units[0],
+            shadow_pairs=self._quick.pairs[metric],
         )
 
     def _unscored(self, metric: str) -> bool:

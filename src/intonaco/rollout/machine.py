@@ -305,8 +305,9 @@ def describe(assessment: MetricAssessment) -> str:
     low, high = a.interval
     return (
         f"{a.metric} {number(a.difference)} [{number(low)}, {number(high)}] from "
-        f"{a.units_challenger} challenger and {a.units_champion} champion users, "
-        f"log evidence of harm {a.evidence_harm:.1f} of {a.threshold:.1f}, "
+        f"{a.units_challenger} challenger and {a.units_champion} champion users"
+        + (f" and {a.shadow_pairs} shadow pairs, " if a.shadow_pairs else ", ")
+        + f"log evidence of harm {a.evidence_harm:.1f} of {a.threshold:.1f}, "
         f"margin {number(a.margin).lstrip('+')}"
     )
 

@@ -139,20 +139,16 @@ class BettingMean:
     def interval(self, alpha: float) -> tuple[float, float]:
         """Confidence sequence of level ``1 - alpha`` for a constant ``delta``, by inversion.
 
-        Each bound moves over the grid only past hypotheses that were all rejected at
-        ``alpha / 2``, so a bound beyond the true value means that the nearest grid point on its far
-        side, a true hypothesis, was rejected: probability ``alpha / 2`` a side, over all looks.
-        Where delta drifts, the bounds can cross; then the hull is given.
+        Each bound moves over the grid only past hypotheses that are all rejected at ``alpha / 2``,
+        so a bound beyond the true value means that the nearest grid point on its far side, a true
+        hypothesis, was rejected: probability ``alpha / 2`` a side, over all looks together.
+        Present evidence is inverted, not its peak: should delta drift, the interval follows.
         """
-        limit = math.log(2 / alpha)
-        above, below = self._peak[0] >= limit, self._peak[1] >= limit
-        low = int(np.argmin(above)) - 1 if not above.all() else self.grid.size - 1
-        high = int(np.argmin(below[::-1])) - 1 if not below.all() else self.grid.size - 1
-        bounds = (
-            float(self.grid[max(low, 0)]),
-            float(self.grid[min(self.grid.size - 1 - high, self.grid.size - 1)]),
-        )
-        return (min(bounds), max(bounds))
+        rejected = mix(self._wealth) >= math.log(2 / alpha)
+        last = self.grid.size - 1
+        low = 0 if not rejected[0, 0] else _run(rejected[0]) - 1
+        high = last if not rejected[1, last] else last - (_run(rejected[1, ::-1]) - 1)
+        return (float(self.grid[min(low, high)]), float(self.grid[max(low, high)]))
 
     def state(self) -> Mapping[str, Json]:
         """JSON from which ``restore`` continues bit for bit."""
@@ -176,6 +172,11 @@ class BettingMean:
         self._sum_x = float(state["sum_x"])
         self._sum_scale = float(state["sum_scale"])
         self.observations = int(state["observations"])
+
+
+def _run(flags: NDArray[np.bool_]) -> int:
+    """How many are true from the start without a gap."""
+    return int(flags.size if flags.all() else np.argmin(flags))
 
 
 def _pack(array: Array) -> str:
