@@ -1,0 +1,267 @@
+"""The console's web application: server-rendered pages and the same facts as JSON. Read-only.
+
+Pages refresh themselves by asking for their inner part every second. Prompts are other people's
+words: templates escape everything, and the content security policy lets no script in but our own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+)
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from intonaco import readmodel
+from intonaco.clock import Clock, SystemClock
+from intonaco.config import Config
+from intonaco.console import images, present, svg
+from intonaco.errors import IntonacoError, NotFound
+from intonaco.ledger import Ledger
+from intonaco.types import Observed
+from intonaco.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_EVENTS = 1000
+SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+PAGES = ("overview", "updates", "releases", "events")
+
+
+def create_app(
+    ledger: Ledger,
+    workspace: Workspace,
+    config: Config,
+    *,
+    clock: Clock | None = None,
+    observe: Callable[[], Observed | None] = lambda: None,
+) -> Starlette:
+    """The application. ``observe`` asks the gateway what it does; None if it cannot be asked."""
+    return _Console(ledger, workspace, config, clock or SystemClock(), observe).app()
+
+
+class _Console:
+    def __init__(
+        self,
+        ledger: Ledger,
+        workspace: Workspace,
+        config: Config,
+        clock: Clock,
+        observe: Callable[[], Observed | None],
+    ) -> None:
+        self.ledger = ledger
+        self.workspace = workspace
+        self.config = config
+        self.clock = clock
+        self.observe = observe
+        self.templates = _templates()
+
+    def app(self) -> Starlette:
+        # A page of another site must not read this one by pointing its own name here.
+        hosts = ["127.0.0.1", "localhost", "[::1]"]
+        local = self.config.console.host in LOOPBACK
+        return Starlette(
+            routes=[
+                Route("/", self.overview),
+                Route("/releases/{release_id}", self.release),
+                Route("/partials/{page}", self.partial),
+                Route("/api/snapshot", self.api_snapshot),
+                Route("/api/signals", self.api_signals),
+                Route("/api/events", self.api_events),
+                Route("/api/releases", self.api_releases),
+                Route("/api/releases/{release_id}", self.api_release),
+                Route("/api/updates", self.api_updates),
+                Route("/images/{path:path}", self.image),
+                Route("/livez", self.livez),
+                Mount("/static", StaticFiles(directory=HERE / "static")),
+                Route("/{page}", self.page),
+            ],
+            middleware=[
+                *(
+                    [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
+                    if local
+                    else []
+                ),
+                Middleware(_SecurityHeaders),
+            ],
+            exception_handlers={
+                NotFound: _not_found,
+                IntonacoError: _unavailable,
+                SQLAlchemyError: _unavailable,
+            },
+        )
+
+    # ------------------------------------------------------------------ pages
+
+    def overview(self, request: Request) -> Response:
+        return self._render("page.html", "overview")
+
+    def page(self, request: Request) -> Response:
+        return self._render("page.html", _known(request.path_params["page"]))
+
+    def partial(self, request: Request) -> Response:
+        page = _known(request.path_params["page"])
+        return self._render(f"_{page}.html", page)
+
+    def release(self, request: Request) -> Response:
+        lineage = readmodel.release_lineage(self.ledger, request.path_params["release_id"])
+        return self._html("release.html", page="releases", lineage=lineage)
+
+    def _render(self, template: str, page: str) -> Response:
+        return self._html(template, page=page, **self._facts(page))
+
+    def _facts(self, page: str) -> Mapping[str, Any]:
+        if page == "overview":
+            return {"s": self._snapshot(points=0)}  # the charts ask for theirs
+        if page == "updates":
+            return {"updates": readmodel.updates(self.ledger)}
+        if page == "releases":
+            return {"releases": readmodel.releases(self.ledger)}
+        return {"events": self._events(0, 400)}
+
+    def _html(self, template: str, **facts: Any) -> Response:
+        text = self.templates.get_template(template).render(
+            service=self.ledger.service_id,
+            model=self.config.model.name,
+            currency=self.config.decision.budget.currency,
+            now=self.clock.now(),
+            pages=PAGES,
+            **facts,
+        )
+        return HTMLResponse(text, headers={"cache-control": "no-store"})
+
+    def _snapshot(self, points: int = 300) -> Mapping[str, Any]:
+        now, observed = self.clock.now(), self.observe()
+        return readmodel.snapshot(
+            self.ledger, self.workspace, self.config, now, observed, points=points
+        )
+
+    def _events(self, after: int, limit: int) -> list[Any]:
+        found = self.ledger.events(after=after, limit=limit, newest=after == 0)
+        events: list[Any] = readmodel.plain(found)
+        return events
+
+    # ------------------------------------------------------------------ the same as JSON
+
+    def api_snapshot(self, request: Request) -> Response:
+        return _json(self._snapshot())
+
+    def api_signals(self, request: Request) -> Response:
+        return _json(readmodel.plain(readmodel.signals(self.ledger)))
+
+    def api_events(self, request: Request) -> Response:
+        """``after``: only events with a higher id; without it the newest ``limit``."""
+        try:
+            after = int(request.query_params.get("after", "0"))
+            limit = int(request.query_params.get("limit", "200"))
+        except ValueError:
+            raise HTTPException(400, "after and limit are whole numbers") from None
+        if after < 0 or not 1 <= limit <= MAX_EVENTS:
+            raise HTTPException(400, f"after is at least 0, limit from 1 to {MAX_EVENTS}")
+        return _json(self._events(after, limit))
+
+    def api_releases(self, request: Request) -> Response:
+        return _json(readmodel.releases(self.ledger))
+
+    def api_release(self, request: Request) -> Response:
+        return _json(readmodel.release_lineage(self.ledger, request.path_params["release_id"]))
+
+    def api_updates(self, request: Request) -> Response:
+        return _json(readmodel.updates(self.ledger))
+
+    # ------------------------------------------------------------------ files
+
+    def image(self, request: Request) -> Response:
+        file = images.find(self.workspace.images, request.path_params["path"])
+        if file is None:
+            raise HTTPException(404, "no such picture")
+        return FileResponse(
+            file,
+            media_type=images.PICTURES[file.suffix.lower()],
+            headers={"cache-control": "private, max-age=3600"},
+        )
+
+    def livez(self, request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+
+class _SecurityHeaders:
+    """Sets ``SECURITY_HEADERS`` on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def _templates() -> Environment:
+    env = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("clock", "moment", "duration", "ago", "percent", "number", "signed"):
+        env.filters[name] = getattr(present, name)
+    env.filters |= {"interval": present.interval, "money": present.money, "words": present.words}
+    env.filters["image_url"] = images.url
+    # Pictures escape the words that they hold.
+    env.globals["forest"] = lambda *facts: Markup(svg.forest(*facts))
+    env.globals["weights_bar"] = lambda arms: Markup(svg.weights_bar(arms))
+    return env
+
+
+def _known(page: str) -> str:
+    if page not in PAGES:
+        raise HTTPException(404, "no such page")
+    return page
+
+
+def _json(value: Any) -> Response:
+    return JSONResponse(value, headers={"cache-control": "no-store"})
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(str(error), status_code=404)
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    logger.warning("cannot read: %s", error, extra={"action": "console_read_failed"})
+    return PlainTextResponse("the ledger cannot be read now", status_code=503)

@@ -1,0 +1,242 @@
+"""Small pictures of numbers as SVG text. Colours come from the page's style sheet by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+Points = Sequence[tuple[float, float | None]]
+Scale = Callable[[float], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of a chart. ``kind`` is its CSS class. A None breaks the line."""
+
+    name: str
+    points: Points
+    kind: str
+    step: bool = False
+
+
+def forest(
+    difference: float | None,
+    interval: Sequence[float | None] | None,
+    margin: float | None,
+    assessment: str,
+) -> str:
+    """A difference with its interval against zero and the margin on either side."""
+    low, high = interval if interval else (None, None)
+    ends = [abs(v) for v in (low, high) if v is not None and math.isfinite(v)]
+    if difference is None and not ends:
+        return '<svg class="forest" viewBox="0 0 160 18" aria-hidden="true"></svg>'
+    # An interval much wider than the margin runs off the picture: the middle is what matters.
+    widest = max(ends, default=0.0)
+    limit = 4 * margin if margin else widest
+    reach = 1.1 * max(abs(difference or 0.0), 1.5 * (margin or 0.0), min(widest, limit)) or 1.0
+
+    def x(value: float) -> float:
+        return 80 + 76 * max(-1.0, min(1.0, value / reach))
+
+    parts = [
+        '<svg class="forest" viewBox="0 0 160 18" aria-hidden="true">',
+        '<line class="zero" x1="80" x2="80" y1="1" y2="17"/>',
+    ]
+    if margin:
+        for edge in (-margin, margin):
+            parts.append(
+                f'<line class="margin" x1="{x(edge):.1f}" x2="{x(edge):.1f}" y1="1" y2="17"/>'
+            )
+    if low is not None and high is not None:
+        parts.append(
+            f'<line class="span a-{escape(assessment)}" x1="{x(low):.1f}" x2="{x(high):.1f}" '
+            'y1="9" y2="9"/>'
+        )
+    if difference is not None:
+        parts.append(
+            f'<circle class="dot a-{escape(assessment)}" cx="{x(difference):.1f}" cy="9" r="3.5"/>'
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def weights_bar(arms: Sequence[tuple[str, str, float]]) -> str:
+    """(label, role, share) side by side, shares of one."""
+    parts = ['<svg class="weights" viewBox="0 0 1000 26" preserveAspectRatio="none">']
+    left = 0.0
+    for label, role, share in arms:
+        width = 1000 * max(0.0, min(1.0, share))
+        parts.append(
+            f'<rect class="arm-{escape(role)}" x="{left:.1f}" y="0" width="{width:.1f}" '
+            f'height="26"><title>{escape(label)} {100 * share:.1f} %</title></rect>'
+        )
+        left += width
+    return "".join([*parts, "</svg>"])
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    x_label: str = "",
+    y_label: str = "",
+    width: int = 460,
+    height: int = 190,
+    marks: Sequence[tuple[float, str]] = (),
+    zero: bool = False,
+) -> str:
+    """Lines over a common axis with ticks, a legend and vertical marks (x, text). Points that are
+    not finite are left out."""
+    kept = [(ln, _segments(ln.points)) for ln in lines]
+    flat = [p for _, segments in kept for segment in segments for p in segment]
+    if not flat:
+        return '<p class="nothing">No measurements.</p>'
+    left, right, top, bottom = 46, 10, 24, 30
+    x0, x1 = _range([x for x, _ in flat], pad=0.0)
+    y0, y1 = _range([y for _, y in flat] + ([0.0] if zero else []), pad=0.06)
+    if zero and y0 < 0 <= min(y for _, y in flat):
+        y0 = 0.0
+
+    def px(x: float) -> float:
+        return left + (width - left - right) * (x - x0) / (x1 - x0)
+
+    def py(y: float) -> float:
+        return top + (height - top - bottom) * (1 - (y - y0) / (y1 - y0))
+
+    names = ", ".join(ln.name for ln in lines)
+    parts = [
+        f'<svg class="plot" viewBox="0 0 {width} {height}" role="img">',
+        f"<title>{escape(names)}</title>",
+    ]
+    for tick in _ticks(y0, y1, 4):
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{py(tick):.1f}" '
+            f'y2="{py(tick):.1f}"/><text class="tick" x="{left - 6}" y="{py(tick) + 3.5:.1f}" '
+            f'text-anchor="end">{_label(tick)}</text>'
+        )
+    for tick in _ticks(x0, x1, 5):
+        parts.append(
+            f'<text class="tick" x="{px(tick):.1f}" y="{height - 15}" text-anchor="middle">'
+            f"{_label(tick)}</text>"
+        )
+    for at, text in marks:
+        if x0 <= at <= x1:
+            anchor = "end" if px(at) > width / 2 else "start"
+            shift = -4 if anchor == "end" else 4
+            parts.append(
+                f'<line class="mark" x1="{px(at):.1f}" x2="{px(at):.1f}" y1="{top}" '
+                f'y2="{height - bottom}"/><text class="mark-text" x="{px(at) + shift:.1f}" '
+                f'y="{top + 9}" text-anchor="{anchor}">{escape(text)}</text>'
+            )
+    for ln, segments in kept:
+        for segment in segments:
+            parts.append(
+                f'<path class="line {escape(ln.kind)}" d="{_path(segment, px, py, ln.step)}"/>'
+            )
+    parts.append(_legend(lines, left))
+    parts.append(
+        f'<text class="tick" x="{width - right}" y="{height - 2}" text-anchor="end">'
+        f'{escape(x_label)}</text><text class="tick" x="{width - right}" y="11" '
+        f'text-anchor="end">{escape(y_label)}</text></svg>'
+    )
+    return "".join(parts)
+
+
+def stacked_steps(
+    times: Sequence[float],
+    shares: Sequence[Sequence[tuple[str, float]]],
+    end: float,
+    *,
+    x_label: str,
+    width: int = 960,
+    height: int = 200,
+) -> str:
+    """Shares of one over time, each held until the next time. ``shares``: per time the (class,
+    share) pairs from the bottom up."""
+    if not times:
+        return '<p class="nothing">No routing tables.</p>'
+    left, right, top, bottom = 46, 10, 8, 30
+    x0, x1 = times[0], max(end, times[-1] + 1e-6, times[0] + 1e-6)
+
+    def px(x: float) -> float:
+        return left + (width - left - right) * (x - x0) / (x1 - x0)
+
+    tall = height - top - bottom
+    parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img"><title>traffic</title>']
+    for index, at in enumerate(times):
+        until = times[index + 1] if index + 1 < len(times) else x1
+        base = 0.0
+        for kind, share in shares[index]:
+            parts.append(
+                f'<rect class="{escape(kind)}" x="{px(at):.2f}" width="{px(until) - px(at):.2f}" '
+                f'y="{top + tall * (1 - base - share):.2f}" height="{tall * share:.2f}"/>'
+            )
+            base += share
+    for tick in (0.0, 0.5, 1.0):
+        parts.append(
+            f'<text class="tick" x="{left - 6}" y="{top + tall * (1 - tick) + 3.5:.1f}" '
+            f'text-anchor="end">{100 * tick:.0f} %</text>'
+        )
+    for tick in _ticks(x0, x1, 8):
+        parts.append(
+            f'<text class="tick" x="{px(tick):.1f}" y="{height - 15}" text-anchor="middle">'
+            f"{_label(tick)}</text>"
+        )
+    parts.append(
+        f'<text class="tick" x="{width - right}" y="{height - 2}" text-anchor="end">'
+        f"{escape(x_label)}</text></svg>"
+    )
+    return "".join(parts)
+
+
+def _legend(lines: Sequence[Line], left: float) -> str:
+    parts = []
+    x = left
+    for ln in lines:
+        parts.append(
+            f'<line class="line {escape(ln.kind)}" x1="{x:.0f}" x2="{x + 16:.0f}" y1="8" y2="8"/>'
+            f'<text class="tick" x="{x + 21:.0f}" y="11.5">{escape(ln.name)}</text>'
+        )
+        x += 34 + 6.2 * len(ln.name)
+    return "".join(parts)
+
+
+def _segments(points: Points) -> list[list[tuple[float, float]]]:
+    segments: list[list[tuple[float, float]]] = [[]]
+    for x, y in points:
+        if y is None or not math.isfinite(y):
+            segments.append([])
+        else:
+            segments[-1].append((x, y))
+    return [s for s in segments if s]
+
+
+def _path(segment: list[tuple[float, float]], px: Scale, py: Scale, step: bool) -> str:
+    parts = [f"M{px(segment[0][0]):.1f},{py(segment[0][1]):.1f}"]
+    for x, y in segment[1:]:
+        if step:
+            parts.append(f"H{px(x):.1f}")
+        parts.append(f"V{py(y):.1f}" if step else f"L{px(x):.1f},{py(y):.1f}")
+    if len(segment) == 1:
+        parts.append("h0.1")
+    return "".join(parts)
+
+
+def _range(values: Sequence[float], *, pad: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if high - low < 1e-12:
+        size = abs(low) * 0.1 or 1.0
+        return low - size, high + size
+    return low - pad * (high - low), high + pad * (high - low)
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    rough = (high - low) / max(1, count)
+    size = 10 ** math.floor(math.log10(rough))
+    step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough)
+    first = math.ceil(low / step)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _label(value: float) -> str:
+    return f"{value:,.0f}".replace(",", " ") if abs(value) >= 1000 else f"{value:.4g}"

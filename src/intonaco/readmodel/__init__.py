@@ -1,0 +1,93 @@
+"""What people are shown: plain JSON facts read from the ledger and the workspace.
+
+The console, ``intonaco status`` and the demo's report read the same facts here, so that they never
+disagree. Nothing is written. Times are seconds since the epoch, money is in the budget's currency.
+A number that is not finite is told as null.
+"""
+
+from __future__ import annotations
+
+from intonaco.config import Config
+from intonaco.ledger import Ledger
+from intonaco.readmodel.operations import budget, processes
+from intonaco.readmodel.plain import Facts, plain
+from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
+from intonaco.readmodel.signals import (
+    finding_facts,
+    history,
+    signal_history,
+    signals,
+    timeline,
+)
+from intonaco.readmodel.updates import (
+    PHASES,
+    active_update,
+    job_folder,
+    last_rollout_facts,
+    phase_strip,
+    rollout_facts,
+    update_facts,
+    updates,
+)
+from intonaco.types import Finding, Observed
+from intonaco.workspace import Workspace
+
+__all__ = [
+    "PHASES",
+    "Facts",
+    "budget",
+    "finding_facts",
+    "history",
+    "job_folder",
+    "phase_strip",
+    "plain",
+    "processes",
+    "release_card",
+    "release_lineage",
+    "releases",
+    "rollout_facts",
+    "routing",
+    "signal_history",
+    "signals",
+    "snapshot",
+    "timeline",
+    "update_facts",
+    "updates",
+]
+
+
+def snapshot(
+    ledger: Ledger,
+    workspace: Workspace,
+    config: Config,
+    now: float,
+    observed: Observed | None = None,
+    *,
+    events: int = 80,
+    points: int = 300,
+) -> Facts:
+    """Everything there is to see of a service now. ``observed`` is what the gateway says of itself,
+    None if it cannot be asked. ``events``: how many of the last; ``points``: per signal chart, 0 to
+    leave the charts out."""
+    update = active_update(ledger)
+    rollout = ledger.active_rollout()
+    facts: Facts = plain(
+        {
+            "service": ledger.service_id,
+            "model": config.model.name,
+            "now": now,
+            "frozen": bool(ledger.setting("frozen")),
+            "releases": roles(ledger, update, rollout),
+            "routing": routing(ledger, observed),
+            "gateway": observed,
+            "update": update_facts(ledger, workspace, update, now) if update else None,
+            "rollout": rollout_facts(rollout, now) if rollout else None,
+            "last_rollout": last_rollout_facts(ledger, now) if rollout is None else None,
+            "signals": signals(ledger, points),
+            "findings": [finding_facts(f) for f in reversed(ledger.all(Finding))],
+            "budget": budget(ledger, config, now),
+            "events": ledger.events(limit=events, newest=True),
+            "processes": processes(workspace),
+        }
+    )
+    return facts

@@ -1,0 +1,225 @@
+"""Updates and rollouts, as people are shown them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from intonaco.jobs import JobFolder
+from intonaco.ledger import EffectStatus, Ledger
+from intonaco.readmodel.plain import Facts, plain
+from intonaco.types import Event, Phase, Rollout, RolloutStatus, Update
+from intonaco.workspace import Workspace
+
+PHASES = (
+    Phase.DATASET,
+    Phase.TRAIN,
+    Phase.EVALUATE,
+    Phase.GATE,
+    Phase.REGISTER,
+    Phase.STAGE,
+    Phase.APPROVE,
+    Phase.ROLLOUT,
+    Phase.BAKE,
+)
+JOB_KINDS = ("train", "evaluate")
+
+
+def updates(ledger: Ledger) -> list[Facts]:
+    """All updates, newest first, without their jobs."""
+    moves = _moves(ledger)
+    facts: list[Facts] = plain(
+        [brief(u, moves.get(u.update_id, ())) for u in reversed(ledger.all(Update))]
+    )
+    return facts
+
+
+def update_facts(ledger: Ledger, workspace: Workspace, update: Update, now: float) -> Facts:
+    """One update: its phases, its candidates, its jobs and how far they are."""
+    effects = ledger.effects(update.update_id).values()
+    return brief(update, _moves(ledger).get(update.update_id, ())) | {
+        "in_phase_seconds": max(0.0, now - update.phase_since),
+        "jobs": [_job(workspace, e) for e in effects if e.effect.kind in JOB_KINDS],
+        "waiting_for": _waiting_for(update, effects),
+    }
+
+
+def brief(update: Update, moves: Sequence[Event] = ()) -> Facts:
+    """An update with its plan, phases and candidates. ``moves``: its ``update.phase`` events."""
+    plan = update.plan
+    return {
+        "id": update.update_id,
+        "phase": update.phase,
+        "phase_since": update.phase_since,
+        "created_at": update.created_at,
+        "attempt": update.attempt,
+        "reason": update.reason,
+        "champion": update.champion,
+        "chosen": update.chosen,
+        "rollout": update.rollout_id,
+        "plan": {
+            "id": plan.plan_id,
+            "action": plan.action,
+            "cause": plan.cause,
+            "reason": plan.reason,
+            "recipes": plan.recipes,
+            "estimated_cost": plan.estimated_cost,
+            "expected_benefit": plan.expected_benefit,
+            "budget_left": plan.budget_left,
+            "currency": plan.currency,
+            "requested_by": plan.requested_by,
+        },
+        "phases": phase_strip(update, moves),
+        "candidates": update.candidates,
+    }
+
+
+def phase_strip(update: Update, moves: Sequence[Event] = ()) -> list[Facts]:
+    """The phases of an update in order: {"phase", "state", "seconds"}, state one of "skipped",
+    "done", "current", "stopped", "to_come"; seconds that it took, None if not known.
+
+    An update that ended early stopped where its last event says, or without events at the last
+    phase that its own facts prove it reached."""
+    seconds = {m.data.get("from"): m.data.get("seconds") for m in moves}
+    first = _first_phase(update)
+    phases = list(PHASES)
+    if update.phase is Phase.REVIEW or Phase.REVIEW in seconds:
+        phases.insert(phases.index(Phase.GATE), Phase.REVIEW)
+    ended = update.phase.final
+    here = len(phases)
+    if update.phase is not Phase.PROMOTED:
+        here = phases.index(_stopped_at(update, moves, phases) if ended else update.phase)
+    strip = []
+    for index, phase in enumerate(phases):
+        if index < phases.index(first):
+            state = "skipped"
+        elif index < here:
+            state = "done"
+        elif index == here:
+            state = "stopped" if ended else "current"
+        else:
+            state = "to_come"
+        strip.append({"phase": phase, "state": state, "seconds": seconds.get(phase)})
+    return strip
+
+
+def _moves(ledger: Ledger) -> dict[str, list[Event]]:
+    moves: dict[str, list[Event]] = {}
+    for event in ledger.events(kind="update.phase", limit=2000, newest=True):
+        moves.setdefault(event.subject, []).append(event)
+    return moves
+
+
+def _stopped_at(update: Update, moves: Sequence[Event], phases: Sequence[Phase]) -> Phase:
+    ends = [m.data.get("from") for m in moves if m.data.get("to") == update.phase]
+    return Phase(str(ends[-1])) if ends and ends[-1] in phases else _reached(update)
+
+
+def _first_phase(update: Update) -> Phase:
+    if update.attempt > 1 or not update.plan.action.makes_update:
+        return Phase.STAGE  # a retried rollout, or a way back: proven before
+    return Phase.DATASET if update.plan.action.trains else Phase.EVALUATE
+
+
+def _reached(update: Update) -> Phase:
+    if update.rollout_id is not None:
+        return Phase.ROLLOUT
+    if update.chosen is not None:
+        return Phase.APPROVE if update.phase is Phase.REJECTED else Phase.STAGE
+    first = _first_phase(update)
+    if any(c.metrics or c.registry_version for c in update.candidates):
+        reached = Phase.GATE
+    elif any(c.release_id for c in update.candidates):
+        reached = Phase.EVALUATE
+    elif any(c.dataset_version for c in update.candidates):
+        reached = Phase.TRAIN
+    else:
+        reached = first
+    return max(reached, first, key=PHASES.index)
+
+
+def _waiting_for(update: Update, effects: Iterable[EffectStatus]) -> str | None:
+    if update.phase is Phase.APPROVE:
+        return "a person's approval"
+    failing = [e for e in effects if e.status == "wanted" and e.attempts]
+    if failing:
+        last = max(failing, key=lambda e: e.updated_at)
+        return f"{last.effect.kind}, tried {last.attempts} times: {last.error}"
+    return None
+
+
+def job_folder(workspace: Workspace, key: str) -> JobFolder:
+    """The folder of the job with this key."""
+    return JobFolder(workspace.jobs / hashlib.sha256(key.encode()).hexdigest()[:16])
+
+
+def _job(workspace: Workspace, status: EffectStatus) -> Facts:
+    folder = job_folder(workspace, status.effect.key)
+    progress = folder.read("progress")
+    name = str(status.effect.payload.get("name", ""))
+    return {
+        "key": status.effect.key,
+        "kind": status.effect.kind,
+        "name": name,
+        "label": status.effect.kind if name in ("", "all") else f"{status.effect.kind} {name}",
+        "status": {"wanted": "running" if progress else "waiting"}.get(
+            status.status, status.status
+        ),
+        "phase": progress.get("phase", ""),
+        "step": progress.get("step", 0),
+        "total": progress.get("total", 0),
+        "text": progress.get("text", ""),
+        "error": status.error,
+    }
+
+
+def rollout_facts(rollout: Rollout, now: float) -> Facts:
+    """A rollout: every step with its state, the present one's progress, the assessments."""
+    steps = []
+    for index, step in enumerate(rollout.steps):
+        entered = rollout.history[index] if index < len(rollout.history) else None
+        if rollout.status is RolloutStatus.PROMOTED or index < rollout.step:
+            state = "done"
+        elif index == rollout.step:
+            state = "stopped" if rollout.status.final else "current"
+        else:
+            state = "to_come"
+        end = (entered.left_at if entered else None) or rollout.ended_at or now
+        steps.append(
+            {
+                "kind": step.kind,
+                "weight": step.weight,
+                "state": state,
+                "min_seconds": step.min_seconds,
+                "min_units": step.min_units,
+                "seconds": max(0.0, end - entered.entered_at) if entered else None,
+                "units": entered.units if entered else None,
+                "decision": entered.decision if entered else "",
+            }
+        )
+    return {
+        "id": rollout.rollout_id,
+        "update": rollout.update_id,
+        "champion": rollout.champion,
+        "challenger": rollout.challenger,
+        "status": rollout.status,
+        "reason": rollout.reason,
+        "step": rollout.step,
+        "steps": steps,
+        "history": rollout.history,
+        "assessments": rollout.assessments,
+        "alpha": rollout.alpha,
+        "attempt": rollout.attempt,
+        "started_at": rollout.started_at,
+        "ended_at": rollout.ended_at,
+    }
+
+
+def last_rollout_facts(ledger: Ledger, now: float) -> Facts | None:
+    ended = ledger.all(Rollout, status="final")
+    return rollout_facts(ended[-1], now) if ended else None
+
+
+def active_update(ledger: Ledger) -> Update | None:
+    active = ledger.active_updates()
+    return active[-1] if active else None
