@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -155,5 +157,13 @@ def _same(trained: Tensor, saved: Tensor) -> bool:
     return torch.allclose(saved, trained.cpu(), rtol=1e-4, atol=1e-5)
 
 
+def _quiet() -> None:
+    """Keep the libraries' progress bars out of the log: an error quotes its end."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
 if __name__ == "__main__":
+    _quiet()
     main(run)
