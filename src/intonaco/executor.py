@@ -7,6 +7,7 @@ that a controller that was killed finds it again instead of starting a second.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -88,6 +89,7 @@ class Parts:
     tracker: Tracker
     embed: Callable[[Sequence[str]], Matrix]  # texts to the extractor's vectors
     probe: Callable[[str, str, int], bytes]  # (release, prompt, seed) to PNG bytes
+    smoke: Callable[[str, Release], float]  # (worker's URL, release) to seconds of one picture
     clock: Clock
 
 
@@ -336,6 +338,9 @@ class Executor:
                 "batch_size": config.batch_size,
                 "latency_rounds": config.latency_rounds,
                 "threads": config.threads,
+                "alpha": config.alpha,
+                "margins": config.margins.model_dump(),
+                "dtype": p.config.model.dtype,
                 "generation": p.config.model.generation.model_dump(),
                 "keep": keep,
                 "improve": sorted(set(learnt) - set(keep)),
@@ -393,7 +398,7 @@ class Executor:
         if status.attested != release.release_id:
             p.serving.retire(release.release_id)
             return Failed(f"the worker loaded {status.attested}, not {release.release_id}")
-        seconds = smoke_test(status.urls[0], release)
+        seconds = p.smoke(status.urls[0], release)
         return Done(
             {"text": f"staged: identity attested, first picture in {seconds * 1000:.0f} ms"}
         )
@@ -458,13 +463,7 @@ class Executor:
 
 def job_folder(workspace: Workspace, key: str) -> Path:
     """Where the local backend keeps a job of that key."""
-    return workspace.jobs / digest_of_key(key)
-
-
-def digest_of_key(key: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    return workspace.jobs / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def smoke_test(url: str, release: Release) -> float:

@@ -483,7 +483,7 @@ class Transaction:
 
 def sqlite_engine(path: Path) -> Engine:
     """WAL, a busy time-out, and transactions that take the write lock when they begin."""
-    engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool)
+    engine = sa.create_engine(f"sqlite:///{path}")
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, record: Any) -> None:
