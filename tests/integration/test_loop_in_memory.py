@@ -136,6 +136,9 @@ class World:
         self.tick(0.0)
         return self.ledger.command_outcome(number)
 
+    def lose_table(self) -> None:
+        self.router.table = None
+
     def updates(self) -> list[Update]:
         return self.ledger.all(Update)
 
@@ -376,7 +379,7 @@ def test_a_champion_whose_worker_died_is_started_again(world: World) -> None:
 
 def test_a_gateway_that_lost_its_table_gets_it_again(world: World) -> None:
     champion = world.first_release()
-    world.router.table = None
+    world.lose_table()
     world.tick()
     world.tick()
     assert world.router.table is not None
