@@ -62,7 +62,8 @@ class Medians:
     """Median service time (s) of the champion in each request class.
 
     ``fixed`` ones were set beforehand. A class without one learns it from champion attempts, always
-    from those seen before the one that is judged, so that the limit is predictable.
+    from those seen before the one that is judged, so that the limit is predictable. Both are state:
+    a restart moves no limit.
     """
 
     def __init__(self, fixed: Mapping[str, float], *, needed: int = 20, kept: int = 200) -> None:
@@ -87,10 +88,14 @@ class Medians:
                 times.append(_duration(attempt))
 
     def state(self) -> Json:
-        return {k: list(v) for k, v in self._learned.items()}
+        return {
+            "fixed": dict(self._fixed),
+            "learned": {k: list(v) for k, v in self._learned.items()},
+        }
 
     def restore(self, state: Mapping[str, Json]) -> None:
-        self._learned = {k: [float(t) for t in v] for k, v in state.items()}
+        self._fixed = {k: float(v) for k, v in state["fixed"].items()}
+        self._learned = {k: [float(t) for t in v] for k, v in state["learned"].items()}
 
 
 def _duration(attempt: Attempt) -> float:
