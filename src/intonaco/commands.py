@@ -81,6 +81,21 @@ def begin_update(
     )
 
 
+def take_over(parts: Parts, actor: str, now: float) -> Update:
+    """The first update of a service whose model exists already, in the folder ``model.path``."""
+    plan = Plan(
+        plan_id=digest(["take over", parts.config.service, parts.config.model.path])[:12],
+        service_id=parts.config.service,
+        at=now,
+        action=Action.ASSEMBLE,
+        cause=Cause.FIRST_RELEASE,
+        reason=f"take the model of {parts.config.model.path} into care",
+        assemble={"name": "given"},
+        requested_by=actor,
+    )
+    return loop.start(plan, None, now)
+
+
 def back_to(parts: Parts, release_id: str, reason: str, actor: str, now: float) -> Update:
     """An update that puts an earlier release back into service at once."""
     champion = parts.ledger.champion()
@@ -143,9 +158,12 @@ def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -
             hint="wait for it, or `intonaco update cancel` it",
         )
     champion = parts.ledger.champion()
-    action = Action(
-        str(a.get("action") or (Action.FULL_RETRAIN if champion is None else Action.FINE_TUNE))
-    )
+    given = champion is None and parts.config.model.path is not None and not a.get("recipes")
+    if given and not a.get("action"):
+        begin_update(parts, tx, take_over(parts, command.actor, now), now, actor=command.actor)
+        return f"taking over the model of {parts.config.model.path}"
+    default = Action.FULL_RETRAIN if champion is None else Action.FINE_TUNE
+    action = Action(str(a.get("action") or default))
     decision = parts.config.decision
     recipes = tuple(a.get("recipes") or ()) or {
         Action.FULL_RETRAIN: decision.full_retrain,

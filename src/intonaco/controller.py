@@ -58,6 +58,7 @@ class Controller:
         commands.take(self.parts, fence, now)
         self.watch.look(fence, now)
         deciding.look(self.parts, self.watch, fence, now)
+        self._take_over(fence, now)
         for update in self.parts.ledger.active_updates():
             self._advance(update, fence, now)
         self._effects(fence, now)
@@ -65,6 +66,15 @@ class Controller:
         self._project(now)
         self._tell()
         return True
+
+    def _take_over(self, fence: int, now: float) -> None:
+        """A new service whose configuration names a model begins with that model."""
+        ledger = self.parts.ledger
+        if self.parts.config.model.path is None or ledger.champion() or ledger.all(Update):
+            return
+        with ledger.begin(fence=fence) as tx:
+            update = commands.take_over(self.parts, "configuration", now)
+            commands.begin_update(self.parts, tx, update, now)
 
     def _advance(self, update: Update, fence: int, now: float) -> None:
         """Move an update as far as what is known carries it."""

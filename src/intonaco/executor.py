@@ -36,7 +36,7 @@ from intonaco.protocols import (
     TrafficRouter,
     TrainingBackend,
 )
-from intonaco.releases import ReleaseStore, read_serving_spec
+from intonaco.releases import ReleaseStore, check_folder, read_serving_spec
 from intonaco.types import (
     Action,
     DatasetVersion,
@@ -259,45 +259,55 @@ class Executor:
         return str(self.parts.workspace.resolve(recipe.init).resolve())
 
     def _assemble(self, effect: Effect) -> Outcome:
-        """A release from the champion's weights with another sampler or other defaults."""
+        """A release from the champion's weights with another sampler or other defaults; without a
+        champion, from the folder that ``model.path`` names."""
         p = self.parts
         update = p.ledger.get(Update, effect.subject)
-        if update.champion is None:
-            raise ConfigError("there is no champion to assemble a new release from")
-        champion = p.releases.get(update.champion)
+        champion = p.releases.get(update.champion) if update.champion else None
         change = update.plan.assemble
-        generation = {**champion.serving.generation, **change.get("generation", {})}
+        serving = champion.serving if champion else None
+        generation = {
+            **(serving.generation if serving else p.config.model.generation.model_dump()),
+            **change.get("generation", {}),
+        }
+        dataset_version = champion.provenance.dataset_version if champion else None
         with tempfile.TemporaryDirectory(dir=p.workspace.root) as temporary:
             folder = Path(temporary) / "pipeline"
-            shutil.copytree(p.releases.folder(champion), folder)
+            shutil.copytree(self._weights(champion), folder)
             if change.get("scheduler"):
                 _change_scheduler(folder, change["scheduler"])
-            serving = read_serving_spec(
+            spec = read_serving_spec(
                 folder,
                 generation=generation,
-                dtype=champion.serving.dtype,
-                fused=champion.serving.fused,
+                dtype=serving.dtype if serving else p.config.model.dtype,
+                fused=serving.fused if serving else False,
             )
             release = p.releases.add(
                 folder,
-                serving,
+                spec,
                 Provenance(
                     created_at=p.clock.now(),
-                    parent=champion.release_id,
+                    parent=update.champion,
                     recipe=str(effect.payload["name"]),
-                    dataset_version=champion.provenance.dataset_version,
+                    dataset_version=dataset_version,
                     update_id=update.update_id,
                     code_revision=code_revision(),
                     note=update.plan.reason,
                 ),
             )
         self._have_release(release)
-        return Done(
-            {
-                "release_id": release.release_id,
-                "dataset_version": champion.provenance.dataset_version,
-            }
-        )
+        return Done({"release_id": release.release_id, "dataset_version": dataset_version})
+
+    def _weights(self, champion: Release | None) -> Path:
+        """The pipeline folder that a release is assembled from."""
+        p = self.parts
+        if champion is not None:
+            return p.releases.folder(champion)
+        if p.config.model.path is None:
+            raise ConfigError("model.path: not given, and there is no champion to assemble from")
+        folder = p.workspace.resolve(p.config.model.path)
+        check_folder(folder)
+        return folder
 
     def _have_release(self, release: Release) -> None:
         with self.parts.ledger.begin() as tx:

@@ -176,6 +176,8 @@ def _evaluate(update: Update, facts: Facts, now: float) -> Step:
         update = replace(update, candidates=(candidate,))
         if candidate.release_id == update.champion:
             return _to(update, Phase.REJECTED, now, "it is the champion: nothing would change")
+        if taken_over(update.plan, update.champion):
+            return _take_over(update, now)
     wanted = _effect(update, "evaluate", "all")
     _, failed, waiting = _look(facts, [wanted])
     if failed:
@@ -183,6 +185,23 @@ def _evaluate(update: Update, facts: Facts, now: float) -> Step:
     if waiting:
         return Step(update=update, effects=(wanted,))
     return _to(update, Phase.GATE, now, "evaluated against held-out images")
+
+
+def taken_over(plan: Plan, champion: str | None) -> bool:
+    """Whether a plan takes a model into care that a person serves already."""
+    return champion is None and plan.action is Action.ASSEMBLE
+
+
+def _take_over(update: Update, now: float) -> Step:
+    """A model that serves today is not put through the gate: there is nothing to compare it with,
+    and it is its owner who says that it may serve. Its verdict stays open."""
+    candidate = replace(
+        update.candidates[0],
+        verdict=Verdict.INCONCLUSIVE,
+        reasons=("taken over as it was given, not evaluated",),
+    )
+    update = replace(update, candidates=(candidate,), chosen=candidate.release_id)
+    return _to(update, Phase.REGISTER, now, candidate.reasons[0])
 
 
 def _gate(update: Update, facts: Facts, now: float) -> Step:
@@ -247,6 +266,9 @@ def _stage(update: Update, facts: Facts, now: float) -> Step:
 def _approve(update: Update, facts: Facts, now: float) -> Step:
     """A person's word, or the policy's where the configuration leaves it to the policy."""
     approval = facts.approval
+    if approval is None and taken_over(update.plan, update.champion):
+        actor = update.plan.requested_by
+        approval = Approval(approved=True, actor=actor, reason="the model as it was given")
     if approval is None and facts.config.approval.mode == "auto":
         approval = Approval(approved=True, actor="policy", reason="approval.mode is auto")
     if approval is None:

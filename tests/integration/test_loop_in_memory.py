@@ -515,3 +515,21 @@ def test_trouble_that_passes_is_tried_again(tmp_path: Path) -> None:
     world.first_release()
     assert tries == 3
     world.close()
+
+
+def test_a_model_that_exists_is_taken_over_as_it_is(tmp_path: Path) -> None:
+    world = World(tmp_path, approval="ask")
+    write_pipeline(tmp_path / "mine", "weights")
+    given = world.parts.config.model.model_copy(update={"path": "mine"})
+    changed = world.parts.config.model_copy(update={"model": given})
+    object.__setattr__(world.parts, "config", changed)
+    world.until(lambda: world.ledger.champion() is not None)
+    update = world.updates()[0]
+    assert update.candidates[0].verdict is Verdict.INCONCLUSIVE
+    release = world.ledger.get(Release, str(world.ledger.champion()))
+    assert release.provenance.recipe == "given"
+    world.until(lambda: world.updates()[0].phase.final)
+    for _ in range(3):
+        world.tick()
+    assert len(world.updates()) == 1
+    world.close()
