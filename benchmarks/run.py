@@ -1,0 +1,132 @@
+"""Runs benchmarks and writes down what they measured.
+
+``python benchmarks/run.py [NAME ...]``: each ``benchmarks/NAME/bench.py`` answers one question,
+asked in its docstring, by a function ``run() -> dict[str, float]`` from names with their unit
+(``p50_ms``) to values. Results go to ``results.json``, dotted name -> {value, command, date,
+hardware}, and to ``RESULTS.md`` for people. Results of benchmarks that were not run stay as they
+were, with their own date and hardware. One that fails leaves its old results and makes the exit
+status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results.json"
+PAGE = HERE / "RESULTS.md"
+
+
+def names() -> list[str]:
+    """All benchmarks there are."""
+    return sorted(path.parent.name for path in HERE.glob("*/bench.py"))
+
+
+def load(name: str) -> ModuleType:
+    """The module of a benchmark."""
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", HERE / name / "bench.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def question(name: str) -> str:
+    """The docstring of a benchmark."""
+    return (load(name).__doc__ or "").strip()
+
+
+def hardware() -> str:
+    """The machine in a line: processor, cores, memory, interpreter, and how busy it was already."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gib = psutil.virtual_memory().total / 2**30
+    return (
+        f"{processor}, {cores} cores, {gib:.0f} GiB, {platform.system()}, "
+        f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the start"
+    )
+
+
+def measure(name: str) -> dict[str, dict[str, Any]]:
+    """Run one benchmark. Raises what it raises, and ValueError for a value that is no number."""
+    machine = hardware()
+    values: Mapping[str, float] = load(name).run()
+    for key, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}.{key} is {value}")
+    about = {
+        "command": f"make bench ARGS={name}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": machine,
+    }
+    return {f"{name}.{key}": {"value": value, **about} for key, value in values.items()}
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as a page."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `benchmarks/run.py`. One run each on a machine that may have had other work;",
+        "figures are for orders of magnitude and for comparison within a table.",
+    ]
+    for name in sorted({key.partition(".")[0] for key in results}):
+        rows = {k: v for k, v in results.items() if k.startswith(f"{name}.")}
+        first = next(iter(rows.values()))
+        lines += ["", f"## {name}", ""]
+        if name in names():
+            lines += [question(name), ""]
+        lines += [f"`{first['command']}`, {first['date']}, {first['hardware']}", ""]
+        lines += ["| figure | value |", "|---|---:|"]
+        lines += [f"| {k.partition('.')[2]} | {v['value']:.4g} |" for k, v in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run benchmarks.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(names())}")
+    chosen = parser.parse_args().names or names()
+    if unknown := set(chosen) - set(names()):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(names())}")
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    failed = []
+    for name in chosen:
+        try:
+            found = measure(name)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        results = {k: v for k, v in results.items() if not k.startswith(f"{name}.")} | found
+        for key, entry in found.items():
+            print(f"{key} = {entry['value']:.4g}")
+    RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n")
+    PAGE.write_text(page(results))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
