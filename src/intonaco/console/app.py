@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -34,7 +31,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from intonaco import readmodel
 from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config
-from intonaco.console import images, present, svg
+from intonaco.console import images
+from intonaco.console.templating import HERE, environment
 from intonaco.errors import IntonacoError, NotFound
 from intonaco.ledger import Ledger
 from intonaco.types import Observed
@@ -42,7 +40,6 @@ from intonaco.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_EVENTS = 1000
 SECURITY_HEADERS = {
@@ -82,7 +79,7 @@ class _Console:
         self.config = config
         self.clock = clock
         self.observe = observe
-        self.templates = _templates()
+        self.templates = environment()
 
     def app(self) -> Starlette:
         # A page of another site must not read this one by pointing its own name here.
@@ -228,24 +225,6 @@ class _SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
-
-
-def _templates() -> Environment:
-    env = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("clock", "moment", "duration", "ago", "percent", "number", "signed"):
-        env.filters[name] = getattr(present, name)
-    env.filters |= {"interval": present.interval, "money": present.money, "words": present.words}
-    env.filters["image_url"] = images.url
-    # Pictures escape the words that they hold.
-    env.globals["forest"] = lambda *facts: Markup(svg.forest(*facts))
-    env.globals["weights_bar"] = lambda arms: Markup(svg.weights_bar(arms))
-    return env
 
 
 def _known(page: str) -> str:

@@ -114,24 +114,24 @@ def line_chart(
             f'y2="{py(tick):.1f}"/><text class="tick" x="{left - 6}" y="{py(tick) + 3.5:.1f}" '
             f'text-anchor="end">{_label(tick)}</text>'
         )
-    for tick in _ticks(x0, x1, 5):
+    for tick in _ticks(x0, x1, 6):
         parts.append(
             f'<text class="tick" x="{px(tick):.1f}" y="{height - 15}" text-anchor="middle">'
             f"{_label(tick)}</text>"
         )
-    for at, text in marks:
+    for ln, segments in kept:
+        for segment in segments:
+            parts.append(
+                f'<path class="line {escape(ln.kind)}" d="{_path(segment, px, py, ln.step)}"/>'
+            )
+    for row, (at, text) in enumerate(marks):
         if x0 <= at <= x1:
             anchor = "end" if px(at) > width / 2 else "start"
             shift = -4 if anchor == "end" else 4
             parts.append(
                 f'<line class="mark" x1="{px(at):.1f}" x2="{px(at):.1f}" y1="{top}" '
                 f'y2="{height - bottom}"/><text class="mark-text" x="{px(at) + shift:.1f}" '
-                f'y="{top + 9}" text-anchor="{anchor}">{escape(text)}</text>'
-            )
-    for ln, segments in kept:
-        for segment in segments:
-            parts.append(
-                f'<path class="line {escape(ln.kind)}" d="{_path(segment, px, py, ln.step)}"/>'
+                f'y="{top + 9 + 12 * row}" text-anchor="{anchor}">{escape(text)}</text>'
             )
     parts.append(_legend(lines, left))
     parts.append(
@@ -225,8 +225,7 @@ def _path(segment: list[tuple[float, float]], px: Scale, py: Scale, step: bool) 
 def _range(values: Sequence[float], *, pad: float) -> tuple[float, float]:
     low, high = min(values), max(values)
     if high - low < 1e-12:
-        size = abs(low) * 0.1 or 1.0
-        return low - size, high + size
+        return (low, low + 1.0) if low == 0 else (low - abs(low) * 0.1, high + abs(low) * 0.1)
     return low - pad * (high - low), high + pad * (high - low)
 
 

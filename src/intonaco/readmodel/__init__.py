@@ -18,6 +18,7 @@ from intonaco.readmodel.signals import (
     signal_history,
     signals,
     timeline,
+    worth_telling,
 )
 from intonaco.readmodel.updates import (
     PHASES,
@@ -53,6 +54,7 @@ __all__ = [
     "timeline",
     "update_facts",
     "updates",
+    "worth_telling",
 ]
 
 

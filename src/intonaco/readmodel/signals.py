@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from intonaco.codec import as_json
 from intonaco.ledger import Ledger
@@ -63,9 +63,14 @@ def timeline(ledger: Ledger) -> list[Facts]:
     after = 0
     while batch := ledger.events(after=after, limit=1000):
         after = batch[-1].event_id
-        told += [e for e in batch if e.kind.split(".")[0] not in QUIET_EVENTS]
+        told += worth_telling(batch)
     facts: list[Facts] = plain(told)
     return facts
+
+
+def worth_telling(events: Iterable[Event]) -> list[Event]:
+    """Without the plumbing."""
+    return [e for e in events if e.kind.split(".")[0] not in QUIET_EVENTS]
 
 
 def history(ledger: Ledger, *, points: int = 800) -> Facts:

@@ -1,0 +1,32 @@
+"""Templates with the console's wording, pictures and escaping. The demo's report uses them too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from intonaco.console import images, present, svg
+
+HERE = Path(__file__).parent
+
+
+def environment(*folders: Path) -> Environment:
+    """Everything is escaped; a name that is not there is an error. ``folders`` are looked in before
+    the console's own."""
+    env = Environment(
+        loader=FileSystemLoader([*folders, HERE / "templates"]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("clock", "moment", "duration", "ago", "percent", "number", "signed"):
+        env.filters[name] = getattr(present, name)
+    env.filters |= {"interval": present.interval, "money": present.money, "words": present.words}
+    env.filters["image_url"] = images.url
+    # Pictures escape the words that they hold.
+    env.globals["forest"] = lambda *facts: Markup(svg.forest(*facts))
+    env.globals["weights_bar"] = lambda arms: Markup(svg.weights_bar(arms))
+    return env
