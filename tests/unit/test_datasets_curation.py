@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,28 +62,36 @@ def test_shapes_that_do_not_agree_are_refused() -> None:
         select_moved([item("a")], np.zeros((1, 2)), [cluster((0.0, 0.0, 0.0), moved=True)])
 
 
+def written(folder: Path, prefix: str, n: int) -> list[Item]:
+    """Items whose images exist and differ."""
+    items = [item(f"{prefix}{i}", folder=str(folder)) for i in range(n)]
+    for one in items:
+        one.file.write_text(one.file.name)
+    return items
+
+
 @pytest.mark.parametrize("replay", [0.0, 0.1, 0.3, 0.5, 0.9])
-def test_mix_has_the_share_of_old_data(replay: float) -> None:
-    new = [item(f"n{i}") for i in range(70)]
-    old = [item(f"o{i}") for i in range(1000)]
+def test_mix_has_the_share_of_old_data(replay: float, tmp_path: Path) -> None:
+    new, old = written(tmp_path, "n", 20), written(tmp_path, "o", 200)
     mixed = mix(new, old, replay, np.random.default_rng(0))
     drawn = [one for one in mixed if one in old]
     assert [one for one in mixed if one in new] == new
-    assert len(set(drawn)) == len(drawn)
-    assert abs(len(drawn) / len(mixed) - replay) < 0.01
+    assert len({one.file for one in drawn}) == len(drawn)
+    assert abs(len(drawn) / len(mixed) - replay) < 0.02
 
 
-def test_mix_draws_from_all_old_items_and_by_seed() -> None:
-    new, old = [item(f"n{i}") for i in range(10)], [item(f"o{i}") for i in range(20)]
+def test_mix_draws_from_all_old_items_and_by_seed(tmp_path: Path) -> None:
+    new, old = written(tmp_path, "n", 10), written(tmp_path, "o", 20)
     draws = [mix(new, old, 0.3, np.random.default_rng(s)) for s in range(100)]
     assert {one for draw in draws for one in draw} == {*new, *old}
     assert draws[0] == mix(new, old, 0.3, np.random.default_rng(0))
 
 
-def test_mix_takes_what_old_data_there_is() -> None:
-    new = [item(f"n{i}") for i in range(10)]
-    old = [item("o1"), item("o2", consent=False), new[0]]
-    assert mix(new, old, 0.5, np.random.default_rng(0)) == [*new, old[0]]
+def test_mix_takes_what_old_data_there_is(tmp_path: Path) -> None:
+    new, (good, learned, private) = written(tmp_path, "n", 10), written(tmp_path, "o", 3)
+    learned.file.write_bytes(new[0].file.read_bytes())
+    old = [good, learned, replace(private, consent=False)]
+    assert mix(new, old, 0.5, np.random.default_rng(0)) == [*new, good]
     assert mix(new, [], 0.5, np.random.default_rng(0)) == new
 
 
@@ -130,6 +139,15 @@ def test_written_again_it_replaces_and_does_not_depend_on_order(tmp_path: Path) 
     write_folder(items[::-1], target)
     assert first == {p.name: p.read_bytes() for p in target.iterdir()}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "out"]
+
+
+def test_the_same_image_from_two_folders_is_written_once(tmp_path: Path) -> None:
+    items = files(tmp_path)
+    twin = tmp_path / "z.png"
+    twin.write_bytes(items[0].file.read_bytes())
+    again = Item(file=twin, texts=("other",), topic="t", origin="z", consent=True)
+    assert write_folder([again, *items], tmp_path / "out") == 2
+    assert {i.origin for i in read_folder(tmp_path / "out")} == {"a", "b"}
 
 
 def test_an_image_that_is_gone_leaves_the_old_folder(tmp_path: Path) -> None:

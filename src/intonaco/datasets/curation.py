@@ -6,6 +6,7 @@ An image folder holds images and ``metadata.jsonl``, one JSON object a line: ``f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -93,16 +94,19 @@ def mix(
     rng: np.random.Generator,
 ) -> list[Item]:
     """All new items and as many old ones, drawn without replacement, as make up a share ``replay``
-    of the whole; fewer where there are not that many, or where they are among the new ones already.
+    of the whole; fewer where there are not that many. An old item with the same image as a new one
+    is not drawn: what one update learned is old data to the next, and may be in the pool still.
 
     Replay of real old data keeps a fine-tune from forgetting (Rolnick et al. 2019,
     arXiv:1811.11682). Old items without consent are not drawn. Raises ValueError unless
-    0 <= replay < 1.
+    0 <= replay < 1, ConfigError that names an image that cannot be read.
     """
     if not 0 <= replay < 1:
         raise ValueError(f"replay {replay} is not in [0, 1)")
-    known = {item.file for item in new_items}
-    old = [item for item in old_items if item.consent and item.file not in known]
+    if replay == 0:
+        return list(new_items)
+    known = {_digest(item.file) for item in new_items}
+    old = [item for item in old_items if item.consent and _digest(item.file) not in known]
     wanted = round(sum(item.consent for item in new_items) * replay / (1 - replay))
     drawn = rng.permutation(len(old))[:wanted]
     return [*new_items, *(old[int(i)] for i in np.sort(drawn))]
@@ -111,15 +115,21 @@ def mix(
 def write_folder(items: Sequence[Item], target: Path) -> int:
     """Write an image folder of the items that have consent, replacing ``target``; returns how many.
 
-    Images are hard links where the disk allows. The folder appears at once; the same items in any
-    order give the same bytes. Raises ConfigError that names an image that cannot be read.
+    An image that is there already under another name is left out. Images are hard links where the
+    disk allows. The folder appears at once; the same items in any order give the same bytes. Raises
+    ConfigError that names an image that cannot be read.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         lines = []
         taken: set[str] = set()
+        seen: set[str] = set()
         for item in sorted((i for i in items if i.consent), key=lambda i: (i.file.name, i.file)):
+            content = _digest(item.file)
+            if content in seen:
+                continue
+            seen.add(content)
             name = _free_name(item.file, taken)
             _link(item.file, temporary / name)
             lines.append(json.dumps({"file_name": name, **_metadata(item)}))
@@ -165,10 +175,15 @@ def _free_name(file: Path, taken: set[str]) -> str:
     return name
 
 
+def _digest(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+
+
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except FileNotFoundError:
-        raise ConfigError(f"{source} does not exist") from None
     except OSError:  # another disk
         shutil.copy2(source, target)
