@@ -64,6 +64,7 @@ class Serving(Section):
     type: str = "local"  # a built-in, an entry point of `intonaco.serving`, or module:attribute
     gateway: Gateway = Gateway()
     worker: Worker = Worker()
+    replicas: Count = 1  # worker processes per release
     # Openly injected faults for drills: release id or recipe/technique name -> one fault for each
     # deployment in turn, e.g. ["errors:after=20", "slow:after=20,seconds=1.5"]
     faults: dict[str, tuple[str, ...]] = {}
@@ -173,6 +174,7 @@ class Training(Section):
     type: str = "local"  # a built-in, an entry point of `intonaco.training`, or module:attribute
     recipes: dict[str, Recipe] = {"fine_tune": Recipe(), "full": Recipe(method="full")}
     max_seconds: Positive = 86_400.0
+    parallel: Count = 1  # candidates trained at the same time
 
 
 class Data(Section):

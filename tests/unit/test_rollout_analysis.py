@@ -279,6 +279,25 @@ def test_an_equal_challenger_is_proven_not_inferior() -> None:
     assert -clip.margin < clip.interval[0] <= 0 <= clip.interval[1]
 
 
+def test_proof_survives_a_trickle_and_not_a_reversal() -> None:
+    an = analysis(metrics=("errors",))
+    number = 0
+    while of(an, "errors").assessment is not Assessment.NON_INFERIOR:
+        traffic(an, 1, first=number, seed=number)
+        number += 1
+        assert number < 400
+    for failures in range(1, 40):
+        tries = [attempt(CHALLENGER, Outcome.ERROR, at=number / 10)]
+        an.observe(scored(number, arm=CHALLENGER, attempts=tries, at=number / 10))
+        an.advance(number / 10 + 3)
+        number += 1
+        errors = of(an, "errors")
+        if errors.assessment is not Assessment.NON_INFERIOR:
+            break
+        assert errors.evidence_non_inferior > 0
+    assert 1 < failures < 10
+
+
 def test_a_better_challenger_is_superior_in_cosine_units() -> None:
     an = analysis()
     traffic(an, 600, clip=(0.5, 0.7))

@@ -66,7 +66,8 @@ def up(workspace: Folder = HERE) -> None:
     if problems:
         raise ConfigError(problems[0], hint="`intonaco check` lists all")
     app.ledger.close()
-    supervisor = Supervisor(app.workspace)
+    watched = app.config.extractor is not None
+    supervisor = Supervisor(app.workspace, [n for n in PROCESSES if watched or n != "scorer"])
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -75,6 +76,8 @@ def up(workspace: Folder = HERE) -> None:
         gateway, console = app.workspace.process("gateway"), app.workspace.process("console")
         out.print(f"gateway  {gateway.url if gateway else '?'}/v1/images/generations", markup=False)
         out.print(f"console  {console.url if console else '?'}", markup=False)
+        if not watched:
+            out.print("no extractor is configured: content is not watched, no rollout can be proven")
         supervisor.watch(stop)
     finally:
         supervisor.stop()

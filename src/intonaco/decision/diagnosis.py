@@ -178,18 +178,20 @@ def _moved(p: _Picture, context: DiagnosisContext) -> tuple[Cause, str]:
             f"neither data drift nor concept drift can be excluded. {_probes(context)}",
         )
     figures = f"CLIP score there {p.inside:.2f}, elsewhere {p.outside:.2f}"
-    if p.drop_elsewhere is not None and p.drop_elsewhere >= least:
+    fell = p.drop_elsewhere or 0.0
+    if fell >= least and fell >= (p.outside - p.inside) / 2:
         return (
             Cause.QUALITY_DECLINE,
             f"{opening} {figures}, but what did not move got worse too (reference: "
-            f"{p.before:.2f}), by {least:g} or more: new demand alone does not explain it. "
+            f"{p.before:.2f}), by {fell:.2f}: new demand alone does not explain it. "
             f"{_probes(context)}",
         )
-    held = (
-        f"quality elsewhere holds (reference: {p.before:.2f})"
-        if p.before is not None
-        else "the reference quality elsewhere was not measured"
-    )
+    if p.before is None:
+        held = "the reference quality elsewhere was not measured"
+    elif fell >= least:
+        held = f"quality elsewhere fell far less (reference: {p.before:.2f})"
+    else:
+        held = f"quality elsewhere holds (reference: {p.before:.2f})"
     if p.outside - p.inside >= least:
         return (
             Cause.CONCEPT_DRIFT,

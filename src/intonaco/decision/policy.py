@@ -1,7 +1,7 @@
 """A diagnosis to a plan: what to do, what it costs, what it brings, and whether it may be done.
 
-Pure. Rent or buy, as in the literature on when to retrain (CARA, arXiv 2310.04216; Žliobaitė et al.,
-Neurocomputing 150, 2015: update only on expected return):
+Pure. Update only on expected return, the cost of staleness against that of training (Žliobaitė et
+al., Neurocomputing 150, 2015; CARA, arXiv 2310.04216):
 
     net = rate * value * deficit * max(horizon - lead, 0) - cost
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,6 +72,7 @@ def tell(options: Options) -> int:
     """Run the demo; the exit code. 0 only if the whole story really happened."""
     workspace = setup.make_workspace(options.workspace)
     console = Console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the processes as on Ctrl-C
     with DemoView(console) as view:
         story = Story(options, workspace, view)
         try:

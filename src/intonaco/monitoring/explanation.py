@@ -33,23 +33,33 @@ class Requests:
 def explain(
     before: NDArray[np.floating[Any]], now: Requests, *, seed: int = 0
 ) -> tuple[ClusterMove, ...]:
-    """Cluster reference and recent requests together and compare each cluster's shares.
+    """Group the requests and compare each group's share before and now.
 
-    ``before``: embeddings [m, d] of the reference. All clusters are returned, those whose share
-    rose significantly first (``moved``, the largest rise first): Fisher's exact test per cluster,
-    false discoveries held at 5 % by Benjamini & Hochberg. The number of clusters is the one with
-    the best mean silhouette. Nothing to compare gives no clusters.
+    ``before``: embeddings [m, d] of the reference. The reference is clustered by itself; recent
+    requests that lie far from all of it are clustered by themselves, so that a few requests for
+    something new neither hide in an old cluster nor spoil its figures. All clusters are returned,
+    those whose share rose significantly first (``moved``, the largest rise first): Fisher's exact
+    test per old cluster and for the new ones together (they moved as one or not at all), false
+    discoveries held at 5 % by Benjamini & Hochberg. Nothing to compare gives no clusters.
     """
     m, n = len(before), len(now.prompts)
     if m < 2 or n < 2:
         return ()
-    rows = unit(np.concatenate([np.asarray(before, float), np.asarray(now.embeddings, float)]))
-    centroids, labels = _cluster(rows, seed)
+    old, current = unit(before), unit(now.embeddings)
+    known = _cluster(old, seed)
+    novel = _novel(old, current)
+    new = _cluster(current[novel], seed) if novel.any() else np.zeros((0, old.shape[1]))
+    centroids = np.concatenate([known, new])
+    rows = np.concatenate([old, current])
+    labels = np.argmax(rows @ known.T, axis=1)
+    if len(new):
+        labels[m:][novel] = len(known) + np.argmax(current[novel] @ new.T, axis=1)
     k = len(centroids)
     was = np.bincount(labels[:m], minlength=k)
     is_now = np.bincount(labels[m:], minlength=k)
-    p = np.array([_rise(int(b), m, int(a), n) for b, a in zip(was, is_now, strict=True)])
-    moved = _discoveries(p)
+    p = [_rise(int(b), m, int(a), n) for b, a in zip(was, is_now, strict=True)][: len(known)]
+    found = _discoveries(np.array([*p, _rise(0, m, int(novel.sum()), n)]))
+    moved = np.concatenate([found[:-1], np.full(len(new), found[-1])])
     recent = labels[m:]
     moves = [
         ClusterMove(
@@ -113,17 +123,27 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _cluster(rows: Rows, seed: int) -> tuple[Rows, NDArray[np.int64]]:
-    best: tuple[float, Rows, NDArray[np.int64]] | None = None
-    for k in range(2, min(MOST_CLUSTERS, len(rows) // 5) + 1):
+def _cluster(rows: Rows, seed: int) -> Rows:
+    """Centroids of as many clusters as give the best mean silhouette."""
+    distinct = len(np.unique(rows.round(6), axis=0))
+    best = (0.0, unit(rows.mean(axis=0, keepdims=True)))
+    for k in range(2, min(MOST_CLUSTERS, distinct, len(rows) // 2) + 1):
         rng = np.random.default_rng([seed, k])
-        centroids, labels = kmeans(rows, k, rng=rng, restarts=6)
+        centroids, labels = kmeans(rows, k, rng=rng)
         score = silhouette(rows, labels)
-        if best is None or score > best[0]:
-            best = (score, centroids, labels)
-    if best is None:
-        return unit(rows.mean(axis=0, keepdims=True)), np.zeros(len(rows), dtype=np.int64)
-    return best[1], best[2]
+        if score > best[0]:
+            best = (score, centroids)
+    return best[1]
+
+
+def _novel(old: Rows, current: Rows) -> NDArray[np.bool_]:
+    """Which recent rows lie farther from all of the reference than its rows lie from each other."""
+    between = old @ old.T
+    np.fill_diagonal(between, -1.0)
+    nearest = 1.0 - between.max(axis=1)
+    usual, far = float(np.median(nearest)), 1.0 - float(np.median(between))
+    limit = max(usual + (far - usual) / 3, float(np.quantile(nearest, 0.99)))
+    return np.asarray(1.0 - (current @ old.T).max(axis=1) > limit, dtype=bool)
 
 
 def _rise(before: int, m: int, now: int, n: int) -> float:

@@ -200,6 +200,8 @@ class Scorer:
         while not stop.is_set():
             if self.step() == 0:
                 stop.wait(POLL_SECONDS)
+
+    def close(self) -> None:
         self._writer.close()
 
 
@@ -233,7 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with EmbedServer(scorer.embed, workspace.admin_token()) as server:
             workspace.announce(NAME, url=server.url, digest=scorer.extractor.digest)
             logger.info("scorer is ready at %s", server.url, extra={"action": "scorer.ready"})
-            scorer.run(stop)
+            try:
+                scorer.run(stop)
+            finally:
+                scorer.close()
     except IntonacoError as error:
         logger.error("%s", error, extra={"action": "scorer.failed"})
         return error.exit_code

@@ -18,7 +18,7 @@ from intonaco.monitoring.signals import LatencyClasses
 from intonaco.protocols import Detector
 from intonaco.types import Json, SignalStatus
 
-MARKS = 1024  # how far back a change can be dated, in detector updates
+MARKS = 512  # how far back a change can be dated, in detector updates
 
 
 @dataclass(slots=True)
@@ -61,9 +61,10 @@ class Watch:
         return bool(getattr(self.detector, "armed", True))
 
     def feed(self, x: Any, *, session: str, at: float) -> bool:
-        """Give the detector one value; True when it fires, once. A firing signal waits: what it
-        says next would be about the same change."""
+        """Give the detector one value; True when it fires, once. A firing signal goes on showing
+        its value, but what it says next would be about the same change."""
         if self.firing:
+            self.detector.update(x, session=session, at=at)
             return False
         value = float(x) if isinstance(x, (int, float)) else math.nan
         self._marks.append((self.seen, at, value))

@@ -347,14 +347,14 @@ class RolloutAnalysis:
             assessment, harm = Assessment.HARMFUL, worst
         elif not self._quick.has_data(metric):
             assessment = Assessment.NO_DATA
-        elif self._unscored(metric) or max(not_worse, settled.log_evidence_below(0.0)) < (
-            self._threshold
-        ):
+        elif self._unscored(metric):
             assessment = Assessment.UNDECIDED
-        elif settled.log_evidence_below(0.0) >= self._threshold:
+        elif self._proven(settled, 0.0):
             assessment = Assessment.SUPERIOR
-        else:
+        elif self._proven(settled, margin):
             assessment = Assessment.NON_INFERIOR
+        else:
+            assessment = Assessment.UNDECIDED
         shown = quick if assessment is Assessment.HARMFUL or not settled.observations else settled
         estimate, interval = shown.estimate, shown.interval(self.alpha)
         unit = self._units_of[metric]
@@ -374,6 +374,11 @@ class RolloutAnalysis:
             units_champion=quick.units[0],
             shadow_pairs=self._quick.pairs[metric],
         )
+
+    def _proven(self, evidence: RandomizedDifference, d: float) -> bool:
+        """Proven once is proven, at every look (Ville): records that trickle in afterwards do not
+        undo it by a hair. It is given up only when the evidence has turned to the other side."""
+        return evidence.peak_below(d) >= self._threshold and evidence.log_evidence_below(d) > 0
 
     def _unscored(self, metric: str) -> bool:
         """Scores that are missing on the challenger's side prove nothing about those that are not:

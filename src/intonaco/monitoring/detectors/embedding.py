@@ -167,11 +167,13 @@ class EmbeddingDetector:
             return False
         features = self._features(vector)
         self._novel_share += 0.01 * (features[self._k] - self._novel_share)
-        self._fired |= self._mixture.update(features) >= self.threshold
+        if self._fired:
+            return True  # evidence and date stay those of the alarm
+        self._fired = self._mixture.update(features) >= self.threshold
         self._used.append(self._n - 1)
-        if len(self._used) > 4096:
-            del self._used[:2048]
-            self._used_from += 2048
+        if len(self._used) > 1024:
+            del self._used[:512]
+            self._used_from += 512
         self._recent += self.witness_rate * (vector - self._recent)
         if self._mixture.updates % self.witness_every == 0:
             self._aim()
@@ -218,7 +220,7 @@ class EmbeddingDetector:
         self._fitted = None
 
     def _features(self, x: Vector) -> Vector:
-        """[k clusters, 3 novelties, p components, witness]; all but the witness in [0, 1]."""
+        """[k clusters, 6 novelties, p components, witness]; all but the witness in [0, 1]."""
         k, components = self._k, len(self._axes)
         features = np.zeros(k + NOVELTIES + components + 1)
         cosine = self._centroids @ x
@@ -227,7 +229,8 @@ class EmbeddingDetector:
         neighbour = np.partition(self._memory @ x, -NEIGHBOUR)[-NEIGHBOUR]
         features[k : k + 3] = _novelty(1.0 - float(cosine[nearest]), self._limits[:4])
         features[k + 3 : k + 6] = _novelty(1.0 - float(neighbour), self._limits[4:])
-        features[k + NOVELTIES : -1] = 1.0 / (1.0 + np.exp(-(self._axes @ (x - self._mean_learn))))
+        standard = np.clip(self._axes @ (x - self._mean_learn), -30.0, 30.0)
+        features[k + NOVELTIES : -1] = 1.0 / (1.0 + np.exp(-standard))
         features[-1] = float(self._witness @ x)
         return features
 

@@ -18,7 +18,10 @@ class MeanDetector:
     """Shiryaev-Roberts e-detector for a scalar in [0, 1]: a score, or 0 and 1 for a rate.
 
     The first ``reference`` updates say what is normal; from then on it is armed. Values outside
-    [0, 1] are clipped, because the guarantee rests on the bound.
+    [0, 1] are clipped, because the guarantee rests on the bound. Bets on a fall take values above
+    the reference's largest as that one, bets on a rise likewise below: they lose less on any one
+    value, so they may stake more, and a stream that fills little of [0, 1] is watched as closely
+    as one that fills it.
 
     ``threshold``: log of the mean number of updates to a false alarm. ``tolerance``: a shift of the
     mean up to this is normal. ``z``: how many standard errors of the reference mean count as
@@ -72,6 +75,8 @@ class MeanDetector:
         self._fired = False
         self._sum = 0.0
         self._sum_squares = 0.0
+        self._low = 1.0
+        self._high = 0.0
         self._armed_at = 0
         self._recent = math.nan
         self._mixture: Mixture | None = None
@@ -124,10 +129,17 @@ class MeanDetector:
         if self._mixture is None:
             self._sum += value
             self._sum_squares += value * value
+            self._low = min(self._low, value)
+            self._high = max(self._high, value)
             if self._n >= self.reference:
                 self._arm()
             return False
-        self._fired |= self._mixture.update(np.array([value])) >= self.threshold
+        if self._fired:
+            return True  # evidence and date stay those of the alarm
+        self._fired |= (
+            self._mixture.update(np.array([min(value, self._high), max(value, self._low)]))
+            >= self.threshold
+        )
         return self.drift_detected
 
     def update_many(self, xs: Iterable[Any]) -> bool:
@@ -141,14 +153,16 @@ class MeanDetector:
         variance = max(self._sum_squares / n - mean * mean, 0.0) * n / (n - 1)
         slack = float(slack_of(variance, n, self.z)) + self.tolerance
         sides = {"up": (1.0,), "down": (-1.0,), "both": (1.0, -1.0)}[self.direction]
-        count = len(sides) * len(STAKES)
+        sign = np.repeat(sides, len(STAKES))
         self._mixture = Mixture(
-            index=np.zeros(count, dtype=np.int64),
-            sign=np.repeat(sides, len(STAKES)),
+            index=(sign > 0).astype(np.int64),  # feature 0: for a fall, feature 1: for a rise
+            sign=sign,
             stake=np.tile(STAKES, len(sides)),
-            weight=np.ones(count),
-            mean=np.array([mean]),
-            slack=np.array([slack]),
+            weight=np.ones(len(sign)),
+            mean=np.full(2, mean),
+            slack=np.full(2, slack),
+            low=np.array([0.0, self._low]),
+            high=np.array([self._high, 1.0]),
         )
         self._armed_at = self._n
 
@@ -158,6 +172,8 @@ class MeanDetector:
             "fired": self._fired,
             "sum": self._sum,
             "sum_squares": self._sum_squares,
+            "low": self._low,
+            "high": self._high,
             "armed_at": self._armed_at,
             "recent": None if math.isnan(self._recent) else self._recent,
             "mixture": self._mixture.state() if self._mixture else None,
@@ -168,6 +184,8 @@ class MeanDetector:
         self._fired = bool(state["fired"])
         self._sum = float(state["sum"])
         self._sum_squares = float(state["sum_squares"])
+        self._low = float(state["low"])
+        self._high = float(state["high"])
         self._armed_at = int(state["armed_at"])
         self._recent = math.nan if state["recent"] is None else float(state["recent"])
         self._mixture = Mixture.of_state(state["mixture"]) if state["mixture"] else None
