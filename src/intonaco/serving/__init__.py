@@ -1,0 +1,1 @@
+"""The data plane: gateway, workers, and the backends that start workers."""

@@ -1,0 +1,1 @@
+"""Takes the users' requests, splits them over releases, shields them, writes records. No torch."""

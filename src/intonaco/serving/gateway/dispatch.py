@@ -1,0 +1,222 @@
+"""A request's way: its arm, the champion if that fails, and what the breaker learns of it.
+
+The canary shield: whatever happens on an arm that is not the champion's, the champion answers
+instead, with the same seed. The user sees an error only if the champion fails too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from intonaco.clock import Clock
+from intonaco.messages import ApiError, GenerateRequest
+from intonaco.serving.gateway.state import GatewayState
+from intonaco.serving.gateway.upstream import Reply, Upstream
+from intonaco.types import Arm, ArmRole, Attempt, Json, Outcome
+
+REFUSED_S = 15.0  # how long the champion's replicas may all refuse before the user hears of it
+FIRST_WAIT_S = 0.05
+LONGEST_WAIT_S = 1.0
+GENERATION = ("steps", "guidance_scale", "width", "height")
+PROBES = 2
+PROBE_EVERY_S = 1.0
+REMEMBERED = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of one image. ``png`` is there exactly when ``status`` is 200."""
+
+    status: int
+    attempts: tuple[Attempt, ...]
+    png: bytes | None = None
+    served_by: str | None = None
+    served_arm: str | None = None
+    error: ApiError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """An image asked for, and by whom. ``request`` holds the champion's defaults where the client
+    chose nothing; ``chosen`` names the fields that the client chose. A release fills the others
+    with its own defaults, which are part of what it is."""
+
+    request: GenerateRequest
+    unit: str
+    chosen: frozenset[str] = frozenset()
+
+    def for_release(self, defaults: Mapping[str, Json]) -> GenerateRequest:
+        """The request as a release with these generation defaults takes it."""
+        own = {k: defaults[k] for k in GENERATION if k in defaults and k not in self.chosen}
+        return replace(self.request, **own)
+
+
+ProbeSender = Callable[[Arm, Asked], None]
+
+
+@dataclass(slots=True)
+class Dispatcher:
+    """``attempts`` lists are filled as tries end, so that a cancelled request is known up to its
+    last try."""
+
+    state: GatewayState
+    upstream: Upstream
+    clock: Clock
+    challenger_timeout_s: float
+    send_probe: ProbeSender | None = None
+    _good: deque[Asked] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _probed_at: dict[str, float] = field(default_factory=dict)
+
+    async def serve(
+        self, asked: Asked, arm: Arm, deadline: float, attempts: list[Attempt]
+    ) -> Answer:
+        """Answer a user: by ``arm``, else by the champion."""
+        failed: Reply | None = None
+        if arm.role is not ArmRole.CHAMPION:
+            limit = min(deadline, self.clock.now() + self.challenger_timeout_s)
+            reply = await self.try_arm(asked, arm, limit, attempts)
+            if reply.outcome is Outcome.OK:
+                self._served(asked, arm)
+                return as_answer(reply, attempts)
+            failed = reply
+            if reply.hard and self._breakable(arm) and not self.state.breaker(arm.release).failures:
+                self.probe(arm, asked.request)
+        reply = await self._champion(asked, deadline, attempts)
+        if reply.outcome is Outcome.OK:
+            self._good.append(asked)
+            if failed and failed.hard and self._breakable(arm):
+                self.hard_failure(asked, arm, failed)
+        return as_answer(reply, attempts)
+
+    async def try_arm(
+        self, asked: Asked, arm: Arm, deadline: float, attempts: list[Attempt]
+    ) -> Reply:
+        """Try an arm's replicas: the next one where the first refused, was full or draining, and
+        once where the connection broke or the worker failed. A seed makes a second try safe; after
+        a time-out there is none."""
+        request = asked.for_release(self.state.generation(arm.release))
+        broken = 0
+        last: Reply | None = None
+        for url in self.upstream.order(arm.urls):
+            start = self.clock.now()
+            try:
+                last = await self.upstream.generate(arm, url, request, deadline)
+            except asyncio.CancelledError:
+                attempts.append(
+                    Attempt(
+                        arm=arm.name,
+                        release=arm.release,
+                        outcome=Outcome.CANCELLED,
+                        started_at=start,
+                        seconds=self.clock.now() - start,
+                        error="the client hung up",
+                    )
+                )
+                raise
+            attempts.append(last.attempt)
+            if last.outcome in (Outcome.OK, Outcome.INVALID, Outcome.TIMEOUT):
+                break
+            broken += last.outcome is Outcome.ERROR and not last.refused
+            if broken > 1 or self.clock.now() >= deadline:
+                break
+        assert last is not None  # tables without URLs are refused
+        return last
+
+    async def _champion(self, asked: Asked, deadline: float, attempts: list[Attempt]) -> Reply:
+        """The champion of the newest table, waiting a little while all its replicas refuse."""
+        give_up = min(deadline, self.clock.now() + REFUSED_S)
+        wait = FIRST_WAIT_S
+        while True:
+            table = self.state.table
+            assert table is not None  # there was one when the request was assigned
+            reply = await self.try_arm(asked, table.champion(), deadline, attempts)
+            if not reply.refused or self.clock.now() + wait >= give_up:
+                return reply
+            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+            wait = min(2 * wait, LONGEST_WAIT_S)
+
+    # ------------------------------------------------------------------ breaker
+
+    def _breakable(self, arm: Arm) -> bool:
+        """The champion's own release has nobody to step in for it."""
+        table = self.state.table
+        return table is not None and arm.release != table.champion().release
+
+    def _served(self, asked: Asked, arm: Arm) -> None:
+        self._good.append(asked)
+        if self._breakable(arm):
+            self.state.breaker(arm.release).success()
+
+    def hard_failure(self, asked: Asked, arm: Arm, reply: Reply) -> None:
+        self.state.hard_failure(
+            arm.release,
+            self.clock.now(),
+            unit=asked.unit,
+            prompt=asked.request.prompt,
+            reason=reply.attempt.error,
+        )
+
+    def probe(self, arm: Arm, failed: GenerateRequest) -> None:
+        """Send requests that were served a moment ago to an arm that just failed, so that the
+        breaker need not wait for the next users."""
+        now = self.clock.now()
+        if self.send_probe is None or now - self._probed_at.get(arm.release, 0) < PROBE_EVERY_S:
+            return
+        self._probed_at[arm.release] = now
+        for asked in self._known_good(exclude={failed.prompt}):
+            self.send_probe(arm, asked)
+
+    def _known_good(self, exclude: Collection[str]) -> list[Asked]:
+        by_prompt = {a.request.prompt: a for a in self._good if a.request.prompt not in exclude}
+        return list(by_prompt.values())[-PROBES:]
+
+    def probe_ended(self, asked: Asked, arm: Arm, reply: Reply) -> None:
+        """Its prompt was served before, so its failure is the release's."""
+        if not self._breakable(arm):
+            return
+        if reply.outcome is Outcome.OK:
+            self.state.breaker(arm.release).success()
+        elif reply.hard:
+            self.hard_failure(asked, arm, reply)
+
+
+def as_answer(reply: Reply, attempts: list[Attempt]) -> Answer:
+    if reply.outcome is Outcome.OK:
+        return Answer(
+            status=200,
+            attempts=tuple(attempts),
+            png=reply.png,
+            served_by=reply.attempt.release,
+            served_arm=reply.attempt.arm,
+        )
+    status, error = _ERRORS[reply.outcome]
+    if reply.refused:
+        status = 503
+    if reply.outcome is Outcome.INVALID:
+        message = reply.attempt.error.partition(": ")[2]
+        error = ApiError(message=message or error.message, code="invalid_value")
+    return Answer(status=status, attempts=tuple(attempts), error=error)
+
+
+def _server_error(message: str, code: str) -> ApiError:
+    return ApiError(message=message, type="server_error", code=code)
+
+
+_ERRORS = {
+    Outcome.ERROR: (502, _server_error("The model failed on this request.", "model_error")),
+    Outcome.TIMEOUT: (504, _server_error("The request took too long.", "timeout")),
+    Outcome.REJECTED: (
+        429,
+        ApiError(
+            message="The service is busy; try again soon.",
+            type="rate_limit_error",
+            code="rate_limit_exceeded",
+        ),
+    ),
+    Outcome.INVALID: (400, ApiError(message="The model cannot do what the request asks for.")),
+    Outcome.CANCELLED: (499, _server_error("The request was cancelled.", "cancelled")),
+}

@@ -1,0 +1,113 @@
+"""Counters of a gateway in Prometheus' text format (0.0.4). No unit, no prompt in a label."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from intonaco.serving.gateway.state import GatewayState
+from intonaco.types import Attempt, Record
+
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Histogram:
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    total: float = 0.0
+
+    def observe(self, value: float) -> None:
+        place = next((i for i, top in enumerate(BUCKETS) if value <= top), len(BUCKETS))
+        self.counts[place] += 1
+        self.total += value
+
+
+@dataclass(slots=True)
+class Metrics:
+    images: Counter[Labels] = field(default_factory=Counter)
+    attempts: Counter[Labels] = field(default_factory=Counter)
+    shed: Counter[Labels] = field(default_factory=Counter)
+    seconds: dict[Labels, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+    storage_errors: int = 0
+
+    def count(self, record: Record) -> None:
+        kind = "probe" if record.probe else "shadow" if record.shadow_of else "user"
+        arm = ("assigned_arm", record.assigned_arm)
+        self.images[(("kind", kind), arm, ("status", str(record.status)))] += 1
+        if kind == "user" and record.status == 200:
+            self.seconds[(arm,)].observe(record.seconds)
+        for attempt in record.attempts:
+            self.attempts[_attempt(attempt)] += 1
+
+    def text(self, state: GatewayState) -> str:
+        return "\n".join(self._lines(state)) + "\n"
+
+    def _lines(self, state: GatewayState) -> Iterator[str]:
+        yield from _family("images_total", "counter", "Images asked for.", self.images)
+        yield from _family("attempts_total", "counter", "Tries at workers.", self.attempts)
+        yield from _family("shadow_shed_total", "counter", "Copies not made: load.", self.shed)
+        yield from _scalar("requests_total", "counter", "User requests answered.", state.requests)
+        yield from _scalar("requests_failed_total", "counter", "With a server error.", state.failed)
+        yield from _scalar(
+            "storage_errors_total", "counter", "Records or images not kept.", self.storage_errors
+        )
+        observed = state.observed()
+        yield from _scalar("routing_epoch", "gauge", "Epoch followed.", observed.epoch)
+        weights: dict[Labels, float] = {(("arm", a),): w for a, w in observed.weights.items()}
+        yield from _family("arm_weight", "gauge", "Weight in force.", weights)
+        flights: dict[Labels, float] = {
+            (("release", r[:10]),): n for r, n in observed.in_flight.items()
+        }
+        yield from _family("in_flight", "gauge", "Tries in flight.", flights)
+        trips: dict[Labels, float] = {(("release", t.release[:10]),): 1 for t in observed.trips}
+        yield from _family("breaker_tripped", "gauge", "1: no traffic until untripped.", trips)
+        yield from _histograms("request_seconds", "Images answered, end to end.", self.seconds)
+
+
+def _attempt(attempt: Attempt) -> Labels:
+    return (
+        ("arm", attempt.arm),
+        ("release", attempt.release[:10]),
+        ("outcome", attempt.outcome.value),
+    )
+
+
+def _head(name: str, kind: str, text: str) -> Iterator[str]:
+    yield f"# HELP intonaco_gateway_{name} {text}"
+    yield f"# TYPE intonaco_gateway_{name} {kind}"
+
+
+def _family(name: str, kind: str, text: str, values: Mapping[Labels, float]) -> Iterator[str]:
+    yield from _head(name, kind, text)
+    for labels, value in values.items():
+        yield f"intonaco_gateway_{name}{_labels(labels)} {value:g}"
+
+
+def _scalar(name: str, kind: str, text: str, value: float) -> Iterator[str]:
+    yield from _head(name, kind, text)
+    yield f"intonaco_gateway_{name} {value:g}"
+
+
+def _histograms(name: str, text: str, values: dict[Labels, Histogram]) -> Iterator[str]:
+    yield from _head(name, "histogram", text)
+    for labels, histogram in values.items():
+        below = 0
+        tops = [f"{b:g}" for b in BUCKETS] + ["+Inf"]
+        for top, count in zip(tops, histogram.counts, strict=True):
+            below += count
+            yield f"intonaco_gateway_{name}_bucket{_labels((*labels, ('le', top)))} {below}"
+        yield f"intonaco_gateway_{name}_sum{_labels(labels)} {histogram.total:g}"
+        yield f"intonaco_gateway_{name}_count{_labels(labels)} {below}"
+
+
+def _labels(labels: Labels) -> str:
+    inside = ",".join(f'{k}="{_escape(v)}"' for k, v in labels)
+    return f"{{{inside}}}" if inside else ""
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

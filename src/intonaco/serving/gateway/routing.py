@@ -1,0 +1,123 @@
+"""Who goes where: pure functions of the table, the unit and what has tripped.
+
+A unit's position is a hash of (salt, unit) in [0, 1). The arms lie on that line so that raising the
+challenger's weight only ever moves users *to* the challenger::
+
+    0                                                                          1
+    | challenger →        | champion                    | ← baseline | ← holdback |
+
+With several challengers they are stacked in the order of their names, and the promise holds for the
+one whose weight rises last. A fresh salt per rollout deals the users anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from intonaco.errors import ConfigError
+from intonaco.types import Arm, ArmRole, RoutingTable
+
+MAX_UNIT = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """``probability``: of this arm for any unit, under the weights in force."""
+
+    arm: Arm
+    probability: float
+
+
+def check_table(table: RoutingTable) -> None:
+    """Raises ConfigError unless the table can be followed: one champion, weights that sum to 1,
+    names given once, and a URL for every arm."""
+    live = [a for a in table.arms if a.role is not ArmRole.SHADOW]
+    if sum(a.role is ArmRole.CHAMPION for a in live) != 1:
+        raise ConfigError("a routing table needs exactly one champion")
+    if len({a.name for a in table.arms}) != len(table.arms):
+        raise ConfigError("a routing table names each arm once")
+    for arm in table.arms:
+        if not 0 <= arm.weight <= 1:
+            raise ConfigError(f"arm {arm.name}: weight {arm.weight} is not between 0 and 1")
+        if not arm.urls:
+            raise ConfigError(f"arm {arm.name} has no URL")
+    total = math.fsum(a.weight for a in live)
+    if abs(total - 1) > 1e-6:
+        raise ConfigError(f"the weights of the arms sum to {total:g}, not 1")
+
+
+def unit_of(
+    *, user_header: str | None, user: str | None, api_key: str | None, request_id: str
+) -> str:
+    """Who is randomised: the user where known, else the API key (hashed), else the request."""
+    named = user_header or user
+    if named:
+        if len(named) <= MAX_UNIT:
+            return named
+        return "user:" + hashlib.sha256(named.encode()).hexdigest()
+    if api_key:
+        return "key:" + hashlib.sha256(api_key.encode()).hexdigest()[:16]
+    return request_id
+
+
+def position(salt: str, *parts: str) -> float:
+    """Where it lies in [0, 1): uniform over units, fixed per salt."""
+    text = "\0".join((salt, *parts)).encode("utf-8", "surrogatepass")
+    # 53 bits, so that the quotient is below 1 in floating point too.
+    return (int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 11) / 2**53
+
+
+def effective_weights(table: RoutingTable, tripped: Collection[str]) -> Mapping[str, float]:
+    """Weight in force per arm name: a tripped release has none, and the champion takes it."""
+    weights: dict[str, float] = {}
+    given_up = 0.0
+    for arm in table.arms:
+        off = arm.release in tripped and arm.role is not ArmRole.CHAMPION
+        weights[arm.name] = 0.0 if off else arm.weight
+        if off and arm.role is not ArmRole.SHADOW:
+            given_up += arm.weight
+    if given_up:
+        weights[table.champion().name] += given_up
+    return weights
+
+
+def assign(table: RoutingTable, unit: str, tripped: Collection[str] = ()) -> Assignment:
+    """The unit's arm. Users of a tripped release go to the champion; nobody else moves."""
+    champion = table.champion()
+    weights = effective_weights(table, tripped)
+    at = position(table.salt, unit)
+    arm = _arm_at(table, at) or champion
+    if weights[arm.name] <= 0:
+        arm = champion
+    return Assignment(arm=arm, probability=weights[arm.name])
+
+
+def _arm_at(table: RoutingTable, at: float) -> Arm | None:
+    low, high = 0.0, 1.0
+    challengers = [a for a in table.arms if a.role is ArmRole.CHALLENGER]
+    for arm in sorted(challengers, key=lambda a: a.name):
+        if low <= at < low + arm.weight:
+            return arm
+        low += arm.weight
+    for role in (ArmRole.HOLDBACK, ArmRole.BASELINE):
+        for arm in sorted((a for a in table.arms if a.role is role), key=lambda a: a.name):
+            if high - arm.weight <= at < high:
+                return arm
+            high -= arm.weight
+    return None
+
+
+def shadow_arms(
+    table: RoutingTable, request_id: str, tripped: Collection[str] = ()
+) -> tuple[Arm, ...]:
+    """The shadow arms that get a copy of this request, decided per request."""
+    return tuple(
+        a
+        for a in table.arms
+        if a.role is ArmRole.SHADOW
+        and a.release not in tripped
+        and position(table.salt, a.name, request_id) < a.weight
+    )

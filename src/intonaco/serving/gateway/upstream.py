@@ -1,0 +1,151 @@
+"""One try at one worker: an HTTP call and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import httpx
+
+from intonaco.clock import Clock
+from intonaco.codec import decode, encode
+from intonaco.errors import StorageError
+from intonaco.messages import (
+    PROTOCOL_HEADER,
+    PROTOCOL_VERSION,
+    GenerateRequest,
+    GenerateResponse,
+    WorkerError,
+)
+from intonaco.serving.gateway.state import GatewayState
+from intonaco.serving.http import GATEWAY_KEEP_ALIVE_S
+from intonaco.types import Arm, Attempt, Outcome
+
+CONNECT_S = 2.0
+DOWN_S = 1.0  # how long a URL that refused a connection is tried last
+HEADERS = {PROTOCOL_HEADER: PROTOCOL_VERSION, "content-type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """``refused``: nothing was sent, so another try is surely safe."""
+
+    attempt: Attempt
+    png: bytes | None = None
+    refused: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.attempt.outcome
+
+    @property
+    def hard(self) -> bool:
+        """Whether it counts against the release."""
+        return self.outcome in (Outcome.ERROR, Outcome.TIMEOUT)
+
+
+def client() -> httpx.AsyncClient:
+    """Pooled connections to workers; proxies of the environment are not for them."""
+    return httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=None, keepalive_expiry=GATEWAY_KEEP_ALIVE_S),
+        timeout=httpx.Timeout(None, connect=CONNECT_S),
+        trust_env=False,
+        headers=HEADERS,
+    )
+
+
+@dataclass(slots=True)
+class Upstream:
+    state: GatewayState
+    http: httpx.AsyncClient
+    clock: Clock
+    _busy: Counter[str] = field(default_factory=Counter)
+    _down: dict[str, float] = field(default_factory=dict)
+
+    def order(self, urls: Sequence[str]) -> list[str]:
+        """URLs, the least busy first, those that just refused a connection last."""
+        now = self.clock.now()
+        return sorted(urls, key=lambda u: (now - self._down.get(u, 0) < DOWN_S, self._busy[u]))
+
+    async def generate(
+        self, arm: Arm, url: str, request: GenerateRequest, deadline: float
+    ) -> Reply:
+        """One image of one worker, before ``deadline`` (epoch seconds). Never raises, except when
+        cancelled."""
+        start = self.clock.now()
+        left = deadline - start
+        wanted = GenerateRequest(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            width=request.width,
+            height=request.height,
+            deadline=deadline,
+        )
+        outcome, error, refused = Outcome.ERROR, "", False
+        answer: GenerateResponse | None = None
+        png: bytes | None = None
+        self._busy[url] += 1
+        try:
+            with self.state.flight(arm.release):
+                async with asyncio.timeout(max(0.0, left)):
+                    response = await self.http.post(f"{url}/generate", content=encode(wanted))
+            outcome, error = _judge(response)
+            if outcome is Outcome.OK:
+                answer = decode(GenerateResponse, response.content)
+                png = base64.b64decode(answer.png, validate=True)
+                if answer.release != arm.release:
+                    # A port can pass to another process: never credit an image to a stranger.
+                    outcome, error = Outcome.ERROR, f"answered as release {answer.release[:10]}"
+        except TimeoutError:
+            outcome, error = Outcome.TIMEOUT, f"no answer within {left:.1f} s"
+        except (httpx.ConnectError, httpx.ConnectTimeout) as problem:
+            self._down[url] = self.clock.now()
+            error, refused = f"{type(problem).__name__}: {problem}", True
+        except httpx.HTTPError as problem:
+            error = f"{type(problem).__name__}: {problem}"
+        except (StorageError, binascii.Error) as problem:
+            outcome, error = Outcome.ERROR, f"unreadable answer: {type(problem).__name__}"
+        finally:
+            self._busy[url] -= 1
+        good = outcome is Outcome.OK
+        attempt = Attempt(
+            arm=arm.name,
+            release=arm.release,
+            outcome=outcome,
+            started_at=start,
+            seconds=self.clock.now() - start,
+            queue_seconds=answer.queue_seconds if answer and good else 0.0,
+            service_seconds=answer.service_seconds if answer and good else 0.0,
+            batch_size=answer.batch_size if answer and good else 0,
+            error=error,
+        )
+        return Reply(attempt=attempt, png=png if good else None, refused=refused)
+
+
+def _judge(response: httpx.Response) -> tuple[Outcome, str]:
+    theirs = response.headers.get(PROTOCOL_HEADER, "")
+    if theirs.partition(".")[0] != PROTOCOL_VERSION.partition(".")[0]:
+        return Outcome.ERROR, f"speaks protocol {theirs!r}, not {PROTOCOL_VERSION}"
+    status = response.status_code
+    if status == 200:
+        return Outcome.OK, ""
+    try:
+        problem = decode(WorkerError, response.content)
+        text = f"{status} {problem.code}: {problem.message}"
+    except StorageError:
+        text = f"{status}"
+    if status in (429, 503):
+        return Outcome.REJECTED, text
+    if status in (400, 422):
+        return Outcome.INVALID, text
+    if status == 504:
+        return Outcome.TIMEOUT, text
+    return Outcome.ERROR, text

@@ -1,0 +1,117 @@
+"""What gateway and worker share as HTTP servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import uvicorn
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp
+
+from intonaco.errors import ConfigError
+
+T = TypeVar("T")
+
+# A worker keeps idle connections longer than the gateway does, or a request could be sent into a
+# connection that is just being closed and look like a failure of the release.
+WORKER_KEEP_ALIVE_S = 75
+GATEWAY_KEEP_ALIVE_S = 30
+
+
+class BodyTooLarge(Exception):
+    """The request's body is over the limit."""
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to its process: several may share one loop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def server(app: ASGIApp, *, keep_alive_s: int, grace_s: int) -> Server:
+    """A quiet HTTP/1.1 server. ``grace_s``: how long a stop waits for requests in flight."""
+    return Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=keep_alive_s,
+            timeout_graceful_shutdown=grace_s,
+        )
+    )
+
+
+def bind(host: str, port: int, *, what: str) -> tuple[socket.socket, str]:
+    """A listening socket (port 0: any free one) and its URL. Raises ConfigError in one line."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(512)
+    except OSError as error:
+        raise ConfigError(
+            f"{what}: cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="choose another port, or 0 for any free one",
+        ) from error
+    shown = f"[{host}]" if ":" in host else host
+    return sock, f"http://{shown}:{sock.getsockname()[1]}"
+
+
+def on_stop(*servers: uvicorn.Server) -> None:
+    """SIGTERM and SIGINT ask the servers of the running loop to finish and exit."""
+
+    def stop() -> None:
+        for each in servers:
+            each.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+async def body(request: Request, limit: int) -> bytes:
+    """The request's body. Raises BodyTooLarge, ClientDisconnect."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLarge
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Result of ``work``, cancelled when the client hangs up. Call after the body was read. Raises
+    ClientDisconnect."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task

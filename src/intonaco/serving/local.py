@@ -1,0 +1,329 @@
+"""Workers as subprocesses of this machine.
+
+Workers are detached: they outlive the process that started them, and whoever comes next adopts them
+by name, pid and start time. What was started for a release is written down in
+``run/deployment-RELEASE.json``, what it printed in ``logs/worker-RELEASE.log``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx
+import psutil
+
+from intonaco.clock import Clock, SystemClock
+from intonaco.codec import decode, encode
+from intonaco.config import Serving
+from intonaco.errors import BackendError, StorageError
+from intonaco.messages import Attestation, ProcessInfo
+from intonaco.serving.faults import parse_fault
+from intonaco.types import Release, ServingStatus
+from intonaco.workspace import Workspace, alive, write_atomic
+
+log = logging.getLogger(__name__)
+
+CALL_S = 5.0
+GRACE_S = 10.0
+TAIL_BYTES = 4000
+TAIL_LINES = 8
+
+# Children of this process, whichever backend object started them: kept until they are reaped.
+_CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """A worker process that was started."""
+
+    name: str
+    pid: int
+    started: float  # the operating system's start time of the pid
+
+    @property
+    def process(self) -> ProcessInfo:
+        return ProcessInfo(name=self.name, pid=self.pid, started=self.started)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """``count``: how many times the release was deployed from nothing."""
+
+    release_id: str
+    count: int = 0
+    fault: str = ""
+    at: float = 0.0
+    retired: bool = False
+    replicas: tuple[Replica, ...] = ()
+
+
+@dataclass(slots=True)
+class LocalServingBackend:
+    """Raises ConfigError at once for a fault spec that cannot be read."""
+
+    workspace: Workspace
+    config: Serving
+    clock: Clock = field(default_factory=SystemClock)
+    grace_s: float = GRACE_S
+    _http: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        for specs in self.config.faults.values():
+            for spec in specs:
+                parse_fault(spec)
+        self._http = httpx.Client(timeout=CALL_S, trust_env=False)
+
+    # ------------------------------------------------------------------ the seam
+
+    def deploy(self, release: Release) -> None:
+        """Adopt the live workers of the release, start those that are missing. A worker that was
+        draining takes work again. Returns at once."""
+        _reap()
+        deployment = self._deployment(release.release_id)
+        names = [self._name(release.release_id, k) for k in range(self.config.replicas)]
+        live = {name: info for name in names if (info := self._live(deployment, name))}
+        if not live:
+            count = deployment.count + 1
+            deployment = replace(
+                deployment, count=count, at=self.clock.now(), fault=self._fault(release, count)
+            )
+        replicas: list[Replica] = []
+        for name in names:
+            info = live.get(name)
+            if info is not None:
+                replicas.append(Replica(name=name, pid=info.pid, started=info.started))
+                self._call("POST", self.workspace.process(name), "/drain?off=1")
+            else:
+                replicas.append(self._start(release, name, deployment.fault))
+        self._write(replace(deployment, replicas=tuple(replicas), retired=False))
+
+    def status(self, release_id: str) -> ServingStatus:
+        """Ready when every replica is. URLs are of those that are; a release whose replicas attest
+        something else is shown with what they attest."""
+        _reap()
+        deployment = self._deployment(release_id)
+        if deployment.retired or not deployment.replicas:
+            return ServingStatus(release=release_id, ready=False, error="not deployed")
+        urls: list[str] = []
+        attested: set[str] = set()
+        error = ""
+        facts: dict[str, object] = {}
+        for replica in deployment.replicas:
+            if not alive(replica.process):
+                error = error or f"{replica.name} ended: {self._tail(replica.name)}"
+                continue
+            info = self.workspace.process(replica.name)
+            ready = self._call("GET", info, "/readyz")
+            if info is None or info.url is None or ready is None or ready.status_code != 200:
+                continue
+            attestation = self._attestation(info)
+            if attestation is None:
+                continue
+            urls.append(info.url)
+            attested.add(attestation.release_id)
+            facts = {
+                "pid": info.pid,
+                "load_seconds": attestation.load_seconds,
+                "peak_memory_bytes": attestation.peak_memory_bytes,
+                "versions": dict(attestation.versions),
+            }
+        if not urls and not error:
+            waited = self.clock.now() - deployment.at
+            if waited > self.config.worker.ready_timeout_s:
+                error = f"not ready after {waited:.0f} s: {self._tail(deployment.replicas[0].name)}"
+        wrong = attested - {release_id}
+        return ServingStatus(
+            release=release_id,
+            ready=len(urls) == len(deployment.replicas) and not wrong,
+            urls=tuple(urls),
+            attested=next(iter(wrong or attested), None),
+            error=f"attests {next(iter(wrong))[:10]}" if wrong else error,
+            facts={**facts, "deployments": deployment.count, "fault": deployment.fault},
+        )
+
+    def drain(self, release_id: str) -> None:
+        """Take no new work, finish what was taken."""
+        for replica in self._deployment(release_id).replicas:
+            self._call("POST", self.workspace.process(replica.name), "/drain")
+
+    def retire(self, release_id: str) -> None:
+        """End its workers: SIGTERM, and SIGKILL for those still there after the grace. Never
+        touches a pid that passed on to another process."""
+        deployment = self._deployment(release_id)
+        known = {r.name: r.process for r in deployment.replicas}
+        for path in self.workspace.run.glob(f"{self._name(release_id, 0)}*.json"):
+            info = self.workspace.process(path.stem)  # one that nobody wrote down
+            if info and info.facts.get("release_id") == release_id:
+                known[info.name] = info
+        processes = [p for info in known.values() if (p := _process(info)) is not None]
+        for process in processes:
+            _signal(process.terminate)
+        _, stuck = psutil.wait_procs(processes, timeout=self.grace_s)
+        for process in stuck:
+            log.warning(
+                "worker %d did not stop within %.0f s and is killed",
+                process.pid,
+                self.grace_s,
+                extra={"action": "worker.kill", "release": release_id},
+            )
+            _signal(process.kill)
+        psutil.wait_procs(stuck, timeout=self.grace_s)
+        _reap()
+        if deployment.replicas:
+            self._write(replace(deployment, replicas=(), retired=True))
+
+    def close(self) -> None:
+        """Let go of connections; workers run on."""
+        self._http.close()
+        _reap()
+
+    # ------------------------------------------------------------------ processes
+
+    def _start(self, release: Release, name: str, fault: str) -> Replica:
+        settings = self.config.worker
+        command = [
+            *(sys.executable, "-m", "intonaco.serving.worker.main"),
+            *("--workspace", str(self.workspace.root.resolve())),
+            *("--release", release.release_id),
+            *("--name", name),
+            *("--port", "0"),
+            *("--device", settings.device),
+            *("--threads", str(settings.threads)),
+            *("--batch-sizes", ",".join(map(str, settings.batch_sizes))),
+            *("--batch-wait-ms", str(settings.batch_wait_ms)),
+            *("--queue-limit", str(settings.queue_limit)),
+            *("--grace-s", str(int(self.config.gateway.request_timeout_s))),
+            *(() if settings.warm_up else ("--no-warm-up",)),
+            *(("--fault", fault) if fault else ()),
+        ]
+        self.workspace.logs.mkdir(parents=True, exist_ok=True)
+        if fault:
+            log.warning(
+                "deploys %s with an injected fault: %s",
+                release.short,
+                fault,
+                extra={"action": "worker.fault", "release": release.release_id},
+            )
+        try:
+            with self._log(name).open("wb") as out:
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=os.environ | _environment(settings.threads),
+                )
+            started = psutil.Process(child.pid).create_time()
+        except (OSError, psutil.Error) as error:
+            raise BackendError(
+                f"the worker of {release.short} did not start: {error}",
+                backend="local",
+                retriable=True,
+            ) from error
+        _CHILDREN[child.pid] = child
+        return Replica(name=name, pid=child.pid, started=started)
+
+    def _live(self, deployment: Deployment, name: str) -> ProcessInfo | None:
+        """A running worker of that name: one written down, or one that announced itself though
+        whoever started it was killed before it could write it down."""
+        for replica in deployment.replicas:
+            if replica.name == name and alive(replica.process):
+                return replica.process
+        info = self.workspace.process(name)
+        if info and info.facts.get("release_id") == deployment.release_id:
+            return info
+        return None
+
+    def _call(self, method: str, info: ProcessInfo | None, path: str) -> httpx.Response | None:
+        """Answer of a worker, None if it gave none."""
+        if info is None or info.url is None:
+            return None
+        try:
+            return self._http.request(method, f"{info.url}{path}")
+        except httpx.HTTPError:
+            return None
+
+    def _attestation(self, info: ProcessInfo) -> Attestation | None:
+        response = self._call("GET", info, "/attest")
+        if response is None or response.status_code != 200:
+            return None
+        try:
+            return decode(Attestation, response.content)
+        except StorageError:
+            return None
+
+    # ------------------------------------------------------------------ files
+
+    def _name(self, release_id: str, replica: int) -> str:
+        return f"worker-{release_id[:10]}" + (f"-{replica}" if replica else "")
+
+    def _log(self, name: str) -> Path:
+        return self.workspace.logs / f"{name}.log"
+
+    def _tail(self, name: str) -> str:
+        try:
+            with self._log(name).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return "no log"
+        return "\n".join(lines[-TAIL_LINES:]) or "empty log"
+
+    def _file(self, release_id: str) -> Path:
+        return self.workspace.run / f"deployment-{release_id[:10]}.json"
+
+    def _deployment(self, release_id: str) -> Deployment:
+        try:
+            return decode(Deployment, self._file(release_id).read_bytes())
+        except FileNotFoundError:
+            return Deployment(release_id=release_id)
+
+    def _write(self, deployment: Deployment) -> None:
+        write_atomic(self._file(deployment.release_id), encode(deployment))
+
+    def _fault(self, release: Release, count: int) -> str:
+        specs = self.config.faults.get(release.release_id)
+        if specs is None and release.provenance.recipe:
+            specs = self.config.faults.get(release.provenance.recipe)
+        return specs[count - 1] if specs and count <= len(specs) else ""
+
+
+def _environment(threads: int) -> Mapping[str, str]:
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads were ten times slower on shared cores
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "DIFFUSERS_VERBOSITY": "error",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+
+
+def _process(info: ProcessInfo) -> psutil.Process | None:
+    try:
+        return psutil.Process(info.pid) if alive(info) else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _signal(send: Callable[[], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        send()  # psutil compares the start time again
+
+
+def _reap() -> None:
+    """Workers that ended are zombies until somebody asks for their exit status."""
+    for pid, child in list(_CHILDREN.items()):
+        if child.poll() is not None:
+            del _CHILDREN[pid]

@@ -1,0 +1,1 @@
+"""One process per release: loads the pipeline, attests what it loaded, makes images."""

@@ -1,0 +1,163 @@
+"""Start one worker: ``python -m intonaco.serving.worker.main --workspace DIR --release ID``.
+
+It listens and announces itself at once (not ready), loads, warms up, and announces itself ready.
+A release that cannot be loaded ends the process with exit code 4 (2: refused) and a last line in
+its log that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from intonaco.errors import ConfigError, Conflict, IntonacoError
+from intonaco.releases import ReleaseStore, check_folder
+from intonaco.serving.faults import parse_fault
+from intonaco.serving.http import WORKER_KEEP_ALIVE_S, bind, on_stop, server
+from intonaco.types import Release
+from intonaco.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.001  # the denoise thread must not keep the network waiting for 5 ms
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="intonaco.serving.worker.main")
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--release", required=True)
+    parser.add_argument("--name", help="of the process; worker-RELEASE by default")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-sizes", default="1,2,4,8")
+    parser.add_argument("--batch-wait-ms", type=float, default=5.0)
+    parser.add_argument("--queue-limit", type=int, default=64)
+    parser.add_argument("--no-warm-up", action="store_true")
+    parser.add_argument("--grace-s", type=int, default=600)
+    parser.add_argument("--fault", default="", help="for drills, e.g. errors:after=20")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for noisy in ("httpx", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        return run(args)
+    except IntonacoError as error:
+        log.error("%s", error)
+        return error.exit_code
+
+
+def run(args: argparse.Namespace) -> int:
+    workspace = Workspace(args.workspace.resolve())
+    release = ReleaseStore(workspace, "").get(args.release)
+    name = args.name or f"worker-{release.short}"
+    with _lock(workspace, name):
+        return asyncio.run(_serve(args, workspace, release, name))
+
+
+def _lock(workspace: Workspace, name: str) -> IO[str]:
+    """Held for life: two workers of one name never run at once, however they were started."""
+    workspace.run.mkdir(parents=True, exist_ok=True)
+    file = (workspace.run / f"{name}.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise Conflict(f"{name} runs already") from None
+    return file
+
+
+async def _serve(
+    args: argparse.Namespace, workspace: Workspace, release: Release, name: str
+) -> int:
+    fault = parse_fault(args.fault)
+    check_folder(workspace.resolve(release.path))  # refused before anything is imported for it
+    sock, url = bind(args.host, args.port, what=name)
+    facts = {"release_id": release.release_id, "fault": args.fault}
+    workspace.announce(name, url=url, ready=False, **facts)
+    if fault:
+        log.warning(
+            "FAULT INJECTED FOR A DRILL: %s (release %s itself is unchanged)",
+            args.fault,
+            release.short,
+            extra={"action": "worker.fault"},
+        )
+
+    # The heavy import comes after the announcement, so that a backend can adopt this process.
+    from intonaco.serving.worker.app import Worker
+
+    worker = Worker(
+        sizes=tuple(sorted(int(s) for s in args.batch_sizes.split(","))),
+        wait_s=args.batch_wait_ms / 1000,
+        queue_limit=args.queue_limit,
+        fault=fault,
+    )
+    http = server(worker.app(), keep_alive_s=WORKER_KEEP_ALIVE_S, grace_s=args.grace_s)
+    failed: list[BaseException] = []
+
+    def denoise() -> None:
+        """Load, warm up and serve, all on the one thread that ever touches the pipeline."""
+        from intonaco.serving.worker.engine import load
+
+        try:
+            worker.engine = load(
+                release,
+                workspace.resolve(release.path),
+                device=args.device,
+                threads=args.threads,
+            )
+            if worker.engine.release_id != release.release_id:
+                # Not ended here: whoever deploys compares the attested id and decides.
+                log.error(
+                    "loaded %s, asked for %s: the folder or the environment is another",
+                    worker.engine.release_id,
+                    release.release_id,
+                    extra={"action": "worker.mismatch"},
+                )
+            if not args.no_warm_up:
+                worker.warm_up()
+            worker.ready = True
+            workspace.announce(
+                name, url=url, ready=True, attested=worker.engine.release_id, **facts
+            )
+            log.info(
+                "ready at %s after %.1f s",
+                url,
+                worker.engine.load_seconds,
+                extra={"action": "worker.ready", "release": release.release_id},
+            )
+            worker.batcher.serve()
+        except BaseException as error:
+            failed.append(error)
+            http.should_exit = True
+
+    thread = threading.Thread(target=denoise, name="denoise", daemon=True)
+    on_stop(http)
+    thread.start()
+    await http.serve(sockets=[sock])  # on a stop: takes no new work, answers what it took
+    worker.batcher.stop()
+    if failed:
+        error = failed[0]
+        refused = isinstance(error, ConfigError)
+        log.error("%s: %s", type(error).__name__, error, exc_info=None if refused else error)
+        return error.exit_code if isinstance(error, IntonacoError) else 4
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # torch's threads may not keep a stopped worker alive
