@@ -7,7 +7,6 @@ that a controller that was killed finds it again instead of starting a second.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from intonaco.codec import as_json, digest
 from intonaco.config import Config, Recipe
 from intonaco.datasets import curation
 from intonaco.errors import BackendError, ConfigError, IntonacoError
+from intonaco.jobs import job_folder
 from intonaco.ledger import Effect, Ledger
 from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION, GenerateRequest
 from intonaco.protocols import (
@@ -208,7 +208,7 @@ class Executor:
         status = self._job(spec)
         if isinstance(status, Pending | Failed):
             return status
-        folder = self._job_folder(effect.key) / str(status.result["pipeline"])
+        folder = job_folder(p.workspace, effect.key) / str(status.result["pipeline"])
         generation = (
             champion.serving.generation if champion else p.config.model.generation.model_dump()
         )
@@ -361,7 +361,7 @@ class Executor:
         status = self._job(spec)
         if isinstance(status, Pending | Failed):
             return status
-        folder = self._job_folder(effect.key)
+        folder = job_folder(p.workspace, effect.key)
         report = json.loads((folder / str(status.result["report"])).read_text())
         relative = p.workspace.relative(folder / "out")
         return Done({"report": report, "folder": relative, "seconds": status.seconds})
@@ -466,14 +466,6 @@ class Executor:
         if status.state is not JobState.SUCCEEDED:
             return Failed(status.error or f"the job was {status.state}")
         return status
-
-    def _job_folder(self, key: str) -> Path:
-        return job_folder(self.parts.workspace, key)
-
-
-def job_folder(workspace: Workspace, key: str) -> Path:
-    """Where the local backend keeps a job of that key."""
-    return workspace.jobs / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def smoke_test(url: str, release: Release) -> float:

@@ -8,6 +8,7 @@ and ``log.txt`` what it printed. A job is a module run as ``python -m MODULE JOB
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -19,7 +20,12 @@ from pathlib import Path
 from intonaco.codec import decode
 from intonaco.errors import IntonacoError
 from intonaco.types import JobSpec, Json
-from intonaco.workspace import write_json
+from intonaco.workspace import Workspace, write_json
+
+
+def job_folder(workspace: Workspace, key: str) -> Path:
+    """Where the job with that key lives. Keys may hold what a file name may not."""
+    return workspace.jobs / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)

@@ -22,7 +22,8 @@ from intonaco.clock import FakeClock
 from intonaco.codec import as_json
 from intonaco.controller import Controller
 from intonaco.errors import BackendError, Conflict
-from intonaco.executor import Parts, job_folder
+from intonaco.executor import Parts
+from intonaco.jobs import job_folder
 from intonaco.ledger import Ledger
 from intonaco.protocols import Matrix
 from intonaco.releases import ReleaseStore

@@ -63,7 +63,7 @@ class _Picture:
 
 def diagnose(findings: Sequence[Finding], context: DiagnosisContext, now: float) -> Diagnosis:
     """The cause that explains the findings together, with the figures and with why its neighbours
-    were excluded. The same findings and context give the same diagnosis id."""
+    were excluded. The same cause for the same findings has the same id."""
     picture = _look(findings, context)
     cause, reason = _cause(picture, findings, context)
     if context.rollout_active:
@@ -72,7 +72,7 @@ def diagnose(findings: Sequence[Finding], context: DiagnosisContext, now: float)
         reason += " The release or its environment changed shortly before."
     service = findings[0].service_id if findings else ""
     return Diagnosis(
-        diagnosis_id=digest([service, cause, reason, [f.finding_id for f in findings]])[:16],
+        diagnosis_id=digest([service, cause, [f.finding_id for f in findings]])[:16],
         service_id=service,
         at=now,
         cause=cause,

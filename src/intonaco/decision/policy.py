@@ -72,7 +72,7 @@ def decide(diagnosis: Diagnosis, context: DecisionContext, settings: Decision, n
             benefit=choice.benefit,
         )
     left = settings.budget.amount - context.spent - context.reserved
-    facts = [diagnosis.diagnosis_id, choice.action, choice.reason, list(choice.recipes)]
+    facts = [diagnosis.diagnosis_id, choice.action, list(choice.recipes)]
     return Plan(
         plan_id=digest(facts)[:16],
         service_id=diagnosis.service_id,

@@ -31,8 +31,7 @@ from intonaco.demo.report import write_report
 from intonaco.demo.summary import collect, missing_parts
 from intonaco.demo.view import DemoView, final_table
 from intonaco.errors import BackendError, IntonacoError
-from intonaco.executor import job_folder
-from intonaco.jobs import JobFolder
+from intonaco.jobs import JobFolder, job_folder
 from intonaco.supervisor import THREADS, Supervisor
 from intonaco.training.local import LocalTrainingBackend
 from intonaco.types import Event, JobSpec, JobState, Phase, Update
@@ -410,9 +409,9 @@ class Story:
         table = self._app.ledger.latest_routing()
         if table is not None:
             figures["weights"] = {a.name.split(":")[0]: a.weight for a in table.arms}
-        for signal in self._signals():
-            if signal.signal == "prompts":
-                figures["evidence"] = (signal.evidence, signal.threshold)
+        for status in self._signals():
+            if status.signal == "prompts":
+                figures["evidence"] = (status.evidence, status.threshold)
         self.view.figures(**figures)
 
 

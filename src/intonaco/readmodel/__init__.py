@@ -23,7 +23,6 @@ from intonaco.readmodel.signals import (
 from intonaco.readmodel.updates import (
     PHASES,
     active_update,
-    job_folder,
     last_rollout_facts,
     phase_strip,
     rollout_facts,
@@ -39,7 +38,6 @@ __all__ = [
     "budget",
     "finding_facts",
     "history",
-    "job_folder",
     "phase_strip",
     "plain",
     "processes",

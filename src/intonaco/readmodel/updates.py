@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 
-from intonaco.jobs import JobFolder
+from intonaco.jobs import JobFolder, job_folder
 from intonaco.ledger import EffectStatus, Ledger
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.types import Event, Phase, Rollout, RolloutStatus, Update
@@ -148,14 +147,8 @@ def _waiting_for(update: Update, effects: Iterable[EffectStatus]) -> str | None:
     return None
 
 
-def job_folder(workspace: Workspace, key: str) -> JobFolder:
-    """The folder of the job with this key."""
-    return JobFolder(workspace.jobs / hashlib.sha256(key.encode()).hexdigest()[:16])
-
-
 def _job(workspace: Workspace, status: EffectStatus) -> Facts:
-    folder = job_folder(workspace, status.effect.key)
-    progress = folder.read("progress")
+    progress = JobFolder(job_folder(workspace, status.effect.key)).read("progress")
     name = str(status.effect.payload.get("name", ""))
     return {
         "key": status.effect.key,

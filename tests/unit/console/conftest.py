@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 
 from intonaco import config as configuration
 from intonaco.config import Config
+from intonaco.jobs import JobFolder, job_folder
 from intonaco.ledger import Effect, Ledger
-from intonaco.readmodel import job_folder
 from intonaco.types import (
     Action,
     Arm,
@@ -356,8 +356,9 @@ def _seed(ledger: Ledger, workspace: Workspace) -> None:
         )
         tx.finish_effect("k:low_rank", START + 340, result={"seconds": 38.0})
         _signals(tx)
-    job_folder(workspace, "k:fine_tune").root.mkdir(parents=True)
-    job_folder(workspace, "k:fine_tune").progress("denoiser", 430, 900, "loss 0.031")
+    folder = job_folder(workspace, "k:fine_tune")
+    folder.mkdir(parents=True)
+    JobFolder(folder).progress("denoiser", 430, 900, "loss 0.031")
     workspace.announce("controller")
     workspace.announce("worker-1", url="http://127.0.0.1:1", release=FIRST)
     (workspace.run / "routing.json").write_text(json.dumps({"not": "a process"}))
