@@ -245,6 +245,8 @@ class RolloutConfig(Section):
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     margins: RolloutMargins = RolloutMargins()
     harm_tolerance: Annotated[float, Field(ge=0)] = 0.0
+    # Cosines are clamped into this range; one that fits the usual scores decides sooner.
+    score_range: tuple[float, float] = (-1.0, 1.0)
     slower_than: Positive = 2.0
     max_seconds: Positive = 86_400.0
     bake_seconds: Annotated[float, Field(ge=0)] = 3600.0  # at 100 %, the old release kept warm

@@ -20,6 +20,7 @@ from intonaco.types import Finding, Json, Outcome, Rollout, ScoredRecord
 CONSUMER = "watch"
 COMMIT_SECONDS = 1.0
 BATCH = 500
+SCORED_SECONDS = 10.0  # with nothing left to read, everything older than this has been scored
 LATENCIES = 200  # champion's service times kept in each request class
 
 
@@ -47,15 +48,19 @@ class Watch:
         self._follow_champion(now)
         self._follow_rollout()
         findings: list[Finding] = []
+        idle = True
         for line in self.reader.read(BATCH):
             item = decode(ScoredRecord, line)
-            self._dirty = True
+            idle, self._dirty = False, True
             self._count(item)
             findings.extend(self.monitor.observe(item))
             if self.analysis is not None:
                 self.analysis.observe(item)
         scored = self.last_at or now
-        silence = self.monitor.silence(now, scored, self._unscored_bytes())
+        unscored = self._unscored_bytes()
+        if idle and unscored == 0 and self.analysis is not None:
+            self.analysis.advance(now - SCORED_SECONDS)
+        silence = self.monitor.silence(now, scored, unscored)
         if silence is not None:
             findings.append(silence)
         if findings or (self._dirty and now - self._committed_at >= COMMIT_SECONDS):
@@ -117,6 +122,7 @@ class Watch:
             rollout.alpha,
             salt=rollout.salt,
             medians=medians,
+            score_range=self.parts.config.rollout.score_range,
             settle_seconds=self.parts.config.serving.gateway.challenger_timeout_s + 1.0,
         )
 

@@ -47,7 +47,7 @@ FULL = Size(
     seeds_per_prompt=4,
     latency_rounds=20,
     shadow_pairs=60,
-    step_units=(15, 50, 80, 60),
+    step_units=(5, 25, 50, 40),
 )
 QUICK = Size(
     vae_steps=110,
@@ -62,7 +62,7 @@ QUICK = Size(
     seeds_per_prompt=3,
     latency_rounds=12,
     shadow_pairs=40,
-    step_units=(10, 30, 60, 30),
+    step_units=(3, 15, 40, 25),
 )
 
 
@@ -109,6 +109,7 @@ def write_config(workspace: Workspace, size: Size, *, seed: int, digest: str, as
         seeds_per_prompt=size.seeds_per_prompt,
         latency_rounds=size.latency_rounds,
         shadow_pairs=size.shadow_pairs,
+        fault_after=size.shadow_pairs + 25,
         units_5=size.step_units[0],
         units_25=size.step_units[1],
         units_50=size.step_units[2],
