@@ -214,6 +214,6 @@ def test_silhouette_is_the_textbook_one() -> None:
     for i in range(30):
         same = [j for j in range(30) if labels[j] == labels[i] and j != i]
         inside = distance[i, same].mean()
-        outside = min(distance[i, labels == c].mean() for c in range(2) if c != labels[i])
+        outside = min(distance[i, labels == c].mean() for c in range(3) if c != labels[i])
         expected.append((outside - inside) / max(inside, outside))
     assert silhouette(x, labels) == pytest.approx(np.mean(expected))

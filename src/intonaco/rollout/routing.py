@@ -14,13 +14,18 @@ def desired_arms(
     challenger: ServingStatus | None,
     weights: Mapping[str, float],
 ) -> tuple[Arm, ...] | None:
-    """Arms for a champion and, while a rollout runs, its challenger. None: nobody can serve, keep
-    the last table.
+    """Arms for a champion and, while a rollout runs, its challenger. None: one of them does not
+    answer just now and is not known to be dead, so keep the last table.
 
     A first release has no champion beside it: once it is ready it *is* the champion arm."""
     if champion is None or not champion.urls:
         return None
-    share = weights.get("challenger", 0.0)
+    if rollout is not None and rollout.challenger == champion.release:
+        rollout = None
+    share = 0.0 if rollout is None else weights.get("challenger", 0.0)
+    wanted = rollout is not None and (share > 0 or weights.get("shadow", 0.0) > 0)
+    if wanted and (challenger is None or not (challenger.urls or challenger.error)):
+        return None
     arms = [
         Arm(
             name="champion",
