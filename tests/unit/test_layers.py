@@ -6,9 +6,12 @@ behind a name or a chain of packages counts too.
 
 from __future__ import annotations
 
+import configparser
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +92,22 @@ def test_an_engine_would_be_found() -> None:
         "json.tool": "argparse",
         "no_such_module": "ModuleNotFoundError: No module named 'no_such_module'",
     }
+
+
+def test_every_module_has_a_layer() -> None:
+    """A module that no layer names could import anything."""
+    root = Path(__file__).parents[2]
+    contracts = configparser.ConfigParser()
+    contracts.read(root / ".importlinter")
+    layers = set(re.findall(r"[\w.]+", contracts["importlinter:contract:layers"]["layers"]))
+    source = root / "src" / "intonaco"
+    modules = {
+        ".".join(f.relative_to(source).with_suffix("").parts).removesuffix(".__init__")
+        for f in source.rglob("*.py")
+    } - {"__init__"}
+
+    def placed(module: str) -> bool:
+        above = any(module == name or module.startswith(f"{name}.") for name in layers)
+        return above or any(name.startswith(f"{module}.") for name in layers)
+
+    assert {m for m in modules if not placed(m)} == set()
