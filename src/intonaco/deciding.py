@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from intonaco import commands, loop
 from intonaco.decision.diagnosis import DiagnosisContext, diagnose
-from intonaco.decision.policy import DecisionContext, decide
+from intonaco.decision.policy import EVALUATION_SECONDS, DecisionContext, decide
 from intonaco.executor import Parts
 from intonaco.ledger import Effect, EffectStatus
 from intonaco.types import Action, Diagnosis, Finding, Plan, Update
 from intonaco.watching import Watch
 
+RELEASE_CHANGE_SECONDS = 3600.0  # a finding this soon after a promotion may be its fault
 SETTLE_SECONDS = 120.0  # a finding is diagnosed after this long even if requests stop coming
 
 
@@ -40,10 +41,12 @@ def look(parts: Parts, watch: Watch, fence: int, now: float) -> None:
             rollout_active=parts.ledger.active_rollout() is not None,
             min_quality_gap=parts.config.decision.min_quality_gap,
             reference_quality=watch.monitor.reference_quality(),
+            release_changed=_release_changed(parts, found),
         ),
         now,
     )
-    plan = decide(diagnosis, _context(parts, watch, known, now), parts.config.decision, now)
+    context = _context(parts, watch, found, known, now)
+    plan = decide(diagnosis, context, parts.config.decision, now)
     _write(parts, diagnosis, plan, found, fence, now)
 
 
@@ -78,11 +81,33 @@ def _probes_ok(known: dict[str, EffectStatus]) -> bool | None:
     probe = next((s for s in known.values() if s.effect.kind == "probe"), None)
     if probe is None or probe.status != "done":
         return None
-    return bool(probe.result["ok"])
+    ok: bool | None = probe.result["ok"]
+    return ok
+
+
+def _release_changed(parts: Parts, found: Sequence[Finding]) -> bool:
+    """Whether another champion took over shortly before what was found began."""
+    tenures = parts.ledger.tenures()
+    if len(tenures) < 2:
+        return False
+    return min(f.since_at for f in found) - tenures[-1].since < RELEASE_CHANGE_SECONDS
+
+
+def _evaluation_seconds(updates: Sequence[Update], parts: Parts) -> float | None:
+    """How long the last evaluation took, per candidate."""
+    for update in reversed(updates):
+        for status in parts.ledger.effects(update.update_id).values():
+            if status.effect.kind == "evaluate" and status.status == "done":
+                return float(status.result["seconds"]) / max(1, len(update.candidates))
+    return None
 
 
 def _context(
-    parts: Parts, watch: Watch, known: dict[str, EffectStatus], now: float
+    parts: Parts,
+    watch: Watch,
+    found: Sequence[Finding],
+    known: dict[str, EffectStatus],
+    now: float,
 ) -> DecisionContext:
     budget = parts.config.decision.budget
     settled, reserved = parts.ledger.spent(now - budget.per_days * 86_400)
@@ -102,6 +127,8 @@ def _context(
         last_update_ended_at=max(ended, default=None),
         active_update=active[0].update_id if active else None,
         previous_release_available=parts.ledger.previous() is not None,
+        release_changed=_release_changed(parts, found),
+        evaluation_seconds=_evaluation_seconds(updates, parts) or EVALUATION_SECONDS,
     )
 
 

@@ -27,6 +27,7 @@ from intonaco.errors import BackendError, ConfigError, IntonacoError
 from intonaco.jobs import job_folder
 from intonaco.ledger import Effect, Ledger
 from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION, GenerateRequest
+from intonaco.monitoring.probes import ProbeSet, compare
 from intonaco.protocols import (
     DatasetStore,
     Matrix,
@@ -51,7 +52,6 @@ from intonaco.types import (
 )
 from intonaco.workspace import Workspace
 
-PROBE_SEED = 20_000
 PROBE_TOLERANCE = 1.0  # mean absolute difference in 8-bit levels that is not a change
 
 
@@ -441,20 +441,14 @@ class Executor:
         p = self.parts
         release_id, name = str(effect.payload["release"]), str(effect.payload["name"])
         folder = p.workspace.root / "probes" / release_id
-        changed, worst = 0, 0.0
-        for number, prompt in enumerate(p.config.monitoring.probes):
-            png = p.probe(release_id, prompt, PROBE_SEED + number)
-            file = folder / name / f"{number}.png"
+        distances: dict[str, float | None] = {}
+        for probe in ProbeSet(p.config.monitoring.probes).probes:
+            file = folder / name / f"{probe.key}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(png)
-            before = folder / "baseline" / f"{number}.png"
-            if not before.exists():
-                return Failed("no probes were drawn when the release was new")
-            distance = image_distance(before, file)
-            worst = max(worst, distance)
-            changed += distance > PROBE_TOLERANCE
-        total = len(p.config.monitoring.probes)
-        return Done({"ok": changed == 0, "changed": changed, "total": total, "distance": worst})
+            file.write_bytes(p.probe(release_id, probe.prompt, probe.seed))
+            before = folder / "baseline" / f"{probe.key}.png"
+            distances[probe.key] = image_distance(before, file) if before.exists() else None
+        return Done(as_json(compare(distances, PROBE_TOLERANCE)))
 
     # ------------------------------------------------------------------ jobs
 

@@ -11,7 +11,15 @@ import pytest
 
 from intonaco.codec import as_json
 from intonaco.config import Evaluation, Margins
-from intonaco.evaluation.comparison import ArmImages, Costs, Reference, assess, compare, describe
+from intonaco.evaluation.comparison import (
+    NEIGHBOURS,
+    ArmImages,
+    Costs,
+    Reference,
+    assess,
+    compare,
+    describe,
+)
 from intonaco.evaluation.gate import GateDecision, decide
 from intonaco.evaluation.metrics import precision_recall
 from intonaco.evaluation.metrics.arrays import Float, unit_rows
@@ -347,6 +355,7 @@ class TestFirstRelease:
         ("latency", -0.2, (-0.3, -0.1), Assessment.SUPERIOR),
         ("latency", 0.2, (0.1, 0.3), Assessment.HARMFUL),
         ("distance", 0.04, (0.02, 0.06), Assessment.UNDECIDED),
+        ("fd@digits-clip32", 0.2, (0.1, 0.3), Assessment.HARMFUL),
         ("adherence", float("nan"), (-0.01, 0.01), Assessment.NO_DATA),
         ("adherence", 0.0, (float("nan"), 0.01), Assessment.NO_DATA),
         ("adherence", 0.0, None, Assessment.NO_DATA),
@@ -379,7 +388,9 @@ def test_recall_is_that_of_the_metric() -> None:
         ),
         "recall",
     )
-    expected = precision_recall(reference.of(KEEP), arm.features[arm.rows(KEEP)]).recall
+    expected = precision_recall(
+        reference.of(KEEP), arm.features[arm.rows(KEEP)], k=NEIGHBOURS
+    ).recall
     assert found.champion == pytest.approx(expected)
 
 

@@ -14,11 +14,11 @@ def test_probes_are_the_same_every_time_and_told_apart() -> None:
 
 
 def test_compare() -> None:
-    before = {"a": "1", "b": "2"}
-    assert compare(before, before).ok is True
-    changed = compare(before, {"a": "1", "b": "3"})
+    assert compare({"a": 0.0, "b": 0.2}, 1.0).ok is True
+    changed = compare({"a": 0.0, "b": 3.0}, 1.0)
     assert (changed.ok, changed.changed, changed.total) == (False, ("b",), 2)
-    missing = compare(before, {"a": "1"})
+    missing = compare({"a": 0.0, "b": None}, 1.0)
     assert (missing.ok, missing.missing, missing.total) == (None, ("b",), 1)
-    assert compare(before, {"a": "9"}).ok is False
-    assert compare({}, {"a": "1"}).ok is None
+    assert compare({"a": 9.0, "b": None}, 1.0).ok is False
+    assert compare({"a": float("inf")}, 1.0).ok is False
+    assert compare({}, 1.0).ok is None

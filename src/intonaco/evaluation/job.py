@@ -33,7 +33,15 @@ from transformers.utils import logging as transformers_logging
 from intonaco import config
 from intonaco.codec import as_json, digest
 from intonaco.errors import ConfigError
-from intonaco.evaluation.comparison import ArmImages, Costs, Reference, compare, describe
+from intonaco.evaluation.comparison import (
+    FRECHET,
+    NEIGHBOURS,
+    ArmImages,
+    Costs,
+    Reference,
+    compare,
+    describe,
+)
 from intonaco.evaluation.features import cosines, load_extractor
 from intonaco.evaluation.metrics import frechet_distance, precision_recall
 from intonaco.evaluation.prompts import Shot, read_prompts, shots, shots_digest
@@ -101,7 +109,7 @@ class Evaluation:
         self.extractor: FeatureExtractor = load_extractor(
             config.Extractor.model_validate(given), Path("/"), threads=self.threads
         )
-        self.distance = f"fd@{self.extractor.name}"
+        self.distance = f"{FRECHET}{self.extractor.name}"
         self.texts = self.extractor.texts([s.prompt.prompt for s in self.shots])
         self._generated = 0
         self.cache = Path(payload["cache"]) if payload.get("cache") else None
@@ -212,7 +220,7 @@ class Evaluation:
             improve=self.improve,
             alpha=self.alpha,
             margins=self.margins,
-            distance_name=self.distance,
+            extractor=self.extractor.name,
         )
         return as_json(found)
 
@@ -232,8 +240,8 @@ class Evaluation:
         }
         asked = (*self.keep, *self.improve)
         rows, real = scores.rows(asked), reference.of(asked)
-        if len(rows) > 3 and len(real) > 3:
-            pr = precision_recall(real, scores.features[rows])
+        if min(len(rows), len(real)) > NEIGHBOURS:
+            pr = precision_recall(real, scores.features[rows], k=NEIGHBOURS)
             out[self.distance] = frechet_distance(scores.features[rows], real)
             out["precision"], out["recall"] = pr.precision, pr.recall
         return out

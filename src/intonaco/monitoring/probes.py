@@ -40,12 +40,12 @@ def _probe(prompt: str) -> Probe:
     return Probe(key=code[:12], prompt=prompt, seed=int(code[12:19], 16))
 
 
-def compare(before: Mapping[str, str], now: Mapping[str, str]) -> ProbeResult:
-    """Compare images by their sha256, keyed by probe. A release's images for a fixed seed are the
-    same bytes every time on the same machine, so any difference is a change of model or
-    environment."""
-    changed = tuple(sorted(k for k in before if k in now and now[k] != before[k]))
-    missing = tuple(sorted(k for k in before if k not in now))
-    total = len(before) - len(missing)
-    ok = False if changed else None if missing or not total else True
-    return ProbeResult(ok=ok, changed=changed, total=total, missing=missing)
+def compare(distances: Mapping[str, float | None], tolerance: float) -> ProbeResult:
+    """Judge probes drawn again by their distance from what the release drew when it was new (None:
+    one of the two is not there). Images of one release and seed are the same bits at one batch
+    size; between sizes they differ by rounding, which is what the tolerance is for."""
+    measured = {key: d for key, d in distances.items() if d is not None}
+    changed = tuple(sorted(key for key, d in measured.items() if d > tolerance))
+    missing = tuple(sorted(key for key in distances if key not in measured))
+    ok = False if changed else None if missing or not measured else True
+    return ProbeResult(ok=ok, changed=changed, total=len(measured), missing=missing)
