@@ -77,7 +77,7 @@ def up(workspace: Folder = HERE) -> None:
         out.print(f"gateway  {gateway.url if gateway else '?'}/v1/images/generations", markup=False)
         out.print(f"console  {console.url if console else '?'}", markup=False)
         if not watched:
-            out.print("no extractor is configured: content is not watched, no rollout can be proven")
+            out.print("no extractor configured: content is not watched, no rollout can be proven")
         supervisor.watch(stop)
     finally:
         supervisor.stop()
