@@ -8,7 +8,7 @@ control characters, so that a prompt cannot steer the terminal.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -218,6 +218,12 @@ def clean(text: str) -> str:
 # ------------------------------------------------------------------------------------ the end
 
 
+def _shortened(reasons: Sequence[str], most: int = 3) -> str:
+    """The reasons that decided; the rest is in the report."""
+    more = len(reasons) - most
+    return "; ".join(reasons[:most]) + (f"; {more} more in the report" if more > 0 else "")
+
+
 def final_table(summary: Mapping[str, Any]) -> list[Table]:
     """The story in figures. What was not measured has a dash."""
     tables = [_headline(summary), _accuracy(summary)]
@@ -291,7 +297,7 @@ def _candidates(summary: Mapping[str, Any]) -> Table:
             Text(clean(str(candidate.get("name", NONE)))),
             Text(verdict, style={"pass": "green", "fail": "red"}.get(verdict, "yellow")),
             duration(seconds) if seconds else NONE,
-            Text(clean("; ".join(candidate.get("reasons") or ()))),
+            Text(clean(_shortened(candidate.get("reasons") or ()))),
         )
     return table
 
@@ -307,7 +313,7 @@ def _rollout(summary: Mapping[str, Any]) -> Table:
             percent(step["weight"]),
             _count(step.get("units"), "pairs" if step["kind"] == "shadow" else "users"),
             duration(step.get("seconds")),
-            Text(clean(str(step.get("decision", "")))),
+            Text(clean(str(step.get("decision", "")).partition(":")[0])),
         )
     return table
 
@@ -325,7 +331,7 @@ def _rollbacks(summary: Mapping[str, Any]) -> Table:
     table.title = "Rollbacks"
     for rollback in found:
         table.add_row(
-            Text(clean(str(rollback["reason"]))),
+            Text(clean(str(rollback["reason"]).partition(";")[0])),
             duration(rollback["seconds"]),
             number(rollback["requests"]),
             _count(rollback.get("user_visible_errors"), ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,12 @@ class Sampler:
     def load(cls, folder: Path, generation: Mapping[str, Json], *, dtype: str, device: str) -> Self:
         """Raises ConfigError: no folder of a pipeline in safetensors."""
         check_folder(folder)
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, local_files_only=True, torch_dtype=getattr(torch, dtype)
-        ).to(device)
+        with warnings.catch_warnings():
+            # newer releases of diffusers want `dtype`, older ones do not know it
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, local_files_only=True, torch_dtype=getattr(torch, dtype)
+            ).to(device)
         pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline=pipeline, generation=generation, device=device)
 

@@ -201,7 +201,7 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecisi
         return _decided(rollout, ("waiting", text))
     if to < len(rollout.steps):
         return _enter(rollout, facts, to, now)
-    proven = "; ".join(describe(a) for a in facts.assessments if a.metric in facts.guardrails)
+    proven = ", ".join(brief(a) for a in facts.assessments if a.metric in facts.guardrails)
     reason = f"every guardrail is proven: {proven}" if rollout.champion else "nothing to beat"
     return _end(rollout, facts, RolloutStatus.PROMOTED, Verdict.PASS, reason, now)
 
@@ -293,12 +293,24 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
 # ---------------------------------------------------------------------------------------- words
 
 
+def _number(metric: str, value: float) -> str:
+    return f"{value:+.3f}" if metric == CLIP_SCORE else f"{value:+.1%}"
+
+
+def brief(a: MetricAssessment) -> str:
+    """One metric in a few words: its interval and its margin."""
+    if a.interval is None:
+        return f"{a.metric} {a.assessment.replace('_', ' ')}"
+    low, high = (_number(a.metric, value) for value in a.interval)
+    return f"{a.metric} {low} to {high} (margin {_number(a.metric, a.margin).lstrip('+')})"
+
+
 def describe(assessment: MetricAssessment) -> str:
     """One metric in words and figures."""
     a = assessment
 
     def number(value: float) -> str:
-        return f"{value:+.3f}" if a.metric == CLIP_SCORE else f"{value:+.1%}"
+        return _number(a.metric, value)
 
     if a.difference is None or a.interval is None:
         return f"{a.metric} {a.assessment.replace('_', ' ')}"
