@@ -226,7 +226,7 @@ def _recall(
     seed: int,
 ) -> list[MetricResult]:
     rows, real = champion.rows(slices), reference.of(slices)
-    if len(rows) // 2 <= NEIGHBOURS + 1 or len(real) // 2 <= NEIGHBOURS + 1:
+    if min(len(rows), len(real)) <= NEIGHBOURS:
         return []
     arms = [_Recall.of(arm.features[rows], real) for arm in (champion, candidate)]
     rng = np.random.default_rng(seed)
@@ -264,7 +264,9 @@ class _Recall:
         return cls(among, squared_distances(generated, real))
 
     def share(self, rows: Index, real: Index) -> float:
-        """Share of the real rows within reach of the generated ones."""
+        """Share of the real rows within reach of the generated ones; NaN if those are too few."""
+        if len(rows) <= NEIGHBOURS:
+            return math.nan
         among = self.among[np.ix_(rows, rows)]
         radius = np.partition(among, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
         covered = (self.to_real[np.ix_(rows, real)] <= radius[:, None]).any(0)

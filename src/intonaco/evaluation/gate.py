@@ -22,6 +22,14 @@ from intonaco.types import Assessment, Json, MetricResult, Verdict
 Key = tuple[str, str | None]
 _WORST_FIRST = (Verdict.ERROR, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
 
+_NEEDS: Mapping[str, str] = {
+    "adherence": "it needs at least two prompts of that slice",
+    "distance": "it needs prompts and reference images of the slices to keep",
+    "recall": "it needs more prompts, or more reference images, of the slices to keep",
+    "latency": "it needs at least five rounds",
+    "memory": "it needs both models",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateDecision:
@@ -129,7 +137,7 @@ def _margin(result: MetricResult, margins: Margins) -> float | None:
 def _success(result: MetricResult | None, improve: list[str]) -> tuple[Verdict, str]:
     what = f"adherence on {', '.join(improve)}"
     if result is None or result.assessment is Assessment.NO_DATA:
-        return Verdict.ERROR, f"{what} was not measured"
+        return Verdict.ERROR, f"{what} was not measured: {_NEEDS['adherence']}"
     text = f"{what} {_moved(result)}"
     if result.assessment is Assessment.SUPERIOR:
         return Verdict.PASS, text
@@ -141,7 +149,7 @@ def _success(result: MetricResult | None, improve: list[str]) -> tuple[Verdict, 
 def _guardrail(key: Key, result: MetricResult | None) -> tuple[Verdict, str]:
     what = _name(key)
     if result is None or result.assessment is Assessment.NO_DATA or result.margin is None:
-        return Verdict.ERROR, f"{what} was not measured"
+        return Verdict.ERROR, f"{what} was not measured: {_NEEDS[key[0]]}"
     if result.metric == "memory":
         ratio = f"{what} is {result.difference:.2f} times the champion's"
         if result.assessment is Assessment.HARMFUL:
@@ -164,7 +172,7 @@ def _guardrail(key: Key, result: MetricResult | None) -> tuple[Verdict, str]:
 def _above_floor(name: str, result: MetricResult | None, floor: float) -> tuple[Verdict, str]:
     what = f"adherence on {name}"
     if result is None or result.candidate is None or result.interval is None:
-        return Verdict.ERROR, f"{what} was not measured"
+        return Verdict.ERROR, f"{what} was not measured: {_NEEDS['adherence']}"
     low, high = result.interval
     text = f"{what} is {result.candidate:.3f} ({low:.3f} to {high:.3f}), floor {floor:.3f}"
     if result.assessment is Assessment.NON_INFERIOR:

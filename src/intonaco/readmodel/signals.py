@@ -29,19 +29,26 @@ def signal_history(
 ) -> dict[str, dict[str, list[Json]]]:
     """Columns per signal: "at", "requests", "value", "reference", "evidence", "threshold",
     "firing". Thinned evenly to about ``points``; the newest point and every one at which ``firing``
-    changes are kept."""
-    names = ("requests", "value", "reference", "evidence", "threshold", "firing")
+    changes are kept. A signal begins to count anew with every champion; "requests" counts on."""
+    names = ("value", "reference", "evidence", "threshold", "firing")
     stride = max(1, math.ceil(len(rows) / max(1, points)))
     course: dict[str, dict[str, list[Json]]] = {}
     firing: dict[str, bool] = {}
+    counted: dict[str, tuple[int, int]] = {}  # signal -> (before this champion, since)
     for index, (at, statuses) in enumerate(rows):
         due = (len(rows) - 1 - index) % stride == 0
         for status in statuses:
+            base, last = counted.get(status.signal, (0, 0))
+            base += last if status.requests < last else 0
+            counted[status.signal] = (base, status.requests)
             turned = firing.get(status.signal, False) != status.firing
             firing[status.signal] = status.firing
             if due or turned:
-                columns = course.setdefault(status.signal, {n: [] for n in ("at", *names)})
+                columns = course.setdefault(
+                    status.signal, {n: [] for n in ("at", "requests", *names)}
+                )
                 columns["at"].append(at)
+                columns["requests"].append(base + status.requests)
                 for name in names:
                     columns[name].append(getattr(status, name))
     return course
