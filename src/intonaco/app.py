@@ -60,7 +60,7 @@ class App:
             workspace=w,
             ledger=self.ledger,
             releases=ReleaseStore(w, c.service),
-            datasets=LocalDatasetStore(w.datasets, self.clock),
+            datasets=LocalDatasetStore(w.datasets, self.clock, on_invalid=c.data.on_invalid),
             training=training,
             serving=serving,
             router=router,

@@ -36,12 +36,12 @@ class Size:
 
 FULL = Size(
     vae_steps=150,
-    base_steps=600,
-    base_seconds=40,
-    tune_steps=450,
-    tune_seconds=40,
-    forget_steps=250,
-    forget_seconds=25,
+    base_steps=450,
+    base_seconds=45,
+    tune_steps=300,
+    tune_seconds=30,
+    forget_steps=200,
+    forget_seconds=20,
     reference=250,
     armed=320,
     seeds_per_prompt=4,
@@ -50,10 +50,10 @@ FULL = Size(
     step_units=(5, 25, 50, 40),
 )
 QUICK = Size(
-    vae_steps=110,
-    base_steps=350,
+    vae_steps=100,
+    base_steps=300,
     base_seconds=22,
-    tune_steps=260,
+    tune_steps=250,
     tune_seconds=25,
     forget_steps=120,
     forget_seconds=15,

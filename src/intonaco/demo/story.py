@@ -215,7 +215,7 @@ class Story:
                 "reason": "a new technique: fewer sampler steps for the same weights",
                 "action": "assemble",
                 "cause": "new_technique",
-                "assemble": {"name": "fewer-steps", "generation": {"steps": 8}},
+                "assemble": {"name": "fewer-steps", "generation": {"steps": 6}},
             },
         )
         self._wait("the faster sampler to pass the gate", lambda: self._technique_past_gate(1))
