@@ -209,6 +209,7 @@ class Evaluation(Section):
     latency_rounds: Count = 10
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     margins: Margins = Margins()
+    min_improvement: Annotated[float, Field(ge=0)] = 0.01  # cosine, on what an update is to improve
     floor_adherence: float | None = None  # absolute, for a first release that has nothing to beat
     threads: Count = 1
 

@@ -209,6 +209,28 @@ def test_the_very_champion_is_as_good_as_itself() -> None:
     assert all("within the margin" in r or "limit" in r for r in decision.reasons)
 
 
+def test_a_gain_too_small_to_be_worth_an_update_fails() -> None:
+    """Certain, since the same everywhere, and of no use."""
+    world = World(0)
+    champion = world.arm(lost=IMPROVE)
+    little = np.where(np.isin(champion.slices, IMPROVE), 0.02, 0.0)
+    candidate = replace(champion, adherence=champion.adherence + little)
+    results = compare(
+        champion,
+        candidate,
+        world.reference(),
+        world.costs(),
+        keep=KEEP,
+        improve=IMPROVE,
+        alpha=0.05,
+        margins=MARGINS,
+    )
+    assert one(results, "adherence_improve").assessment is Assessment.SUPERIOR
+    for least, verdict in ((0.01, Verdict.PASS), (0.1, Verdict.FAIL)):
+        config = Evaluation(margins=MARGINS, min_improvement=least)
+        assert decide(report(results), config)["new"].verdict is verdict
+
+
 def test_slower_than_the_margin_fails() -> None:
     world = World(0)
     decision = challenge(world, world.arm(), world.arm(), improve=(), slower=0.7)
@@ -360,6 +382,7 @@ class TestFirstRelease:
         ("adherence", 0.0, (float("nan"), 0.01), Assessment.NO_DATA),
         ("adherence", 0.0, None, Assessment.NO_DATA),
         ("memory", 0.04, None, Assessment.NON_INFERIOR),
+        ("memory", 0.06, None, Assessment.HARMFUL),
         ("memory", None, None, Assessment.NO_DATA),
     ],
 )
@@ -370,6 +393,12 @@ def test_assessments(
     expected: Assessment,
 ) -> None:
     assert assess(metric, difference, interval, 0.05) is expected
+
+
+def test_a_figure_without_a_margin_is_never_called_good_enough() -> None:
+    assert assess("fd@x", 0.9, (0.8, 1.0), None) is Assessment.HARMFUL
+    assert assess("fd@x", 0.1, (-0.1, 0.3), None) is Assessment.UNDECIDED
+    assert assess("fd@x", -0.1, (-0.2, -0.05), None) is Assessment.SUPERIOR
 
 
 def test_recall_is_that_of_the_metric() -> None:

@@ -76,10 +76,12 @@ def assess(
     metric: str,
     difference: float | None,
     interval: Interval | None,
-    margin: float,
+    margin: float | None,
 ) -> Assessment:
     """What an interval of candidate minus champion says. ``HARMFUL`` only if all of it is beyond
-    the margin; ``NO_DATA`` if there is none, or a value in it is not finite."""
+    the margin; ``NO_DATA`` if there is none, or a value in it is not finite. Without a margin it is
+    a figure for information: better, worse or undecided."""
+    margin = 0.0 if margin is None else margin
     if metric == "memory":  # a ratio of two exact numbers, and a hard limit
         if difference is None or not math.isfinite(difference):
             return Assessment.NO_DATA
@@ -306,8 +308,7 @@ def _result(
     margin: float | None,
     unit: str,
 ) -> MetricResult:
-    # without a margin it is no guardrail; then an assessment only says whether it is better
-    found = assess(metric, difference, interval, math.inf if margin is None else margin)
+    found = assess(metric, difference, interval, margin)
     return MetricResult(
         metric=metric,
         slice=slice_,

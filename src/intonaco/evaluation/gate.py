@@ -1,9 +1,10 @@
 """The offline gate: a pure function of a report and the margins that were fixed beforehand.
 
 PASS only if every guardrail is shown to be no worse than its margin, and, where the update was
-meant to improve something, that is shown to be better (an intersection-union test: no guardrail
-needs a correction of alpha, since all must hold). A guardrail that is beyond its margin with its
-whole interval is FAIL, one that is not decided INCONCLUSIVE, one that was not measured ERROR.
+meant to improve something, that is shown to be better by what is worth an update. All must hold (an
+intersection-union test), so no guardrail needs a correction of alpha. A guardrail that is beyond
+its margin with its whole interval is FAIL, one that is not decided INCONCLUSIVE, one that was not
+measured ERROR.
 """
 
 from __future__ import annotations
@@ -70,17 +71,18 @@ def _decide_one(name: str, report: Mapping[str, Json], config: Evaluation) -> Ga
         return _error(f"the report cannot be read: {error}")
     if report.get("champion") is None:
         return _first_release(given, keep, config)
-    return _challenge(given, keep, improve, config.margins)
+    return _challenge(given, keep, improve, config)
 
 
 def _challenge(
-    given: tuple[MetricResult, ...], keep: list[str], improve: list[str], margins: Margins
+    given: tuple[MetricResult, ...], keep: list[str], improve: list[str], config: Evaluation
 ) -> GateDecision:
-    metrics = tuple(_judge(result, margins) for result in given)
+    metrics = tuple(_judge(result, config.margins) for result in given)
     by_key: dict[Key, MetricResult] = {(r.metric, r.slice): r for r in metrics}
     said: list[tuple[Verdict, str]] = []
     if improve:
-        said.append(_success(by_key.get(("adherence_improve", None)), improve))
+        gained = by_key.get(("adherence_improve", None))
+        said.append(_success(gained, improve, config.min_improvement))
     guardrails: list[Key] = [
         ("adherence", None),
         *(("adherence", name) for name in (*keep, *improve)),
@@ -116,9 +118,7 @@ def _first_release(
 def _judge(result: MetricResult, margins: Margins) -> MetricResult:
     """The result with the configured margin, whatever the report was written with."""
     margin = _margin(result, margins)
-    found = assess(
-        result.metric, result.difference, result.interval, math.inf if margin is None else margin
-    )
+    found = assess(result.metric, result.difference, result.interval, margin)
     return replace(result, margin=margin, assessment=found, guardrail=margin is not None)
 
 
@@ -134,16 +134,19 @@ def _margin(result: MetricResult, margins: Margins) -> float | None:
     return known.get(result.metric)
 
 
-def _success(result: MetricResult | None, improve: list[str]) -> tuple[Verdict, str]:
+def _success(result: MetricResult | None, improve: list[str], least: float) -> tuple[Verdict, str]:
+    """``least``: a smaller gain may be real and still not what the update was made for."""
     what = f"adherence on {', '.join(improve)}"
-    if result is None or result.assessment is Assessment.NO_DATA:
+    if result is None or result.interval is None or result.assessment is Assessment.NO_DATA:
         return Verdict.ERROR, f"{what} was not measured: {_NEEDS['adherence']}"
     text = f"{what} {_moved(result)}"
-    if result.assessment is Assessment.SUPERIOR:
-        return Verdict.PASS, text
-    if result.interval is not None and result.interval[1] <= 0:
-        return Verdict.FAIL, f"{text}: it should have risen"
-    return Verdict.INCONCLUSIVE, f"{text}: not shown to be better"
+    low, high = result.interval
+    if low > least:
+        return Verdict.PASS, f"{text}: better"
+    wanted = f"by more than {_amount(result.metric, least)}"
+    if high <= least:
+        return Verdict.FAIL, f"{text}: it should have risen {wanted}"
+    return Verdict.INCONCLUSIVE, f"{text}: not shown to have risen {wanted}"
 
 
 def _guardrail(key: Key, result: MetricResult | None) -> tuple[Verdict, str]:
