@@ -323,6 +323,9 @@ class Executor:
             raise ConfigError(
                 "evaluation.prompts, data.reference and extractor are needed to evaluate"
             )
+        digest = p.config.extractor.digest or self._scorers_digest()
+        if digest is None:
+            return Pending()  # nobody has said yet which extractor judges live traffic
         champion_data = self._dataset_of(update.champion)
         versions = [
             p.ledger.get(DatasetVersion, c.dataset_version)
@@ -343,6 +346,7 @@ class Executor:
                 "extractor": {
                     **p.config.extractor.model_dump(),
                     "path": str(p.workspace.resolve(p.config.extractor.path).resolve()),
+                    "digest": digest,
                 },
                 "seeds_per_prompt": config.seeds_per_prompt,
                 "batch_size": config.batch_size,
@@ -365,6 +369,11 @@ class Executor:
         report = json.loads((folder / str(status.result["report"])).read_text())
         relative = p.workspace.relative(folder / "out")
         return Done({"report": report, "folder": relative, "seconds": status.seconds})
+
+    def _scorers_digest(self) -> str | None:
+        """The extractor that the scorer loaded: candidates are judged by the same."""
+        scorer = self.parts.workspace.process("scorer")
+        return str(scorer.facts["digest"]) if scorer and scorer.facts.get("digest") else None
 
     def _arm(self, name: str, release_id: str) -> Mapping[str, Json]:
         release = self.parts.releases.get(release_id)

@@ -1,7 +1,8 @@
 """``intonaco up``: starts every process of a workspace on one machine and keeps them running.
 
-The gateway, scorer, controller and console are children and end with it. Workers and jobs belong to
-their backends: they survive a controller's death, and are ended when ``up`` ends in good order.
+Fork server, gateway, scorer, controller and console are children and end with it. Workers and jobs
+belong to their backends: they survive a controller's death; workers end when ``up`` ends in good
+order.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from intonaco.workspace import Workspace
 log = logging.getLogger(__name__)
 
 PROCESSES: Mapping[str, str] = {
+    "forkserver": "intonaco.forkserver",
     "gateway": "intonaco.serving.gateway.main",
     "scorer": "intonaco.monitoring.scorer",
     "controller": "intonaco.cli.run_controller",
@@ -50,20 +52,21 @@ class Supervisor:
         self.names = names
         self.children: dict[str, _Child] = {}
 
-    def start(self) -> None:
-        """Start all and wait until each has announced itself. Raises Conflict if the workspace runs
-        already, BackendError with the reason if one does not come up."""
-        for name in self.names:
+    def start(self, names: Sequence[str] | None = None) -> None:
+        """Start all (or these) and wait until each has announced itself. Raises Conflict if the
+        workspace runs already, BackendError with the reason if one does not come up."""
+        names = self.names if names is None else names
+        for name in names:
             running = self.workspace.process(name)
             if running is not None:
                 raise Conflict(
                     f"{name} of this workspace runs already (pid {running.pid})",
                     hint="`intonaco status` shows it; end it before you start another",
                 )
-        for name in self.names:
+        for name in names:
             self._spawn(name)
         deadline = time.monotonic() + START_SECONDS
-        waiting = list(self.names)
+        waiting = list(names)
         while waiting:
             waiting = [n for n in waiting if self.workspace.process(n) is None]
             for name in waiting:
@@ -84,6 +87,10 @@ class Supervisor:
                     retriable=False,
                 )
             time.sleep(0.05)  # waiting for the children to announce themselves
+
+    def begin(self, name: str) -> None:
+        """Start one more and do not wait for it; ``revive`` looks after it."""
+        self._spawn(name)
 
     def watch(self, stop: Stop) -> None:
         """Start a child again when it dies, until told to stop. Raises BackendError if one keeps
@@ -133,7 +140,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C reaches the supervisor, which ends them in order
-                env={**os.environ, **THREADS},
+                env={**os.environ, **ENVIRONMENT},
             )
         self.children[name] = _Child(name, process, [*starts, time.monotonic()])
 
@@ -145,7 +152,12 @@ class Supervisor:
         return lines[-1] if lines else "it said nothing"
 
 
-THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def end_workers(workspace: Workspace) -> None:

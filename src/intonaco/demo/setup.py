@@ -11,6 +11,7 @@ from string import Template
 from intonaco.errors import ConfigError
 from intonaco.workspace import Workspace
 
+UNPINNED = "null"
 MARKER = ".intonaco-demo"
 TEMPLATE = Path(__file__).parent / "demo.yaml"
 
@@ -19,6 +20,7 @@ TEMPLATE = Path(__file__).parent / "demo.yaml"
 class Size:
     """How long the parts of the demo are. Measured: docs/decisions/0004-demo-recipe.md."""
 
+    extractor_steps: int
     vae_steps: int
     base_steps: int
     base_seconds: float  # estimates for the cost of a plan
@@ -35,6 +37,7 @@ class Size:
 
 
 FULL = Size(
+    extractor_steps=500,
     vae_steps=150,
     base_steps=450,
     base_seconds=45,
@@ -45,11 +48,12 @@ FULL = Size(
     reference=250,
     armed=320,
     seeds_per_prompt=4,
-    latency_rounds=20,
+    latency_rounds=12,
     shadow_pairs=60,
     step_units=(5, 25, 50, 40),
 )
 QUICK = Size(
+    extractor_steps=400,
     vae_steps=100,
     base_steps=300,
     base_seconds=22,
@@ -60,7 +64,7 @@ QUICK = Size(
     reference=200,
     armed=300,
     seeds_per_prompt=3,
-    latency_rounds=12,
+    latency_rounds=6,
     shadow_pairs=40,
     step_units=(3, 15, 40, 25),
 )
@@ -90,11 +94,12 @@ def make_workspace(root: Path) -> Workspace:
     return workspace
 
 
-def write_config(workspace: Workspace, size: Size, *, seed: int, digest: str, ask: bool) -> None:
-    """Write ``intonaco.yaml``."""
+def write_config(workspace: Workspace, size: Size, *, seed: int, ask: bool) -> None:
+    """Write ``intonaco.yaml``. The extractor is not there yet: ``pin_extractor`` writes its digest
+    in when it is."""
     text = Template(TEMPLATE.read_text()).substitute(
         seed=seed,
-        digest=digest,
+        digest=UNPINNED,
         approval="ask" if ask else "auto",
         gateway_port=free_port(8321),
         console_port=free_port(8322),
@@ -116,6 +121,12 @@ def write_config(workspace: Workspace, size: Size, *, seed: int, digest: str, as
         units_100=size.step_units[3],
     )
     workspace.config_file.write_text(text)
+
+
+def pin_extractor(workspace: Workspace, digest: str) -> None:
+    """Write the extractor's digest into ``intonaco.yaml``: nothing else may judge from now on."""
+    text = workspace.config_file.read_text()
+    workspace.config_file.write_text(text.replace(f"digest: {UNPINNED}", f"digest: {digest}"))
 
 
 def free_port(wanted: int) -> int:

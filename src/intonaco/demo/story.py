@@ -32,7 +32,7 @@ from intonaco.demo.summary import collect, missing_parts
 from intonaco.demo.view import DemoView, final_table
 from intonaco.errors import BackendError, IntonacoError
 from intonaco.jobs import JobFolder, job_folder
-from intonaco.supervisor import THREADS, Supervisor
+from intonaco.supervisor import ENVIRONMENT, Supervisor
 from intonaco.training.local import LocalTrainingBackend
 from intonaco.types import Event, JobSpec, JobState, Phase, Update
 from intonaco.workspace import Workspace, write_atomic
@@ -98,6 +98,7 @@ class Story:
         self.facts = Facts()
         self.app: App | None = None
         self.supervisor: Supervisor | None = None
+        self._extractor: Callable[[], bool] = lambda: False
         self.traffic: TrafficProcess | None = None
         self._told = 0
         self._asked_for: set[str] = set()
@@ -124,48 +125,68 @@ class Story:
             self.facts.seconds[name] = round(time.monotonic() - began, 1)
 
     def _prepare(self) -> None:
-        data = write_demo_data(self.workspace.root / "data", self.options.seed)
-        self._say("data", f"real digits in disjoint parts: {data.items}")
-        backend = LocalTrainingBackend(self.workspace)
-        spec = JobSpec(
-            key="demo:extractor",
-            entrypoint="intonaco.demo.extractor",
-            payload={"data": str(data.extractor.resolve()), "seed": self.options.seed},
-        )
-        handle = backend.submit(spec)
-        while not (status := backend.poll(handle)).state.final:
-            self._progress("scorer", "scorer", status.progress)
-            time.sleep(LOOK_SECONDS)
-        self.view.done("scorer")
-        if status.state is not JobState.SUCCEEDED:
-            raise Stopped(f"the scorer was not trained: {status.error}")
-        self.facts.extractor = dict(status.result)
-        source = job_folder(self.workspace, spec.key) / str(status.result["path"])
-        target = self.workspace.root / "models" / "extractor"
-        target.parent.mkdir(parents=True)
-        source.rename(target)
-        setup.write_config(
-            self.workspace,
-            self.size,
-            seed=self.options.seed,
-            digest=str(status.result["digest"]),
-            ask=self.options.ask,
-        )
-        accuracy = float(status.result["accuracy_heldout"])
-        self._say("data", f"scorer: a small CLIP, {accuracy:.0%} right on digits it never saw")
-
-    def _base(self) -> None:
+        setup.write_config(self.workspace, self.size, seed=self.options.seed, ask=self.options.ask)
         self.app = open_app(self.workspace.root)
         self.supervisor = Supervisor(self.workspace)
-        self.supervisor.start()
+        self.supervisor.start(["forkserver"])
+        data = write_demo_data(self.workspace.root / "data", self.options.seed)
+        counts = ", ".join(
+            f"{data.items[name]} for the {name}"
+            for name in ("generator", "extractor", "judge", "reference")
+        )
+        self._say("data", f"1,797 real digits in disjoint parts: {counts}")
+        self._extractor = self._extractor_job(data.extractor)
+        self.supervisor.start(["gateway", "controller", "console"])
         console = self.workspace.process("console")
         if console is not None and console.url:
             self._say("console", console.url)
             if self.options.browser:
                 webbrowser.open(console.url)
+
+    def _extractor_job(self, data: Path) -> Callable[[], bool]:
+        """Train the scorer's CLIP beside release 1; the result says whether the scorer runs."""
+        backend = LocalTrainingBackend(self.workspace)
+        spec = JobSpec(
+            key="demo:extractor",
+            entrypoint="intonaco.demo.extractor",
+            payload={
+                "data": str(data.resolve()),
+                "seed": self.options.seed,
+                "steps": self.size.extractor_steps,
+            },
+        )
+        handle = backend.submit(spec)
+
+        def ready() -> bool:
+            if self.facts.extractor:
+                return self.workspace.process("scorer") is not None
+            status = backend.poll(handle)
+            self._progress("scorer", "scorer", status.progress)
+            if not status.state.final:
+                return False
+            self.view.done("scorer")
+            if status.state is not JobState.SUCCEEDED:
+                raise Stopped(f"the scorer was not trained: {status.error}")
+            self._use_extractor(job_folder(self.workspace, spec.key), dict(status.result))
+            return False
+
+        return ready
+
+    def _use_extractor(self, folder: Path, result: dict[str, Any]) -> None:
+        assert self.supervisor is not None
+        target = self.workspace.root / "models" / "extractor"
+        target.parent.mkdir(parents=True)
+        (folder / str(result["path"])).rename(target)
+        setup.pin_extractor(self.workspace, str(result["digest"]))
+        self.facts.extractor = result
+        accuracy = float(result["accuracy_heldout"])
+        self._say("data", f"scorer: a small CLIP, {accuracy:.0%} right on digits it never saw")
+        self.supervisor.begin("scorer")
+
+    def _base(self) -> None:
         self._command("update.start", {"reason": "the first release of this service"})
+        self._wait("the scorer", self._extractor)
         self._wait("release 1 to serve", lambda: self._champion() is not None and self._ready())
-        self._wait("release 1 to be written down", lambda: not self._app.ledger.active_updates())
 
     def _serve(self) -> None:
         gateway = self.workspace.process("gateway")
@@ -453,7 +474,7 @@ class TrafficProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **THREADS},
+                env={**os.environ, **ENVIRONMENT},
             )
         self._reader = Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -283,7 +283,7 @@ def _rollback(app: App, rollout: Rollout, records: Sequence[Record]) -> dict[str
         (a.started_at, a.outcome, r)
         for r in records
         for a in r.attempts
-        if a.release == rollout.challenger and r.salt == rollout.salt and not r.probe
+        if a.arm.endswith(f":{rollout.rollout_id}") and not r.probe
     ]
     bad = [at for at, outcome, _ in tries if outcome in (Outcome.ERROR, Outcome.TIMEOUT)]
     slow = [

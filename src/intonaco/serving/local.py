@@ -23,6 +23,7 @@ from intonaco.clock import Clock, SystemClock
 from intonaco.codec import decode, encode
 from intonaco.config import Serving
 from intonaco.errors import BackendError, StorageError
+from intonaco.forkserver import spawn
 from intonaco.messages import Attestation, ProcessInfo
 from intonaco.serving.faults import parse_fault
 from intonaco.types import Release, ServingStatus
@@ -30,6 +31,7 @@ from intonaco.workspace import Workspace, alive, write_atomic
 
 log = logging.getLogger(__name__)
 
+WORKER = "intonaco.serving.worker.main"
 CALL_S = 5.0
 GRACE_S = 10.0
 TAIL_BYTES = 4000
@@ -188,8 +190,7 @@ class LocalServingBackend:
 
     def _start(self, release: Release, name: str, fault: str) -> Replica:
         settings = self.config.worker
-        command = [
-            *(sys.executable, "-m", "intonaco.serving.worker.main"),
+        arguments = [
             *("--workspace", str(self.workspace.root.resolve())),
             *("--release", release.release_id),
             *("--name", name),
@@ -212,9 +213,21 @@ class LocalServingBackend:
                 extra={"action": "worker.fault", "release": release.release_id},
             )
         try:
-            with self._log(name).open("wb") as out:
+            self._log(name).write_bytes(b"")
+            forked = spawn(
+                self.workspace,
+                WORKER,
+                arguments,
+                log_file=self._log(name),
+                folder=Path.cwd(),
+                environment=_environment(settings.threads),
+            )
+            if forked is not None:
+                started = psutil.Process(forked).create_time()
+                return Replica(name=name, pid=forked, started=started)
+            with self._log(name).open("ab") as out:
                 child = subprocess.Popen(
-                    command,
+                    [sys.executable, "-m", WORKER, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,

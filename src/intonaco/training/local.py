@@ -31,6 +31,7 @@ from pathlib import Path
 from intonaco.clock import Clock, SystemClock
 from intonaco.codec import canonical, encode
 from intonaco.errors import BackendError, Conflict, NotFound
+from intonaco.forkserver import spawn
 from intonaco.jobs import JobFolder
 from intonaco.types import JobHandle, JobSpec, JobState, JobStatus
 from intonaco.workspace import Workspace, write_atomic, write_json
@@ -109,7 +110,7 @@ class LocalTrainingBackend:
         return job
 
     def _start(self, job: JobFolder, spec: JobSpec) -> None:
-        environment = os.environ | {
+        environment = {
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "HF_HUB_OFFLINE": "1",
@@ -119,11 +120,24 @@ class LocalTrainingBackend:
         lock = os.open(job.root / "alive.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH)
+            forked = spawn(
+                self.workspace,
+                spec.entrypoint,
+                [str(job.root)],
+                log_file=job.root / "log.txt",
+                folder=self.workspace.root,
+                environment=environment,
+                niceness=self.niceness,
+                pid_file=job.root / "group",
+                keep=[lock],
+            )
+            if forked is not None:
+                return
             subprocess.run(
                 ["/bin/sh", "-c", _START, str(job.root), niceness, sys.executable, spec.entrypoint],
                 check=True,
                 cwd=self.workspace.root,
-                env=environment,
+                env=os.environ | environment,
                 start_new_session=True,
                 pass_fds=(lock,),
             )
