@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from intonaco.forkserver import spawn
-from intonaco.testing.sample_job import sample_spec
+from intonaco.testing.sample_job import sample_spec, starts_of
 from intonaco.training.local import LocalTrainingBackend
 from intonaco.types import JobState
 from intonaco.workspace import Workspace
@@ -35,6 +35,7 @@ def server(tmp_path: Path) -> Iterator[tuple[Workspace, subprocess.Popen[bytes]]
             *(sys.executable, "-m", "intonaco.forkserver", "--workspace", str(tmp_path)),
             *("--preload", "json", "no_such_module"),
         ],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stderr=subprocess.DEVNULL,
     )
     until(lambda: workspace.process("forkserver") is not None)
@@ -44,69 +45,69 @@ def server(tmp_path: Path) -> Iterator[tuple[Workspace, subprocess.Popen[bytes]]
         process.wait(10)
 
 
-def run(workspace: Workspace, module: str, *arguments: str) -> int | None:
-    return spawn(
-        workspace,
-        module,
-        arguments,
-        log_file=workspace.root / "log.txt",
-        folder=workspace.root,
-        environment={"SAID": "hello"},
-        pid_file=workspace.root / "pid",
-    )
-
-
 def test_without_a_fork_server_there_is_no_child(tmp_path: Path) -> None:
-    assert run(Workspace(tmp_path), "json.tool") is None
+    log = tmp_path / "log.txt"
+    assert spawn(Workspace(tmp_path), "json.tool", [], log_file=log, folder=tmp_path) is None
 
 
 def test_a_child_is_a_process_of_its_own(
     server: tuple[Workspace, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     workspace, process = server
-    (tmp_path / "said.py").write_text(
-        "import os, sys, json\n"
-        "print(json.dumps([os.environ['SAID'], sys.argv[1:], os.getcwd(), os.getsid(0)]))\n"
+    (tmp_path / "said_by_child.py").write_text(
+        "import os, sys\n"
+        "print(os.environ['SAID'], sys.argv[1:], os.getcwd(), os.getsid(0))\n"
         "raise SystemExit(3)\n"
     )
-    pid = run(workspace, "runpy", str(tmp_path / "said.py"), "x")
+    pid = spawn(
+        workspace,
+        "said_by_child",
+        ["x"],
+        log_file=tmp_path / "log.txt",
+        folder=tmp_path,
+        environment={"SAID": "hello"},
+        pid_file=tmp_path / "pid",
+    )
     assert pid is not None
     assert pid != process.pid
-    until(lambda: "hello" in (tmp_path / "log.txt").read_text())
-    printed = (tmp_path / "log.txt").read_text()
-    assert f'"{tmp_path}", {pid}]' in printed
-    assert '["x"]' in printed
+    until(lambda: (tmp_path / "log.txt").exists() and (tmp_path / "log.txt").read_text())
+    assert (tmp_path / "log.txt").read_text() == f"hello ['x'] {tmp_path} {pid}\n"
     assert (tmp_path / "pid").read_text() == str(pid)
     until(lambda: not psutil.pid_exists(pid))
 
 
 def test_jobs_run_in_forked_children_and_are_adopted_and_cancelled(
-    server: tuple[Workspace, subprocess.Popen[bytes]],
+    server: tuple[Workspace, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     workspace, _ = server
     backend = LocalTrainingBackend(workspace)
-    handle = backend.submit(sample_spec("quick"))
+    handle = backend.submit(sample_spec("quick", "succeed", tmp_path / "quick"))
     until(lambda: backend.poll(handle).state.final)
     assert backend.poll(handle).state is JobState.SUCCEEDED
-    long = backend.submit(sample_spec("long", seconds=60.0))
-    assert LocalTrainingBackend(workspace).submit(sample_spec("long", seconds=60.0)) == long
+    endless = sample_spec("long", "endless", tmp_path / "long")
+    long = backend.submit(endless)
+    assert LocalTrainingBackend(workspace).submit(endless) == long
+    until(lambda: starts_of(endless) == 1)
     assert backend.poll(long).state is JobState.RUNNING
     backend.cancel(long)
     until(lambda: backend.poll(long).state.final)
     assert backend.poll(long).state is JobState.CANCELLED
+    assert starts_of(endless) == 1
 
 
 def test_children_go_on_when_the_server_dies(
-    server: tuple[Workspace, subprocess.Popen[bytes]],
+    server: tuple[Workspace, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     workspace, process = server
     backend = LocalTrainingBackend(workspace)
-    handle = backend.submit(sample_spec("a", seconds=1.0))
+    spec = sample_spec("a", "endless", tmp_path / "a")
+    handle = backend.submit(spec)
+    until(lambda: starts_of(spec) == 1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert backend.poll(handle).state is JobState.RUNNING
+    backend.cancel(handle)
     until(lambda: backend.poll(handle).state.final)
-    assert backend.poll(handle).state is JobState.SUCCEEDED
-    assert run(workspace, "json.tool") is None
-    again = backend.submit(sample_spec("b"))  # an interpreter of its own
+    again = backend.submit(sample_spec("b", "succeed", tmp_path / "b"))  # without the server
     until(lambda: backend.poll(again).state.final)
     assert backend.poll(again).state is JobState.SUCCEEDED
