@@ -114,7 +114,7 @@ def write_config(workspace: Workspace, size: Size, *, seed: int, ask: bool) -> N
         seeds_per_prompt=size.seeds_per_prompt,
         latency_rounds=size.latency_rounds,
         shadow_pairs=size.shadow_pairs,
-        fault_after=size.shadow_pairs + 25,
+        fault_after=round(1.6 * size.shadow_pairs) + 20,
         units_5=size.step_units[0],
         units_25=size.step_units[1],
         units_50=size.step_units[2],

@@ -292,7 +292,7 @@ def _rollback(app: App, rollout: Rollout, records: Sequence[Record]) -> dict[str
         if outcome is Outcome.OK
         and any(a.service_seconds > 0.5 for a in r.attempts if a.release == rollout.challenger)
     ]
-    first_bad = min([*bad, *slow], default=ended)
+    first_bad = trips[0]["first_failure_at"] if trips else min([*bad, *slow], default=ended)
     stopped_at = trips[0]["at"] if trips else ended
     last = max((at for at, _, _ in tries), default=stopped_at)
     return {
