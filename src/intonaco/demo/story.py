@@ -379,8 +379,15 @@ class Story:
                 self._ask(update)
 
     def _tell_event(self, event: Event) -> None:
+        text = event.text
+        if event.kind == "finding":
+            after = event.data["request"] - self.facts.changed_after
+            text = (
+                f"{event.data['signal']}, {after} requests after users changed, evidence "
+                f"{event.data['evidence']:.1f} of {event.data['threshold']:.1f}: {text}"
+            )
         if event.kind != "routing":
-            self.view.event(event.at, event.kind, event.text)
+            self.view.event(event.at, event.kind, text)
 
     def _ask(self, update: Update) -> None:
         if update.update_id not in self._asked_for:
