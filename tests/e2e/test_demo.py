@@ -144,7 +144,7 @@ def test_the_commands_work_on_the_workspace_and_up_serves_it(
 
     root, _ = finished
     status = run(root, "status")
-    assert status["champion"] is not None
+    assert status["releases"]["champion"] is not None
     assert run(root, "events")
     releases = run(root, "release", "list")
     champion = next(r for r in releases if r["role"] == "champion")

@@ -72,9 +72,12 @@ class Workers:
 
     behaviour: dict[str, Behaviour] = field(default_factory=dict)
     asked: list[tuple[str, GenerateRequest]] = field(default_factory=list)
+    away: set[str] = field(default_factory=set)
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         host = request.url.host
+        if request.url.path == "/readyz":
+            return httpx.Response(503 if host in self.away else 200)
         wanted = decode(GenerateRequest, request.content)
         self.asked.append((host, wanted))
         if host in self.behaviour:
@@ -169,6 +172,8 @@ async def test_not_ready_until_there_is_a_champion(stage: Stage) -> None:
     assert answer.json()["error"]["code"] == "no_release"
     stage.gateway.state.apply(canary(0))
     assert (await stage.http.get("/readyz")).status_code == 200
+    stage.workers.away |= {"old", "old2"}
+    assert (await stage.http.get("/readyz")).status_code == 503
 
 
 async def test_a_picture_a_record_and_the_stored_image(stage: Stage) -> None:

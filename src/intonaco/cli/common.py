@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,8 @@ Folder = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HERE = Path()
 
-out = Console(highlight=False, soft_wrap=True)
+# A pipe has no width: tables keep their lines whole there.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 def opened(workspace: Path) -> App:

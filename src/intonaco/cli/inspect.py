@@ -14,6 +14,8 @@ from intonaco.codec import as_json as to_json
 from intonaco.errors import BackendError, NotFound
 from intonaco.types import Observed, Release, Rollout, Update
 
+REASON = 70  # characters of a reason in a table
+
 
 def add_to(app: typer.Typer) -> None:
     app.command()(status)
@@ -48,7 +50,8 @@ def status(workspace: Folder = HERE, as_json: AsJson = False) -> None:
 
 
 def _print_status(facts: dict[str, Any], now: float) -> None:
-    champion = facts["champion"]
+    releases = facts["releases"]
+    champion = releases["champion"]
     out.print(f"service    {facts['service']}" + ("  FROZEN" if facts["frozen"] else ""))
     if champion is None:
         out.print("champion   none yet: `intonaco update start` trains the first release")
@@ -56,8 +59,8 @@ def _print_status(facts: dict[str, Any], now: float) -> None:
         since = f"since {ago(now - champion['since'])}" if champion.get("since") else ""
         out.print(f"champion   {champion['short']}  {champion['pipeline_class']}  {since}")
     for role in ("challenger", "previous"):
-        if facts[role] is not None:
-            out.print(f"{role:<10} {facts[role]['short']}")
+        if releases[role] is not None:
+            out.print(f"{role:<10} {releases[role]['short']}")
     update = facts["update"]
     if update is not None:
         out.print(f"update     {update['update_id']} in {update['phase']}", markup=False)
@@ -240,7 +243,7 @@ def update_list(workspace: Folder = HERE, as_json: AsJson = False) -> None:
                 u.plan.action,
                 u.plan.cause,
                 ", ".join(f"{c.name}: {c.verdict or '…'}" for c in u.candidates),
-                u.reason,
+                u.reason if len(u.reason) <= REASON else u.reason[: REASON - 1] + "…",
             )
             for u in found
         ),

@@ -202,7 +202,11 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecisi
     if to < len(rollout.steps):
         return _enter(rollout, facts, to, now)
     proven = ", ".join(brief(a) for a in facts.assessments if a.metric in facts.guardrails)
-    reason = f"every guardrail is proven: {proven}" if rollout.champion else "nothing to beat"
+    reason = (
+        f"every guardrail is proven: {proven}"
+        if rollout.champion
+        else "straight to everybody: nothing to compare with"
+    )
     return _end(rollout, facts, RolloutStatus.PROMOTED, Verdict.PASS, reason, now)
 
 

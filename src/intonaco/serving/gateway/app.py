@@ -305,7 +305,12 @@ class Gateway:
         return JSONResponse({"live": True})
 
     async def readyz(self, request: Request) -> Response:
-        ready = self.state.table is not None
+        """Ready when a champion's worker is: after a restart the table of before may
+        name workers that are gone."""
+        table = self.state.table
+        ready = table is not None and await self.dispatcher.upstream.any_ready(
+            table.champion().urls
+        )
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metrics_text(self, request: Request) -> Response:

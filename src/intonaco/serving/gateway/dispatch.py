@@ -18,7 +18,7 @@ from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.upstream import Reply, Upstream
 from intonaco.types import Arm, ArmRole, Attempt, Json, Outcome
 
-REFUSED_S = 15.0  # how long the champion's replicas may all refuse before the user hears of it
+REFUSED_S = 30.0  # how long the champion's replicas may all refuse before the user hears of it
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 1.0
 GENERATION = ("steps", "guidance_scale", "width", "height")

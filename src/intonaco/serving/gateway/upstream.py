@@ -27,6 +27,7 @@ from intonaco.types import Arm, Attempt, Outcome
 
 CONNECT_S = 2.0
 DOWN_S = 1.0  # how long a URL that refused a connection is tried last
+READY_S = 1.0  # for a worker to say whether it is ready
 HEADERS = {PROTOCOL_HEADER: PROTOCOL_VERSION, "content-type": "application/json"}
 
 
@@ -70,6 +71,18 @@ class Upstream:
         """URLs, the least busy first, those that just refused a connection last."""
         now = self.clock.now()
         return sorted(urls, key=lambda u: (now - self._down.get(u, 0) < DOWN_S, self._busy[u]))
+
+    async def any_ready(self, urls: Sequence[str]) -> bool:
+        """Whether a worker says it is ready."""
+        for url in self.order(urls):
+            try:
+                async with asyncio.timeout(READY_S):
+                    response = await self.http.get(f"{url}/readyz")
+            except (httpx.HTTPError, TimeoutError):
+                continue
+            if response.status_code == 200:
+                return True
+        return False
 
     async def generate(
         self, arm: Arm, url: str, request: GenerateRequest, deadline: float
