@@ -11,6 +11,7 @@ from intonaco.demo.data import NAMES
 from intonaco.demo.summary import missing_parts
 
 WHOLE: dict[str, Any] = {
+    "quick": False,
     "releases": [{"release_id": "b", "role": "champion"}, {"release_id": "a", "role": "previous"}],
     "drift": {"false_alarms_before": 0, "quiet_requests_armed": 320, "requests_to_detect": 40},
     "diagnosis": {"cause": "concept_drift"},
@@ -39,6 +40,13 @@ WHOLE: dict[str, Any] = {
 
 def test_a_whole_story_misses_nothing() -> None:
     assert missing_parts(WHOLE) == []
+
+
+def test_a_quick_story_has_coarser_targets() -> None:
+    lower = copy.deepcopy(WHOLE)
+    lower["accuracy"]["after"] |= {str(d): 0.93 for d in range(5)}
+    assert missing_parts(lower) != []
+    assert missing_parts(lower | {"quick": True}) == []
 
 
 @pytest.mark.parametrize(

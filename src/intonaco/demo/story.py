@@ -8,17 +8,12 @@ that a real deployment runs, and is read from their ledger.
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 import webbrowser
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -29,10 +24,11 @@ from intonaco.demo import setup
 from intonaco.demo.data import write_demo_data
 from intonaco.demo.report import write_report
 from intonaco.demo.summary import collect, missing_parts
+from intonaco.demo.traffic_process import TrafficProcess
 from intonaco.demo.view import DemoView, final_table
 from intonaco.errors import BackendError, IntonacoError
 from intonaco.jobs import JobFolder, job_folder
-from intonaco.supervisor import ENVIRONMENT, Supervisor
+from intonaco.supervisor import Supervisor
 from intonaco.training.local import LocalTrainingBackend
 from intonaco.types import Event, JobSpec, JobState, Phase, Update
 from intonaco.workspace import Workspace, write_atomic
@@ -457,58 +453,3 @@ def history(app: App, summary: dict[str, Any]) -> dict[str, Any]:
         "events": app.ledger.events(limit=100_000),
         "pictures": pictures,
     }
-
-
-class TrafficProcess:
-    """The traffic generator as a process of its own."""
-
-    def __init__(self, url: str, seed: int, workspace: Workspace) -> None:
-
-        self.counts: dict[str, Any] = {}
-        with ExitStack() as stack:
-            log = stack.enter_context((workspace.logs / "traffic.log").open("ab"))
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "intonaco.demo.traffic",
-                    "--url",
-                    url,
-                    "--seed",
-                    str(seed),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, **ENVIRONMENT},
-            )
-        self._reader = Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def mix(self, **settings: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(settings) + "\n")
-        self._process.stdin.flush()
-
-    def stop(self) -> dict[str, Any]:
-        """Let the requests in flight end; the final counts."""
-        if self.alive:
-            self.mix(stop=True)
-        try:
-            self._process.wait(90)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._reader.join(5)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        return self.counts
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.counts = json.loads(line)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,17 +16,21 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, RowMapping
 from sqlalchemy.exc import DatabaseError
 
-from intonaco.codec import as_json, decode, encode
+from intonaco.codec import decode
 from intonaco.errors import Conflict, NotFound, StorageError
 from intonaco.ledger import schema as t
+from intonaco.ledger.rows import (
+    KIND_OF,
+    Command,
+    EffectStatus,
+    Tenure,
+    command_of,
+    effect_of,
+)
+from intonaco.ledger.transaction import Transaction
 from intonaco.types import (
-    DatasetVersion,
-    Diagnosis,
     Event,
-    Finding,
     Json,
-    Plan,
-    Release,
     Rollout,
     RoutingTable,
     SignalStatus,
@@ -35,60 +38,6 @@ from intonaco.types import (
 )
 
 T = TypeVar("T")
-
-KINDS: Mapping[str, type[Any]] = {
-    "release": Release,
-    "dataset": DatasetVersion,
-    "finding": Finding,
-    "diagnosis": Diagnosis,
-    "plan": Plan,
-    "update": Update,
-    "rollout": Rollout,
-}
-_KIND_OF = {cls: kind for kind, cls in KINDS.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effect:
-    """An action that a state asks for. The same key is done once."""
-
-    key: str
-    kind: str
-    subject: str
-    payload: Mapping[str, Json] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EffectStatus:
-    """How far an effect has come: "wanted", "done" or "failed"."""
-
-    effect: Effect
-    status: str
-    result: Mapping[str, Json]
-    error: str
-    attempts: int
-    updated_at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """Something a person asked for."""
-
-    command_id: int
-    at: float
-    actor: str
-    kind: str
-    arguments: Mapping[str, Json]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tenure:
-    """A release's time as champion."""
-
-    release_id: str
-    since: float
-    until: float | None
-    reason: str
 
 
 class Ledger:
@@ -137,12 +86,12 @@ class Ledger:
         """A document. Raises NotFound."""
         found = self.find(cls, id)
         if found is None:
-            raise NotFound(f"no {_KIND_OF[cls]} {id}")
+            raise NotFound(f"no {KIND_OF[cls]} {id}")
         return found
 
     def find(self, cls: type[T], id: str) -> T | None:
         """A document by id or unambiguous beginning of it."""
-        kind = _KIND_OF[cls]
+        kind = KIND_OF[cls]
         d = t.documents.c
         mine = sa.and_(d.service_id == self.service_id, d.kind == kind)
         rows = self._rows(sa.select(d.body).where(mine, d.id == id))
@@ -153,7 +102,7 @@ class Ledger:
     def all(self, cls: type[T], *, status: str | None = None) -> list[T]:
         """Documents of a kind, oldest first."""
         d = t.documents.c
-        query = sa.select(d.body).where(d.service_id == self.service_id, d.kind == _KIND_OF[cls])
+        query = sa.select(d.body).where(d.service_id == self.service_id, d.kind == KIND_OF[cls])
         if status is not None:
             query = query.where(d.status == status)
         return [decode(cls, row["body"]) for row in self._rows(query.order_by(d.at, d.id))]
@@ -186,7 +135,7 @@ class Ledger:
         rows = self._rows(
             sa.select(t.effects).where(e.service_id == self.service_id, e.subject == subject)
         )
-        return {row["key"]: _effect(row) for row in rows}
+        return {row["key"]: effect_of(row) for row in rows}
 
     def wanted_effects(self) -> list[EffectStatus]:
         e = t.effects.c
@@ -195,7 +144,7 @@ class Ledger:
             .where(e.service_id == self.service_id, e.status == "wanted")
             .order_by(e.updated_at, e.key)
         )
-        return [_effect(row) for row in rows]
+        return [effect_of(row) for row in rows]
 
     def consumer(self, name: str) -> tuple[Mapping[str, int], Json] | None:
         """(offset, state) that was committed last."""
@@ -212,7 +161,7 @@ class Ledger:
             .where(c.service_id == self.service_id, c.taken_at.is_(None))
             .order_by(c.command_id)
         )
-        return [_command(row) for row in rows]
+        return [command_of(row) for row in rows]
 
     def command_outcome(self, command_id: int) -> Mapping[str, Json] | None:
         """What came of a command ({"ok", "text", …}), None while it waits."""
@@ -288,199 +237,6 @@ class Ledger:
         return json.loads(rows[0]["value"]) if rows else None
 
 
-class Transaction:
-    """Writes, all or none."""
-
-    def __init__(self, connection: Connection, service_id: str) -> None:
-        self.connection = connection
-        self.service_id = service_id
-
-    def event(
-        self,
-        at: float,
-        kind: str,
-        subject: str,
-        text: str,
-        *,
-        actor: str = "controller",
-        data: Mapping[str, Json] | None = None,
-    ) -> None:
-        self.connection.execute(
-            t.events.insert().values(
-                at=at,
-                service_id=self.service_id,
-                kind=kind,
-                subject=subject,
-                actor=actor,
-                text=text,
-                data=json.dumps(as_json(dict(data or {}))),
-            )
-        )
-
-    def put(self, document: Any, *, id: str, at: float, status: str = "") -> None:
-        """Write or replace a document."""
-        key = {
-            "service_id": self.service_id,
-            "kind": _KIND_OF[type(document)],
-            "id": id,
-        }
-        self._upsert(t.documents, key, {"status": status, "at": at, "body": encode(document)})
-
-    def update(self, update: Update) -> None:
-        status = "final" if update.phase.final else "active"
-        self.put(update, id=update.update_id, at=update.created_at, status=status)
-
-    def rollout(self, rollout: Rollout) -> None:
-        status = "final" if rollout.status.final else "active"
-        self.put(rollout, id=rollout.rollout_id, at=rollout.started_at, status=status)
-
-    def want(self, effect: Effect, at: float) -> None:
-        """Ask for an effect; nothing happens if its key is known."""
-        e = t.effects.c
-        known = self.connection.execute(
-            sa.select(e.key).where(e.service_id == self.service_id, e.key == effect.key)
-        ).first()
-        if known is None:
-            self.connection.execute(
-                t.effects.insert().values(
-                    service_id=self.service_id,
-                    key=effect.key,
-                    kind=effect.kind,
-                    subject=effect.subject,
-                    payload=json.dumps(as_json(dict(effect.payload))),
-                    status="wanted",
-                    result="{}",
-                    error="",
-                    attempts=0,
-                    updated_at=at,
-                )
-            )
-
-    def finish_effect(
-        self, key: str, at: float, *, result: Mapping[str, Json] | None = None, error: str = ""
-    ) -> None:
-        e = t.effects.c
-        self.connection.execute(
-            t.effects.update()
-            .where(e.service_id == self.service_id, e.key == key)
-            .values(
-                status="failed" if error else "done",
-                result=json.dumps(as_json(dict(result or {}))),
-                error=error,
-                updated_at=at,
-            )
-        )
-
-    def retry_effect(self, key: str, at: float, error: str) -> None:
-        """Count a failed attempt; the effect stays wanted."""
-        e = t.effects.c
-        self.connection.execute(
-            t.effects.update()
-            .where(e.service_id == self.service_id, e.key == key)
-            .values(attempts=e.attempts + 1, error=error, updated_at=at)
-        )
-
-    def commit_consumer(self, name: str, offset: Mapping[str, int], state: Json, at: float) -> None:
-        key = {"service_id": self.service_id, "name": name}
-        values = {"offset": json.dumps(offset), "state": json.dumps(state), "updated_at": at}
-        self._upsert(t.consumers, key, values)
-
-    def command(self, at: float, kind: str, actor: str, arguments: Mapping[str, Json]) -> int:
-        result = self.connection.execute(
-            t.commands.insert().values(
-                service_id=self.service_id,
-                at=at,
-                actor=actor,
-                kind=kind,
-                arguments=json.dumps(as_json(dict(arguments))),
-            )
-        )
-        key = result.inserted_primary_key
-        assert key is not None
-        return int(key[0])
-
-    def take_command(self, command_id: int, at: float, outcome: Mapping[str, Json]) -> None:
-        self.connection.execute(
-            t.commands.update()
-            .where(t.commands.c.command_id == command_id)
-            .values(taken_at=at, outcome=json.dumps(as_json(dict(outcome))))
-        )
-
-    def crown(self, release_id: str, at: float, reason: str) -> None:
-        """Make a release the champion; the present one's tenure ends."""
-        c = t.tenures.c
-        self.connection.execute(
-            t.tenures.update()
-            .where(c.service_id == self.service_id, c.until.is_(None))
-            .values(until=at)
-        )
-        self.connection.execute(
-            t.tenures.insert().values(
-                service_id=self.service_id, release_id=release_id, since=at, reason=reason
-            )
-        )
-
-    def money(self, at: float, subject: str, kind: str, amount: float) -> None:
-        self.connection.execute(
-            t.budget.insert().values(
-                service_id=self.service_id, at=at, subject=subject, kind=kind, amount=amount
-            )
-        )
-
-    def routing(self, table: RoutingTable, at: float) -> None:
-        """Write a routing table. Raises Conflict if its epoch is taken."""
-        try:
-            self.connection.execute(
-                t.routing.insert().values(
-                    service_id=self.service_id, epoch=table.epoch, at=at, body=encode(table)
-                )
-            )
-        except sa.exc.IntegrityError as error:
-            raise Conflict(f"routing epoch {table.epoch} is taken") from error
-
-    def signals(self, at: float, points: Sequence[SignalStatus]) -> None:
-        self.connection.execute(
-            t.signal_points.insert().values(
-                service_id=self.service_id, at=at, body=json.dumps(as_json(list(points)))
-            )
-        )
-
-    def set(self, name: str, value: Json) -> None:
-        key = {"service_id": self.service_id, "name": name}
-        self._upsert(t.settings, key, {"value": json.dumps(value)})
-
-    def lease(self, holder: str, at: float, seconds: float) -> int | None:
-        """Take or renew the controller's lease: its fencing token, None if somebody else has it."""
-        c = t.leases.c
-        row = self.connection.execute(
-            sa.select(t.leases).where(c.service_id == self.service_id)
-        ).first()
-        if row is not None and row.holder != holder and row.expires_at > at:
-            return None
-        token = (
-            row.token
-            if row is not None and row.holder == holder
-            else (row.token + 1 if row is not None else 1)
-        )
-        values = {"holder": holder, "token": token, "expires_at": at + seconds}
-        self._upsert(t.leases, {"service_id": self.service_id}, values)
-        return int(token)
-
-    def release_lease(self, holder: str) -> None:
-        c = t.leases.c
-        self.connection.execute(
-            t.leases.update()
-            .where(c.service_id == self.service_id, c.holder == holder)
-            .values(expires_at=0.0)
-        )
-
-    def _upsert(self, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        where = sa.and_(*(table.c[name] == value for name, value in key.items()))
-        changed = self.connection.execute(table.update().where(where).values(**values))
-        if changed.rowcount == 0:
-            self.connection.execute(table.insert().values(**key, **values))
-
-
 def sqlite_engine(path: Path) -> Engine:
     """WAL, a busy time-out, and transactions that take the write lock when they begin."""
     engine = sa.create_engine(f"sqlite:///{path}")
@@ -501,29 +257,3 @@ def sqlite_engine(path: Path) -> Engine:
 
 def _writes(connection: Connection) -> bool:
     return not connection.get_execution_options().get("intonaco_read_only", False)
-
-
-def _effect(row: RowMapping) -> EffectStatus:
-    return EffectStatus(
-        effect=Effect(
-            key=row["key"],
-            kind=row["kind"],
-            subject=row["subject"],
-            payload=json.loads(row["payload"]),
-        ),
-        status=row["status"],
-        result=json.loads(row["result"]),
-        error=row["error"],
-        attempts=row["attempts"],
-        updated_at=row["updated_at"],
-    )
-
-
-def _command(row: RowMapping) -> Command:
-    return Command(
-        command_id=row["command_id"],
-        at=row["at"],
-        actor=row["actor"],
-        kind=row["kind"],
-        arguments=json.loads(row["arguments"]),
-    )

@@ -1,0 +1,209 @@
+"""Writes to the ledger: all of a transaction or none of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from intonaco.codec import as_json, encode
+from intonaco.errors import Conflict
+from intonaco.ledger import schema as t
+from intonaco.ledger.rows import KIND_OF, Effect
+from intonaco.types import Json, Rollout, RoutingTable, SignalStatus, Update
+
+
+class Transaction:
+    """Writes, all or none."""
+
+    def __init__(self, connection: Connection, service_id: str) -> None:
+        self.connection = connection
+        self.service_id = service_id
+
+    def event(
+        self,
+        at: float,
+        kind: str,
+        subject: str,
+        text: str,
+        *,
+        actor: str = "controller",
+        data: Mapping[str, Json] | None = None,
+    ) -> None:
+        self.connection.execute(
+            t.events.insert().values(
+                at=at,
+                service_id=self.service_id,
+                kind=kind,
+                subject=subject,
+                actor=actor,
+                text=text,
+                data=json.dumps(as_json(dict(data or {}))),
+            )
+        )
+
+    def put(self, document: Any, *, id: str, at: float, status: str = "") -> None:
+        """Write or replace a document."""
+        key = {
+            "service_id": self.service_id,
+            "kind": KIND_OF[type(document)],
+            "id": id,
+        }
+        self._upsert(t.documents, key, {"status": status, "at": at, "body": encode(document)})
+
+    def update(self, update: Update) -> None:
+        status = "final" if update.phase.final else "active"
+        self.put(update, id=update.update_id, at=update.created_at, status=status)
+
+    def rollout(self, rollout: Rollout) -> None:
+        status = "final" if rollout.status.final else "active"
+        self.put(rollout, id=rollout.rollout_id, at=rollout.started_at, status=status)
+
+    def want(self, effect: Effect, at: float) -> None:
+        """Ask for an effect; nothing happens if its key is known."""
+        e = t.effects.c
+        known = self.connection.execute(
+            sa.select(e.key).where(e.service_id == self.service_id, e.key == effect.key)
+        ).first()
+        if known is None:
+            self.connection.execute(
+                t.effects.insert().values(
+                    service_id=self.service_id,
+                    key=effect.key,
+                    kind=effect.kind,
+                    subject=effect.subject,
+                    payload=json.dumps(as_json(dict(effect.payload))),
+                    status="wanted",
+                    result="{}",
+                    error="",
+                    attempts=0,
+                    updated_at=at,
+                )
+            )
+
+    def finish_effect(
+        self, key: str, at: float, *, result: Mapping[str, Json] | None = None, error: str = ""
+    ) -> None:
+        e = t.effects.c
+        self.connection.execute(
+            t.effects.update()
+            .where(e.service_id == self.service_id, e.key == key)
+            .values(
+                status="failed" if error else "done",
+                result=json.dumps(as_json(dict(result or {}))),
+                error=error,
+                updated_at=at,
+            )
+        )
+
+    def retry_effect(self, key: str, at: float, error: str) -> None:
+        """Count a failed attempt; the effect stays wanted."""
+        e = t.effects.c
+        self.connection.execute(
+            t.effects.update()
+            .where(e.service_id == self.service_id, e.key == key)
+            .values(attempts=e.attempts + 1, error=error, updated_at=at)
+        )
+
+    def commit_consumer(self, name: str, offset: Mapping[str, int], state: Json, at: float) -> None:
+        key = {"service_id": self.service_id, "name": name}
+        values = {"offset": json.dumps(offset), "state": json.dumps(state), "updated_at": at}
+        self._upsert(t.consumers, key, values)
+
+    def command(self, at: float, kind: str, actor: str, arguments: Mapping[str, Json]) -> int:
+        result = self.connection.execute(
+            t.commands.insert().values(
+                service_id=self.service_id,
+                at=at,
+                actor=actor,
+                kind=kind,
+                arguments=json.dumps(as_json(dict(arguments))),
+            )
+        )
+        key = result.inserted_primary_key
+        assert key is not None
+        return int(key[0])
+
+    def take_command(self, command_id: int, at: float, outcome: Mapping[str, Json]) -> None:
+        self.connection.execute(
+            t.commands.update()
+            .where(t.commands.c.command_id == command_id)
+            .values(taken_at=at, outcome=json.dumps(as_json(dict(outcome))))
+        )
+
+    def crown(self, release_id: str, at: float, reason: str) -> None:
+        """Make a release the champion; the present one's tenure ends."""
+        c = t.tenures.c
+        self.connection.execute(
+            t.tenures.update()
+            .where(c.service_id == self.service_id, c.until.is_(None))
+            .values(until=at)
+        )
+        self.connection.execute(
+            t.tenures.insert().values(
+                service_id=self.service_id, release_id=release_id, since=at, reason=reason
+            )
+        )
+
+    def money(self, at: float, subject: str, kind: str, amount: float) -> None:
+        self.connection.execute(
+            t.budget.insert().values(
+                service_id=self.service_id, at=at, subject=subject, kind=kind, amount=amount
+            )
+        )
+
+    def routing(self, table: RoutingTable, at: float) -> None:
+        """Write a routing table. Raises Conflict if its epoch is taken."""
+        try:
+            self.connection.execute(
+                t.routing.insert().values(
+                    service_id=self.service_id, epoch=table.epoch, at=at, body=encode(table)
+                )
+            )
+        except sa.exc.IntegrityError as error:
+            raise Conflict(f"routing epoch {table.epoch} is taken") from error
+
+    def signals(self, at: float, points: Sequence[SignalStatus]) -> None:
+        self.connection.execute(
+            t.signal_points.insert().values(
+                service_id=self.service_id, at=at, body=json.dumps(as_json(list(points)))
+            )
+        )
+
+    def set(self, name: str, value: Json) -> None:
+        key = {"service_id": self.service_id, "name": name}
+        self._upsert(t.settings, key, {"value": json.dumps(value)})
+
+    def lease(self, holder: str, at: float, seconds: float) -> int | None:
+        """Take or renew the controller's lease: its fencing token, None if somebody else has it."""
+        c = t.leases.c
+        row = self.connection.execute(
+            sa.select(t.leases).where(c.service_id == self.service_id)
+        ).first()
+        if row is not None and row.holder != holder and row.expires_at > at:
+            return None
+        token = (
+            row.token
+            if row is not None and row.holder == holder
+            else (row.token + 1 if row is not None else 1)
+        )
+        values = {"holder": holder, "token": token, "expires_at": at + seconds}
+        self._upsert(t.leases, {"service_id": self.service_id}, values)
+        return int(token)
+
+    def release_lease(self, holder: str) -> None:
+        c = t.leases.c
+        self.connection.execute(
+            t.leases.update()
+            .where(c.service_id == self.service_id, c.holder == holder)
+            .values(expires_at=0.0)
+        )
+
+    def _upsert(self, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        where = sa.and_(*(table.c[name] == value for name, value in key.items()))
+        changed = self.connection.execute(table.update().where(where).values(**values))
+        if changed.rowcount == 0:
+            self.connection.execute(table.insert().values(**key, **values))
