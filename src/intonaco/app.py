@@ -14,7 +14,8 @@ from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config
 from intonaco.controller import Controller
 from intonaco.errors import ConfigError
-from intonaco.executor import Parts, smoke_test
+from intonaco.executor import Parts
+from intonaco.executor.service import smoke_test
 from intonaco.ledger import Ledger
 from intonaco.plugins import resolve
 from intonaco.protocols import Matrix, Notifier, Registry, ServingBackend, Tracker, TrainingBackend

@@ -1,0 +1,85 @@
+"""Effects on data: dataset versions, and how much labelled data there is."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from intonaco.codec import digest
+from intonaco.datasets import curation
+from intonaco.errors import ConfigError
+from intonaco.executor.parts import Done, Outcome, Parts
+from intonaco.ledger import Effect
+from intonaco.types import (
+    Action,
+    DatasetVersion,
+    Finding,
+    Update,
+)
+
+
+def dataset(p: Parts, effect: Effect) -> Outcome:
+    update = p.ledger.get(Update, effect.subject)
+    recipe = p.config.training.recipes[str(effect.payload["name"])]
+    base = dataset_of(p, update.champion)
+    if base is None:
+        if p.config.data.train is None:
+            raise ConfigError("data.train: not given, and there is no release to start from")
+        version = p.datasets.put(p.workspace.resolve(p.config.data.train), name="train")
+        return _have_dataset(p, version, f"{version.items} items of data.train")
+    fresh = _fresh_items(p, update)
+    if not fresh:
+        raise ConfigError(
+            "data.pool: no labelled item belongs to what moved",
+            hint="label some of the requests that the finding shows and add them to data.pool",
+        )
+    old = curation.read_folder(p.datasets.open(base.version))
+    replay = recipe.replay if update.plan.action is Action.FINE_TUNE else None
+    seed = int(digest([update.update_id, effect.payload["name"]])[:8], 16)
+    rng = np.random.default_rng(seed)
+    items = [*fresh, *old] if replay is None else curation.mix(fresh, old, replay, rng)
+    with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
+        target = Path(folder) / "items"
+        curation.write_folder(items, target)
+        version = p.datasets.put(
+            target,
+            name=str(effect.payload["name"]),
+            parents=(base.version,),
+            replay=replay or 0.0,
+        )
+    replayed = len(items) - len(fresh)
+    return _have_dataset(p, version, f"{len(fresh)} new items and {replayed} of old")
+
+
+def _fresh_items(p: Parts, update: Update) -> list[curation.Item]:
+    """Items of the pool that the plan wants learnt: those nearest to a moved cluster."""
+    if p.config.data.pool is None:
+        return []
+    pool = curation.read_folder(p.workspace.resolve(p.config.data.pool))
+    if not update.plan.clusters:
+        return pool
+    vectors = p.embed([item.texts[0] for item in pool])
+    return curation.select_moved(pool, vectors, update.plan.clusters)
+
+
+def labelled(p: Parts, effect: Effect) -> Outcome:
+    """How many labelled items of the pool belong to what a finding says has moved."""
+    finding = p.ledger.get(Finding, str(effect.payload["finding"]))
+    pool = curation.read_folder(p.workspace.resolve(str(p.config.data.pool)))
+    vectors = p.embed([item.texts[0] for item in pool])
+    return Done({"items": len(curation.select_moved(pool, vectors, finding.clusters))})
+
+
+def _have_dataset(p: Parts, version: DatasetVersion, text: str) -> Done:
+    with p.ledger.begin() as tx:
+        tx.put(version, id=version.version, at=p.clock.now())
+    return Done({"version": version.version, "text": text})
+
+
+def dataset_of(p: Parts, release_id: str | None) -> DatasetVersion | None:
+    if release_id is None:
+        return None
+    version = p.releases.get(release_id).provenance.dataset_version
+    return p.ledger.find(DatasetVersion, version) if version else None

@@ -1,0 +1,178 @@
+"""Effects that make releases: training and assembling."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from intonaco.config import Recipe
+from intonaco.errors import ConfigError
+from intonaco.executor.jobs import run_job
+from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
+from intonaco.jobs import job_folder
+from intonaco.ledger import Effect
+from intonaco.releases import check_folder, read_serving_spec
+from intonaco.types import (
+    JobSpec,
+    Json,
+    Provenance,
+    Release,
+    Update,
+)
+
+
+def train(p: Parts, effect: Effect) -> Outcome:
+    update = p.ledger.get(Update, effect.subject)
+    candidate = update.candidate(str(effect.payload["name"]))
+    recipe = p.config.training.recipes[candidate.name]
+    champion = p.releases.get(update.champion) if update.champion else None
+    spec = JobSpec(
+        key=effect.key,
+        entrypoint="intonaco.training.job",
+        payload={
+            "recipe": recipe.model_dump(mode="json"),
+            "dataset": str(p.datasets.open(str(candidate.dataset_version)).resolve()),
+            "base": _base(p, recipe, champion),
+        },
+        max_seconds=p.config.training.max_seconds,
+    )
+    status = run_job(p, spec)
+    if isinstance(status, Pending | Failed):
+        return status
+    folder = job_folder(p.workspace, effect.key) / str(status.result["pipeline"])
+    generation = champion.serving.generation if champion else p.config.model.generation.model_dump()
+    serving = read_serving_spec(
+        folder,
+        generation=generation,
+        dtype=p.config.model.dtype,
+        fused=recipe.method == "lora",
+    )
+    release = p.releases.add(
+        folder,
+        serving,
+        Provenance(
+            created_at=p.clock.now(),
+            parent=update.champion,
+            recipe=candidate.name,
+            dataset_version=candidate.dataset_version,
+            training_job=effect.key,
+            update_id=update.update_id,
+            code_revision=code_revision(),
+            note=update.plan.reason,
+        ),
+    )
+    _have_release(p, release)
+    seconds = status.seconds
+    cost = seconds / 3600 * p.config.decision.budget.hourly_price
+    p.tracker.log(
+        effect.key,
+        params={"recipe": candidate.name, **recipe.model_dump(mode="json")},
+        metrics={
+            "seconds": seconds,
+            "cost": cost,
+            **{k: float(v) for k, v in status.result.items() if isinstance(v, int | float)},
+        },
+    )
+    return Done({"release_id": release.release_id, "seconds": seconds, "cost": cost})
+
+
+def _base(p: Parts, recipe: Recipe, champion: Release | None) -> str | None:
+    if recipe.init == "champion":
+        if champion is None:
+            raise ConfigError(
+                "training.recipes: init is 'champion', but there is no champion yet",
+                hint="give a folder or module:callable as init of the recipe",
+            )
+        return str(p.releases.folder(champion).resolve())
+    if ":" in recipe.init:
+        return None
+    return str(p.workspace.resolve(recipe.init).resolve())
+
+
+def assemble(p: Parts, effect: Effect) -> Outcome:
+    """A release from the champion's weights with another sampler or other defaults; without a
+    champion, from the folder that ``model.path`` names."""
+    update = p.ledger.get(Update, effect.subject)
+    champion = p.releases.get(update.champion) if update.champion else None
+    change = update.plan.assemble
+    serving = champion.serving if champion else None
+    generation = {
+        **(serving.generation if serving else p.config.model.generation.model_dump()),
+        **change.get("generation", {}),
+    }
+    dataset_version = champion.provenance.dataset_version if champion else None
+    with tempfile.TemporaryDirectory(dir=p.workspace.root) as temporary:
+        folder = Path(temporary) / "pipeline"
+        shutil.copytree(_weights(p, champion), folder)
+        if change.get("scheduler"):
+            _change_scheduler(folder, change["scheduler"])
+        spec = read_serving_spec(
+            folder,
+            generation=generation,
+            dtype=serving.dtype if serving else p.config.model.dtype,
+            fused=serving.fused if serving else False,
+        )
+        release = p.releases.add(
+            folder,
+            spec,
+            Provenance(
+                created_at=p.clock.now(),
+                parent=update.champion,
+                recipe=str(effect.payload["name"]),
+                dataset_version=dataset_version,
+                update_id=update.update_id,
+                code_revision=code_revision(),
+                note=update.plan.reason,
+            ),
+        )
+    _have_release(p, release)
+    return Done({"release_id": release.release_id, "dataset_version": dataset_version})
+
+
+def _weights(p: Parts, champion: Release | None) -> Path:
+    """The pipeline folder that a release is assembled from."""
+    if champion is not None:
+        return p.releases.folder(champion)
+    if p.config.model.path is None:
+        raise ConfigError("model.path: not given, and there is no champion to assemble from")
+    folder = p.workspace.resolve(p.config.model.path)
+    check_folder(folder)
+    return folder
+
+
+def _have_release(p: Parts, release: Release) -> None:
+    with p.ledger.begin() as tx:
+        tx.put(release, id=release.release_id, at=release.provenance.created_at)
+
+
+def code_revision() -> str | None:
+    """The git revision that this code runs from, if it runs from a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _change_scheduler(folder: Path, change: Mapping[str, Json]) -> None:
+    """Write another sampler into a pipeline folder: {"class": name, "config": {…}}."""
+    index = json.loads((folder / "model_index.json").read_text())
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = {**json.loads(file.read_text()), **change.get("config", {})}
+    if change.get("class"):
+        index["scheduler"] = ["diffusers", change["class"]]
+        config["_class_name"] = change["class"]
+    for path, value in ((folder / "model_index.json", index), (file, config)):
+        path.unlink()
+        path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,106 @@
+"""Effects that prove and publish releases: evaluation and registration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from intonaco.errors import ConfigError
+from intonaco.executor.data import dataset_of
+from intonaco.executor.jobs import run_job
+from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
+from intonaco.jobs import job_folder
+from intonaco.ledger import Effect
+from intonaco.types import (
+    DatasetVersion,
+    JobSpec,
+    Json,
+    Update,
+)
+
+
+def evaluate(p: Parts, effect: Effect) -> Outcome:
+    config = p.config.evaluation
+    update = p.ledger.get(Update, effect.subject)
+    if config.prompts is None or p.config.data.reference is None or p.config.extractor is None:
+        raise ConfigError("evaluation.prompts, data.reference and extractor are needed to evaluate")
+    digest = p.config.extractor.digest or _scorers_digest(p)
+    if digest is None:
+        return Pending()  # nobody has said yet which extractor judges live traffic
+    champion_data = dataset_of(p, update.champion)
+    versions = [
+        p.ledger.get(DatasetVersion, c.dataset_version)
+        for c in update.candidates
+        if c.dataset_version
+    ]
+    learnt = sorted({topic for v in versions for topic in v.topics})
+    keep = sorted(champion_data.topics) if champion_data else learnt
+    made = [c for c in update.candidates if c.release_id]
+    spec = JobSpec(
+        key=effect.key,
+        entrypoint="intonaco.evaluation.job",
+        payload={
+            "champion": _arm(p, "champion", update.champion) if update.champion else None,
+            "candidates": [_arm(p, c.name, str(c.release_id)) for c in made],
+            "prompts": str(p.workspace.resolve(config.prompts).resolve()),
+            "reference": str(p.workspace.resolve(p.config.data.reference).resolve()),
+            "extractor": {
+                **p.config.extractor.model_dump(),
+                "path": str(p.workspace.resolve(p.config.extractor.path).resolve()),
+                "digest": digest,
+            },
+            "seeds_per_prompt": config.seeds_per_prompt,
+            "batch_size": config.batch_size,
+            "latency_rounds": config.latency_rounds,
+            "threads": config.threads,
+            "alpha": config.alpha,
+            "margins": config.margins.model_dump(),
+            "dtype": p.config.model.dtype,
+            "generation": p.config.model.generation.model_dump(),
+            "keep": keep,
+            "improve": sorted(set(learnt) - set(keep)),
+            "cache": str((p.workspace.root / "evaluations").resolve()),
+        },
+        max_seconds=p.config.training.max_seconds,
+    )
+    status = run_job(p, spec)
+    if isinstance(status, Pending | Failed):
+        return status
+    folder = job_folder(p.workspace, effect.key)
+    report = json.loads((folder / str(status.result["report"])).read_text())
+    relative = p.workspace.relative(folder / "out")
+    return Done({"report": report, "folder": relative, "seconds": status.seconds})
+
+
+def _scorers_digest(p: Parts) -> str | None:
+    """The extractor that the scorer loaded: candidates are judged by the same."""
+    scorer = p.workspace.process("scorer")
+    return str(scorer.facts["digest"]) if scorer and scorer.facts.get("digest") else None
+
+
+def _arm(p: Parts, name: str, release_id: str) -> Mapping[str, Json]:
+    release = p.releases.get(release_id)
+    return {
+        "name": name,
+        "release_id": release_id,
+        "path": str(p.releases.folder(release).resolve()),
+        "generation": dict(release.serving.generation),
+    }
+
+
+def register(p: Parts, effect: Effect) -> Outcome:
+    update = p.ledger.get(Update, effect.subject)
+    candidate = update.candidate(str(effect.payload["name"]))
+    release = p.releases.get(str(candidate.release_id))
+    version = p.registry.register(
+        release,
+        p.releases.folder(release).parent,
+        {
+            "verdict": str(candidate.verdict),
+            "recipe": candidate.name,
+            "dataset_version": candidate.dataset_version or "",
+            "update_id": update.update_id,
+            "cause": str(update.plan.cause),
+        },
+    )
+    return Done({"version": version})

@@ -1,0 +1,117 @@
+"""Effects on what serves: staging, retiring, probes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from intonaco.codec import as_json
+from intonaco.errors import BackendError
+from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
+from intonaco.ledger import Effect
+from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION, GenerateRequest
+from intonaco.monitoring.probes import ProbeSet, compare
+from intonaco.types import (
+    Release,
+    Update,
+)
+
+PROBE_TOLERANCE = 1.0  # mean absolute difference in 8-bit levels that is not a change
+
+
+def stage(p: Parts, effect: Effect) -> Outcome:
+    release = p.releases.get(str(effect.payload["name"]))
+    p.serving.deploy(release)
+    status = p.serving.status(release.release_id)
+    if status.error:
+        p.serving.retire(release.release_id)
+        return Failed(status.error)
+    if not status.ready:
+        return Pending()
+    if status.attested != release.release_id:
+        p.serving.retire(release.release_id)
+        return Failed(f"the worker loaded {status.attested}, not {release.release_id}")
+    seconds = p.smoke(status.urls[0], release)
+    return Done({"text": f"staged: identity attested, first picture in {seconds * 1000:.0f} ms"})
+
+
+def retire(p: Parts, effect: Effect) -> Outcome:
+    """Drain for longer than the longest request, then end."""
+    release_id = str(effect.payload["name"])
+    update = p.ledger.get(Update, effect.subject)
+    waited = p.clock.now() - update.phase_since
+    try:
+        observed = p.router.observed()
+        table = p.ledger.latest_routing()
+        routed = table is not None and any(a.release == release_id for a in table.arms)
+        busy = (
+            routed
+            or observed.in_flight.get(release_id, 0) > 0
+            or (table is not None and observed.epoch < table.epoch)
+        )
+    except BackendError:
+        busy = True
+    if busy and waited < p.config.rollout.drain_seconds:
+        return Pending()
+    p.serving.drain(release_id)
+    p.serving.retire(release_id)
+    return Done({"waited": waited})
+
+
+def probe(p: Parts, effect: Effect) -> Outcome:
+    """Draw the probes again and compare them with what the release drew when it was new."""
+    release_id, name = str(effect.payload["release"]), str(effect.payload["name"])
+    folder = p.workspace.root / "probes" / release_id
+    distances: dict[str, float | None] = {}
+    for fixed in ProbeSet(p.config.monitoring.probes).probes:
+        file = folder / name / f"{fixed.key}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(p.probe(release_id, fixed.prompt, fixed.seed))
+        before = folder / "baseline" / f"{fixed.key}.png"
+        distances[fixed.key] = image_distance(before, file) if before.exists() else None
+    return Done(as_json(compare(distances, PROBE_TOLERANCE)))
+
+
+def smoke_test(url: str, release: Release) -> float:
+    """Draw one picture at a worker; seconds it took. Raises BackendError."""
+    generation = release.serving.generation
+    request = GenerateRequest(
+        request_id="smoke",
+        prompt="smoke test",
+        seed=1,
+        steps=int(generation["steps"]),
+        guidance_scale=float(generation["guidance_scale"]),
+        width=int(generation["width"]),
+        height=int(generation["height"]),
+    )
+    try:
+        response = httpx.post(
+            f"{url}/generate",
+            json=as_json(request),
+            headers={PROTOCOL_HEADER: PROTOCOL_VERSION},
+            timeout=60.0,
+        )
+    except httpx.HTTPError as error:
+        raise BackendError(
+            f"smoke test: {type(error).__name__}", backend="worker", retriable=True
+        ) from error
+    if response.status_code != 200:
+        raise BackendError(
+            f"smoke test: the worker answered {response.status_code}",
+            backend="worker",
+            retriable=response.status_code in (429, 503),
+        )
+    return response.elapsed.total_seconds()
+
+
+def image_distance(a: Path, b: Path) -> float:
+    """Mean absolute difference of two pictures in 8-bit levels; inf if their sizes differ."""
+    with Image.open(a) as first, Image.open(b) as second:
+        if first.size != second.size:
+            return float("inf")
+        x = np.asarray(first.convert("RGB"), dtype=np.float64)
+        y = np.asarray(second.convert("RGB"), dtype=np.float64)
+    return float(np.abs(x - y).mean())
