@@ -51,7 +51,7 @@ from intonaco.workspace import Workspace
 
 CONFIG = """
 service: svc
-extractor: {type: clip, path: extractor}
+extractor: {type: clip, path: extractor, digest: abc}
 data: {train: data/train, pool: data/pool, reference: data/reference}
 decision: {fine_tune: [tune], full_retrain: [full], cooldown_s: 0}
 training:
