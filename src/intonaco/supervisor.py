@@ -73,11 +73,9 @@ class Supervisor:
                 code = self.children[name].process.poll()
                 if code is not None:
                     self.stop()
+                    said, hint = self._last_words(name)
                     raise BackendError(
-                        f"{name} did not start: {self._last_line(name)}",
-                        backend=name,
-                        retriable=False,
-                        hint=f"its log is {self._log(name)}",
+                        f"{name} did not start: {said}", backend=name, retriable=False, hint=hint
                     )
             if waiting and time.monotonic() > deadline:
                 self.stop()
@@ -105,11 +103,12 @@ class Supervisor:
             now = time.monotonic()
             recent = [at for at in child.starts if now - at < 60]
             if len(recent) >= RESTARTS_PER_MINUTE:
+                said, hint = self._last_words(child.name)
                 raise BackendError(
-                    f"{child.name} keeps dying: {self._last_line(child.name)}",
+                    f"{child.name} keeps dying: {said}",
                     backend=child.name,
                     retriable=False,
-                    hint=f"its log is {self._log(child.name)}",
+                    hint=hint,
                 )
             log.warning("%s died, starting it again", child.name, extra={"action": "revive"})
             self._spawn(child.name)
@@ -147,9 +146,14 @@ class Supervisor:
     def _log(self, name: str) -> Path:
         return self.workspace.logs / f"{name}.log"
 
-    def _last_line(self, name: str) -> str:
+    def _last_words(self, name: str) -> tuple[str, str]:
+        """What a process said last, and its hint, else where its log is."""
         lines = self._log(name).read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        hint = f"its log is {self._log(name)}"
+        if lines and lines[-1].startswith("hint: "):
+            hint = lines.pop().removeprefix("hint: ")
+        said = lines[-1].removeprefix("error: ") if lines else "it said nothing"
+        return said, hint
 
 
 ENVIRONMENT = {
