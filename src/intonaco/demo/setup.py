@@ -64,7 +64,7 @@ QUICK = Size(
     reference=200,
     armed=300,
     seeds_per_prompt=3,
-    latency_rounds=6,
+    latency_rounds=5,
     shadow_pairs=40,
     step_units=(3, 15, 40, 25),
 )

@@ -131,8 +131,8 @@ class Story:
             for name in ("generator", "extractor", "judge", "reference")
         )
         self._say("data", f"1,797 real digits in disjoint parts: {counts}")
-        self._extractor = self._extractor_job(data.extractor)
         self.supervisor.start(["gateway", "controller", "console"])
+        self._extractor = self._extractor_job(data.extractor)
         console = self.workspace.process("console")
         if console is not None and console.url:
             self._say("console", console.url)
