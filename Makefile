@@ -14,6 +14,8 @@ BIN := .venv/bin
 # Two threads per process are slower than one when several processes share a small machine, and
 # figures repeat better with one.
 export OMP_NUM_THREADS ?= 1
+# Nothing is ever fetched from a hub here; without this some loaders ask anyway and wait for it.
+export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test verify lint format bench clean
