@@ -22,7 +22,7 @@ from openai import APIError, AsyncOpenAI
 
 from intonaco.demo.data import FIRST_TOPICS, LATER_TOPICS, PHRASINGS
 
-IN_FLIGHT = 12
+IN_FLIGHT = 20
 PNG = b"\x89PNG"
 
 
