@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_DETECTION = 150  # requests after users changed
 MIN_ARMED = 300  # quiet requests before
 MAX_TRAFFIC_AFTER_TRIP = 1.0  # seconds
+SLOW_SECONDS = 1.0  # service time that only the injected slowness explains
 
 
 def collect(app: App | None, workspace: Workspace, facts: Facts, *, quick: bool) -> dict[str, Any]:
@@ -280,31 +281,31 @@ def _rollback(app: App, rollout: Rollout, records: Sequence[Record]) -> dict[str
         t for t in (ended_event.data.get("trips", []) if ended_event else []) if t["at"] >= started
     ]
     tries = [
-        (a.started_at, a.outcome, r)
+        (a, r)
         for r in records
         for a in r.attempts
         if a.arm.endswith(f":{rollout.rollout_id}") and not r.probe
     ]
-    bad = [at for at, outcome, _ in tries if outcome in (Outcome.ERROR, Outcome.TIMEOUT)]
-    slow = [
-        at
-        for at, outcome, r in tries
-        if outcome is Outcome.OK
-        and any(a.service_seconds > 0.5 for a in r.attempts if a.release == rollout.challenger)
+    hurt = [
+        (a, r)
+        for a, r in tries
+        if a.outcome in (Outcome.ERROR, Outcome.TIMEOUT) or a.service_seconds > SLOW_SECONDS
     ]
-    first_bad = trips[0]["first_failure_at"] if trips else min([*bad, *slow], default=ended)
+    first_bad = min((a.started_at for a, _ in hurt), default=ended)
+    if trips:
+        first_bad = trips[0]["first_failure_at"]
     stopped_at = trips[0]["at"] if trips else ended
-    last = max((at for at, _, _ in tries), default=stopped_at)
+    last = max((a.started_at for a, _ in tries), default=stopped_at)
     return {
         "rollout_id": rollout.rollout_id,
         "attempt": rollout.attempt,
         "reason": rollout.reason,
         "seconds": max(0.0, stopped_at - first_bad),
-        "requests": sum(at >= first_bad and r.shadow_of is None for at, _, r in tries),
-        "shadow_requests": sum(at >= first_bad and r.shadow_of is not None for at, _, r in tries),
+        "requests": sum(r.shadow_of is None for _, r in hurt),
+        "shadow_requests": sum(r.shadow_of is not None for _, r in hurt),
         "last_attempt_after_trip_seconds": max(0.0, last - stopped_at),
         "steps": [as_json(step) for step in rollout.history],
-        "user_visible_errors": sum(r.status >= 500 for _, _, r in tries if r.shadow_of is None),
+        "user_visible_errors": sum(r.status >= 500 for _, r in tries if r.shadow_of is None),
     }
 
 
