@@ -32,6 +32,8 @@ class Size:
     armed: int  # requests that must pass quietly before users change
     seeds_per_prompt: int
     latency_rounds: int
+    margin_adherence: float
+    margin_slice: float
     shadow_pairs: int
     step_units: tuple[int, int, int, int]  # users judged at 5, 25, 50 and 100 %
 
@@ -49,6 +51,8 @@ FULL = Size(
     armed=320,
     seeds_per_prompt=4,
     latency_rounds=12,
+    margin_adherence=0.06,
+    margin_slice=0.25,
     shadow_pairs=60,
     step_units=(5, 25, 50, 40),
 )
@@ -65,6 +69,8 @@ QUICK = Size(
     armed=300,
     seeds_per_prompt=3,
     latency_rounds=5,
+    margin_adherence=0.10,
+    margin_slice=0.35,
     shadow_pairs=40,
     step_units=(3, 15, 40, 25),
 )
@@ -113,6 +119,8 @@ def write_config(workspace: Workspace, size: Size, *, seed: int, ask: bool) -> N
         reference=size.reference,
         seeds_per_prompt=size.seeds_per_prompt,
         latency_rounds=size.latency_rounds,
+        margin_adherence=size.margin_adherence,
+        margin_slice=size.margin_slice,
         shadow_pairs=size.shadow_pairs,
         fault_after=round(1.6 * size.shadow_pairs) + 20,
         units_5=size.step_units[0],
