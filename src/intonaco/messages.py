@@ -1,18 +1,21 @@
 """Wire types between processes, versioned.
 
-Gateway and worker speak HTTP with JSON bodies; both sides send ``PROTOCOL_HEADER`` and refuse a
-major version that is not theirs, so that a champion and a challenger built from different versions
-can serve side by side.
+Gateway and worker speak HTTP: JSON out, the PNG's bytes back with ``GENERATED_HEADER`` (or a
+stream of ``StreamEvent`` lines). Both sides send ``PROTOCOL_HEADER`` and refuse a major version
+that is not theirs, so that a champion and a challenger built from different versions can serve
+side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-PROTOCOL_VERSION = "1"
+PROTOCOL_VERSION = "2"
 PROTOCOL_HEADER = "x-intonaco-protocol"
+GENERATED_HEADER = "x-intonaco-generated"  # JSON of Generated, beside a PNG as the body
+STREAM_TYPE = "application/x-ndjson"
 
 # Headers of the public API.
 REQUEST_ID = "x-request-id"
@@ -25,7 +28,12 @@ PROBE = "x-intonaco-probe"  # with the admin token: a probe, answered by the pin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
-    """Gateway to worker, ``POST /generate``: one image."""
+    """Gateway to worker, ``POST /generate``: one image.
+
+    ``image`` and ``mask`` are base64 PNGs (checked by the gateway, EXIF rotation applied, at most
+    RGBA): a picture to start from, and where in it to paint (white) or keep (black). ``unit`` is
+    an opaque digest of who asks, for a queue that is fair between users.
+    """
 
     request_id: str
     prompt: str
@@ -36,19 +44,50 @@ class GenerateRequest:
     width: int
     height: int
     deadline: float | None = None  # seconds since the epoch
+    unit: str = ""
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None  # share of the noise put on ``image``; None: the pipeline's own
+    stream: bool = False  # answer with StreamEvents
+    partial_images: int = 0  # how many unfinished pictures the stream shows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateResponse:
-    """Worker to gateway. ``png``: base64. Times in seconds."""
+class Generated:
+    """What a worker says of an image it made. Times in seconds, those of the batch it was in:
+    ``service_seconds`` is about ``encode`` + ``denoise`` + ``decode``. ``gpu_seconds``: this
+    image's share of the device's time (0 on a CPU)."""
 
     request_id: str
     release: str
-    png: str
     queue_seconds: float
     service_seconds: float
+    encode_seconds: float = 0.0
+    denoise_seconds: float = 0.0
+    decode_seconds: float = 0.0
     batch_size: int
     padded_size: int
+    gpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEvent:
+    """One line of a streamed answer (``application/x-ndjson``). ``png``: base64.
+
+    "progress": ``step`` of ``steps`` is done. "partial": ``png`` is an unfinished picture, number
+    ``index`` (from 0). "completed": ``png`` and ``generated``; the last line. "error": ``error``
+    and the ``status`` that an answer without a stream would have had; the last line.
+    """
+
+    kind: Literal["progress", "partial", "completed", "error"]
+    step: int = 0
+    steps: int = 0
+    index: int = 0
+    png: str | None = None
+    generated: Generated | None = None
+    error: WorkerError | None = None
+    status: int = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,8 +172,9 @@ class ServingSpec:
     adapters: tuple[str, ...] = ()
     fused: bool = False
     dtype: str = "float32"
-    attention: str = "default"
+    attention: str = "default"  # diffusers' attention backend
     compile: bool = False
+    options: tuple[str, ...] = ()  # of "channels_last", "vae_slicing", "vae_tiling", sorted
     safety_filter: str = "none"
     environment: str = ""  # lock digest
 
@@ -297,7 +298,13 @@ class Attempt:
     seconds: float
     queue_seconds: float = 0.0
     service_seconds: float = 0.0  # encode + denoise + decode of the batch it was in
+    encode_seconds: float = 0.0
+    denoise_seconds: float = 0.0
+    decode_seconds: float = 0.0
     batch_size: int = 0
+    padded_size: int = 0
+    gpu_seconds: float = 0.0  # this image's share of the device's time
+    peak_memory_bytes: int = 0
     error: str = ""
 
 
@@ -327,6 +334,7 @@ class Record:
     guidance_scale: float
     width: int
     height: int
+    task: str = "generate"  # or "edit": with a conditioning image
     image: str | None = None  # path relative to the workspace, if kept
     shadow_of: str | None = None  # request id, for the copy that a shadow arm answered
     probe: bool = False

@@ -18,10 +18,11 @@ from intonaco.clock import SystemClock
 from intonaco.codec import decode, encode
 from intonaco.config import parse
 from intonaco.messages import (
+    GENERATED_HEADER,
     PROTOCOL_HEADER,
     PROTOCOL_VERSION,
+    Generated,
     GenerateRequest,
-    GenerateResponse,
     WorkerError,
 )
 from intonaco.segment_log import SegmentReader
@@ -49,16 +50,16 @@ def picture(request: GenerateRequest) -> bytes:
 
 
 def served(release: str, request: GenerateRequest) -> httpx.Response:
-    answer = GenerateResponse(
+    generated = Generated(
         request_id=request.request_id,
         release=release,
-        png=base64.b64encode(picture(request)).decode(),
         queue_seconds=0.01,
         service_seconds=0.02,
         batch_size=1,
         padded_size=1,
     )
-    return httpx.Response(200, text=encode(answer), headers=HEADERS)
+    headers = HEADERS | {GENERATED_HEADER: encode(generated)}
+    return httpx.Response(200, content=picture(request), headers=headers)
 
 
 def failed(status: int, code: str) -> httpx.Response:
@@ -346,7 +347,7 @@ async def test_a_worker_of_another_protocol_is_shielded(stage: Stage) -> None:
 
     async def future(request: GenerateRequest) -> httpx.Response:
         answer = served(NEW, request)
-        answer.headers[PROTOCOL_HEADER] = "2"
+        answer.headers[PROTOCOL_HEADER] = "99"
         return answer
 
     stage.workers.behaviour["new"] = future

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 
@@ -15,10 +13,11 @@ from intonaco.clock import Clock
 from intonaco.codec import decode, encode
 from intonaco.errors import StorageError
 from intonaco.messages import (
+    GENERATED_HEADER,
     PROTOCOL_HEADER,
     PROTOCOL_VERSION,
+    Generated,
     GenerateRequest,
-    GenerateResponse,
     WorkerError,
 )
 from intonaco.serving.gateway.state import GatewayState
@@ -91,19 +90,9 @@ class Upstream:
         cancelled."""
         start = self.clock.now()
         left = deadline - start
-        wanted = GenerateRequest(
-            request_id=request.request_id,
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            seed=request.seed,
-            steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            width=request.width,
-            height=request.height,
-            deadline=deadline,
-        )
+        wanted = replace(request, deadline=deadline)
         outcome, error, refused = Outcome.ERROR, "", False
-        answer: GenerateResponse | None = None
+        answer: Generated | None = None
         png: bytes | None = None
         self._busy[url] += 1
         try:
@@ -112,8 +101,8 @@ class Upstream:
                     response = await self.http.post(f"{url}/generate", content=encode(wanted))
             outcome, error = _judge(response)
             if outcome is Outcome.OK:
-                answer = decode(GenerateResponse, response.content)
-                png = base64.b64decode(answer.png, validate=True)
+                answer = decode(Generated, response.headers.get(GENERATED_HEADER, ""))
+                png = response.content
                 if answer.release != arm.release:
                     # A port can pass to another process: never credit an image to a stranger.
                     outcome, error = Outcome.ERROR, f"answered as release {answer.release[:10]}"
@@ -124,7 +113,7 @@ class Upstream:
             error, refused = f"{type(problem).__name__}: {problem}", True
         except httpx.HTTPError as problem:
             error = f"{type(problem).__name__}: {problem}"
-        except (StorageError, binascii.Error) as problem:
+        except StorageError as problem:
             outcome, error = Outcome.ERROR, f"unreadable answer: {type(problem).__name__}"
         finally:
             self._busy[url] -= 1
@@ -135,11 +124,21 @@ class Upstream:
             outcome=outcome,
             started_at=start,
             seconds=self.clock.now() - start,
-            queue_seconds=answer.queue_seconds if answer and good else 0.0,
-            service_seconds=answer.service_seconds if answer and good else 0.0,
-            batch_size=answer.batch_size if answer and good else 0,
             error=error,
         )
+        if answer and good:
+            attempt = replace(
+                attempt,
+                queue_seconds=answer.queue_seconds,
+                service_seconds=answer.service_seconds,
+                encode_seconds=answer.encode_seconds,
+                denoise_seconds=answer.denoise_seconds,
+                decode_seconds=answer.decode_seconds,
+                batch_size=answer.batch_size,
+                padded_size=answer.padded_size,
+                gpu_seconds=answer.gpu_seconds,
+                peak_memory_bytes=answer.peak_memory_bytes,
+            )
         return Reply(attempt=attempt, png=png if good else None, refused=refused)
 
 

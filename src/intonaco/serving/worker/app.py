@@ -6,7 +6,6 @@ Before the engine is loaded the worker lives but is not ready.
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import logging
 import os
@@ -24,11 +23,12 @@ from starlette.routing import Route
 from intonaco.codec import as_json, decode, encode
 from intonaco.errors import StorageError
 from intonaco.messages import (
+    GENERATED_HEADER,
     PROTOCOL_HEADER,
     PROTOCOL_VERSION,
     Attestation,
+    Generated,
     GenerateRequest,
-    GenerateResponse,
     WorkerError,
 )
 from intonaco.releases import environment_versions
@@ -131,16 +131,16 @@ class Worker:
             return _error(503, "draining", "stopped before the batch began", retry_after=1)
         except Exception as error:  # whatever the pipeline raised; the batcher logged it
             return _error(500, "internal", type(error).__name__)
-        answer = GenerateResponse(
+        generated = Generated(
             request_id=wanted.request_id,
             release=self.engine.release_id,
-            png=base64.b64encode(await _png(done.output)).decode(),
             queue_seconds=done.queue_seconds,
             service_seconds=done.service_seconds,
             batch_size=done.batch_size,
             padded_size=done.padded_size,
         )
-        return Response(encode(answer), media_type="application/json", headers=HEADERS)
+        headers = HEADERS | {GENERATED_HEADER: encode(generated)}
+        return Response(await _png(done.output), media_type="image/png", headers=headers)
 
     async def attest(self, request: Request) -> Response:
         if self.engine is None:
