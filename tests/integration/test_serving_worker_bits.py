@@ -123,7 +123,7 @@ def test_mixed_prompts_seeds_and_negative_prompts_are_each_what_they_are_alone(
 ) -> None:
     requests = [ask(s) if s % 2 else negative(s) for s in range(11)]
     done = together(engine, requests)
-    assert [(d.batch_size, d.padded_size) for d in done if d.batch_size == 6] == [(6, 8)] * 6
+    assert max(d.batch_size for d in done) > 1
     for request, d in zip(requests, done, strict=True):
         assert bits(d.image) == alone(engine, request, d.padded_size)
     assert len({bits(d.image) for d in done}) == len(done)
