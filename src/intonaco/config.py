@@ -53,7 +53,15 @@ class Gateway(Section):
 class Worker(Section):
     device: str = "cpu"
     threads: Count = 1  # two per process were slower than one on small machines
-    batch_sizes: tuple[Count, ...] = (1, 2, 4, 8)  # a batch is padded to the next of these
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (
+        1,
+        2,
+        4,
+        8,
+    )  # a batch is padded to the next of these
+    # One batch size, the largest: a seed gives the same bits alone and in any company. Memory must
+    # hold it; there is no smaller one to fall back to.
+    strict: bool = False
     batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
     queue_limit: Count = 64
     warm_up: bool = True
