@@ -212,7 +212,7 @@ class WorkerTransport(httpx.AsyncBaseTransport):
                     raise
                 try:
                     fresh = await self._connect(address, request)
-                except httpx.ConnectError:
+                except (httpx.ConnectError, httpx.ConnectTimeout):
                     raise error from None
         else:
             fresh = await self._connect(address, request)
