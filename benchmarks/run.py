@@ -44,6 +44,7 @@ def load(name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(name)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look their annotations up there
     spec.loader.exec_module(module)
     return module
 

@@ -12,13 +12,18 @@ import pytest
 FILE = Path(__file__).parents[2] / "benchmarks" / "run.py"
 
 
-@pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+def load() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmarks_run", FILE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = load()
     found: dict[str, Any] = {
         "one": SimpleNamespace(run=lambda: {"a.p50_ms": 1.0}, __doc__="How fast?"),
         "two": SimpleNamespace(run=lambda: {"other.x": 2.0, "two.y": 3.0}, FULL_NAMES=True),
@@ -27,6 +32,14 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(module, "load", found.__getitem__)
     monkeypatch.setattr(module, "names", lambda: sorted(found))
     return module
+
+
+def test_every_benchmark_can_be_loaded_and_asks_a_question() -> None:
+    runner = load()
+    assert "gateway_overhead" in runner.names()
+    for name in runner.names():
+        assert callable(runner.load(name).run)
+        assert "?" in runner.question(name)
 
 
 def test_names_get_the_folder_in_front_or_are_whole(runner: ModuleType) -> None:
