@@ -48,6 +48,10 @@ class Gateway(Section):
     breaker_failures: Count = 3  # hard failures in a row that trip a challenger
     keep_images: Share = 1.0  # share of images kept for scoring
     pinning: bool = False  # let clients choose a release by header
+    processes: Annotated[int, Field(ge=1, le=64)] = 1  # side by side on the same port
+    max_response_bytes: Count = 128 * 2**20  # of a worker's answer; a larger one is an error
+    # When records reach the disk itself. never: they survive the process, not a power cut.
+    records_fsync: Literal["never", "segment", "always"] = "never"
 
 
 class Worker(Section):

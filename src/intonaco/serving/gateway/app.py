@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hmac
 import io
 import logging
@@ -33,6 +32,7 @@ from intonaco.messages import (
     GenerateRequest,
 )
 from intonaco.serving.gateway import api, routing
+from intonaco.serving.gateway.body import images_body
 from intonaco.serving.gateway.copies import Copies
 from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher
 from intonaco.serving.gateway.metrics import CONTENT_TYPE, Metrics
@@ -252,25 +252,24 @@ class Gateway:
         first = made[0].answer
         content = {
             "created": int(self.clock.now()),
-            "data": data,
             "output_format": wanted.format,
             "model": self.limits.models[0],
             "release": first.served_by,
         }
-        return JSONResponse(content, headers=headers)
+        return Response(images_body(content, data), headers=headers, media_type="application/json")
 
     async def _item(
         self, request: Request, wanted: api.Wanted, made: _Made
-    ) -> dict[str, str | int]:
+    ) -> tuple[dict[str, str | int], bytes | None]:
         if wanted.as_url:
             if made.image is None:
                 raise HTTPException(500, "The image could not be stored.")
             name = made.image.removeprefix("images/").removesuffix(".png")
             url = request.url_for("file", name=f"{name}.{wanted.format}")
-            return {"url": str(url), "seed": made.seed}
+            return {"url": str(url), "seed": made.seed}, None
         assert made.answer.png is not None
         raw = await _convert(made.answer.png, wanted.format, wanted.compression)
-        return {"b64_json": base64.b64encode(raw).decode(), "seed": made.seed}
+        return {"seed": made.seed}, raw
 
     # ------------------------------------------------------------------ GET
 
@@ -360,6 +359,7 @@ class Gateway:
                 Route("/admin/routing", self.routing, methods=["PUT"]),
                 Route("/admin/observed", self.observed),
                 Route("/livez", self.livez),
+                Route("/metrics", self.metrics_text),  # of this process: the public port is shared
             ],
             exception_handlers={HTTPException: _http_error, Exception: _server_error},
         )
