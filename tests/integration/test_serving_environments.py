@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from importlib import metadata
@@ -19,6 +18,7 @@ import httpx
 import psutil
 import pytest
 from tests import fixtures_tiny
+from tests.fixtures_environments import PEFT, lock_with, offline, write_wheel
 from tests.fixtures_serving import until
 
 from intonaco.codec import as_json
@@ -31,13 +31,6 @@ from intonaco.serving.local import LocalServingBackend
 from intonaco.types import Provenance, Release, ServingStatus
 from intonaco.workspace import Workspace
 
-PEFT = "0.0.1"  # too old for diffusers to look at, so a wheel without code will do
-
-
-def lock_with(**pins: str) -> Lock:
-    here = capture()
-    return here.replaced(Lock(python=here.python, pins=pins))
-
 
 def release_in(workspace: Workspace, folder: Path, lock: Lock) -> Release:
     environment = EnvironmentStore(workspace).keep(lock)
@@ -45,31 +38,7 @@ def release_in(workspace: Workspace, folder: Path, lock: Lock) -> Release:
     return ReleaseStore(workspace, "tiny").add(folder, spec, Provenance(created_at=1.0))
 
 
-def write_wheel(folder: Path, name: str, version: str) -> None:
-    """A package that holds its metadata only."""
-    info = f"{name}-{version}.dist-info"
-    files = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    files[f"{info}/RECORD"] = "".join(f"{f},,\n" for f in (*files, f"{info}/RECORD"))
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-        for file, text in files.items():
-            wheel.writestr(file, text)
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels, the only place that installers look at."""
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    for name in [n for n in os.environ if n.startswith(("PIP_", "UV_"))]:
-        monkeypatch.delenv(name)
-    for tool in ("PIP", "UV"):
-        monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
-        monkeypatch.setenv(f"{tool}_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    return folder
+__all__ = ["offline"]  # a fixture
 
 
 @pytest.fixture(scope="module")
