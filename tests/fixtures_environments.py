@@ -10,7 +10,7 @@ import pytest
 
 from intonaco.environments import Lock, capture
 
-PEFT = "0.0.1"  # too old for diffusers to look at, so a wheel without code will do
+PEFT = "0.0.1"  # of a wheel without code: the version is the layer's, the code still the base's
 
 
 def lock_with(**pins: str) -> Lock:
@@ -33,13 +33,13 @@ def write_wheel(folder: Path, name: str, version: str) -> None:
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels, the only place that installers look at."""
+    """A folder of wheels, the only place that pip looks at; uv is not found."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     for name in [n for n in os.environ if n.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
-    for tool in ("PIP", "UV"):
-        monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
-        monkeypatch.setenv(f"{tool}_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     return folder

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from intonaco.codec import as_json
 from intonaco.config import Serving
 from intonaco.environments import EnvironmentStore, Lock, State, capture, environment_versions
 from intonaco.environments.lock import normal
+from intonaco.errors import BackendError, Conflict
 from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION, GenerateRequest
 from intonaco.releases import ReleaseStore, read_serving_spec
 from intonaco.serving.local import LocalServingBackend
@@ -108,8 +109,8 @@ def test_a_worker_runs_in_a_layer_that_was_built_while_nobody_waited(
     assert info is not None
     command = psutil.Process(info.pid).cmdline()
     assert command[0] == standing.python
-    assert str(info.pid) in str(status.facts["pid"])
-    with pytest.raises(Exception, match="is in use by process"):
+    assert status.facts["pid"] == info.pid
+    with pytest.raises(Conflict, match="is in use by process"):
         store.remove(release.serving.environment)
 
     backend.retire(release.release_id)
@@ -125,11 +126,11 @@ def test_a_build_that_fails_is_an_error_of_the_status(
     status = until(lambda: backend.status(release.release_id), lambda s: bool(s.error))
     assert not status.ready
     assert "could not be built" in status.error
-    assert f"No matching distribution found for peft=={PEFT}" in status.error
+    assert f"peft=={PEFT}" in status.error  # in the installer's own words
     backend.retire(release.release_id)
     backend.deploy(release)  # at once again: told, not tried
     again = backend.status(release.release_id)
-    assert "No matching distribution" in again.error
+    assert "could not be built" in again.error
     assert "tried again" in again.error
     assert again.facts["deployments"] == 1
     backend.retire(release.release_id)
@@ -140,7 +141,7 @@ def test_what_is_installed_must_be_what_is_pinned(workspace: Workspace, offline:
     write_wheel(offline, "peft", f"{PEFT}+local")  # fits the pin, and is another version
     store = EnvironmentStore(workspace)
     away = store.keep(lock_with(peft=PEFT))
-    with pytest.raises(Exception, match=rf"peft {PEFT}, here {PEFT}\+local"):
+    with pytest.raises(BackendError, match=rf"peft {PEFT}, here {PEFT}\+local"):
         store.build(away)
     assert store.standing(away).state is State.FAILED
 
@@ -170,10 +171,8 @@ def test_whoever_is_killed_a_build_is_never_done_twice_at_once(
     silent_index: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for tool in ("PIP", "UV"):
-        monkeypatch.delenv(f"{tool}_NO_INDEX")
+    monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", silent_index)
-    monkeypatch.setenv("UV_DEFAULT_INDEX", silent_index)
     release = release_in(workspace, pipeline, lock_with(peft=PEFT))
     folder = workspace.environments.resolve() / release.serving.environment
     store = EnvironmentStore(workspace)
@@ -199,7 +198,7 @@ def test_whoever_is_killed_a_build_is_never_done_twice_at_once(
 
     # Killed: the installer that goes on still keeps others away.
     backend.deploy(release)
-    running = until(installers, bool)
+    until(installers, bool)
     launcher = next(
         p
         for p in psutil.process_iter(["cmdline"])
@@ -210,13 +209,21 @@ def test_whoever_is_killed_a_build_is_never_done_twice_at_once(
     status = until(lambda: backend.status(release.release_id), lambda s: bool(s.error))
     assert "ended" in status.error
     assert state() is State.BUILDING
-    for process in running:
-        process.kill()
+
+    def kill() -> int:
+        """pip starts a second process: none of the two may be overlooked."""
+        found = installers()
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        return len(found)
+
+    until(kill, lambda found: not found)
     until(state, lambda s: s is State.ABSENT)
 
     # And one that takes too long is ended and says so.
     hasty = EnvironmentStore(workspace, timeout_s=3.0)
-    with pytest.raises(Exception, match="it took too long"):
+    with pytest.raises(BackendError, match="it took too long"):
         hasty.build(release.serving.environment)
     until(installers, lambda found: not found)
 
