@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from intonaco.environments import EnvironmentStore, Lock, State, capture, enviro
 from intonaco.environments.lock import normal
 from intonaco.errors import BackendError, Conflict
 from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION, GenerateRequest
-from intonaco.releases import ReleaseStore, read_serving_spec
+from intonaco.releases import ReleaseStore, file_digest, read_serving_spec
 from intonaco.serving.local import LocalServingBackend
 from intonaco.types import Provenance, Release, ServingStatus
 from intonaco.workspace import Workspace
@@ -144,6 +145,26 @@ def test_what_is_installed_must_be_what_is_pinned(workspace: Workspace, offline:
     with pytest.raises(BackendError, match=rf"peft {PEFT}, here {PEFT}\+local"):
         store.build(away)
     assert store.standing(away).state is State.FAILED
+
+
+def test_hashes_are_kept_to(workspace: Workspace, offline: Path) -> None:
+    write_wheel(offline, "peft", PEFT)
+    file = next(offline.iterdir())
+    plain, store = lock_with(peft=PEFT), EnvironmentStore(workspace)
+
+    def hashed(of_peft: str) -> Lock:
+        nothing = ("sha256:" + "0" * 64,)  # of what is here already and not installed again
+        return replace(plain, hashes=dict.fromkeys(plain.pins, nothing) | {"peft": (of_peft,)})
+
+    away = store.keep(hashed("sha256:" + "1" * 64))
+    with pytest.raises(BackendError, match="could not be built"):
+        store.build(away)
+    assert "DO NOT MATCH THE HASHES" in "".join(
+        f.read_text() for f in workspace.environments.glob("*/*.log")
+    )
+    store.remove(away, lock=True)
+    assert store.keep(hashed(f"sha256:{file_digest(file)}")) == away
+    assert store.build(away).exists()
 
 
 def test_a_refused_release_says_why(workspace: Workspace, pipeline: Path) -> None:
