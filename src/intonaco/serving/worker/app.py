@@ -71,16 +71,7 @@ class Worker:
     def warm_up(self) -> None:
         """One batch of each size with the release's own generation defaults."""
         assert self.engine is not None
-        defaults = self.engine.spec.generation
-        request = GenerateRequest(
-            request_id="warm-up",
-            prompt="warm-up",
-            seed=0,
-            steps=int(defaults["steps"]),
-            guidance_scale=float(defaults["guidance_scale"]),
-            width=int(defaults["width"]),
-            height=int(defaults["height"]),
-        )
+        request = self.engine.warm_up_request()
         for size in self.sizes:
             self.engine.generate([request], size)
 
@@ -89,7 +80,7 @@ class Worker:
         slow = max(i.slow for i in items)
         if slow:  # an injected fault, said at the start of the log
             time.sleep(slow)
-        return self.engine.generate([i.request for i in items], size)
+        return list(self.engine.generate([i.request for i in items], size).images)
 
     # ------------------------------------------------------------------ endpoints
 
