@@ -39,7 +39,9 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """The module of a benchmark."""
+    """The module of a benchmark; it may import ``parts``, whoever runs it."""
+    if str(HERE) not in sys.path:
+        sys.path.append(str(HERE))
     spec = importlib.util.spec_from_file_location(f"bench_{name}", HERE / name / "bench.py")
     if spec is None or spec.loader is None:
         raise ImportError(name)

@@ -16,10 +16,12 @@ from intonaco.controller import Controller
 from intonaco.errors import ConfigError
 from intonaco.executor import Parts
 from intonaco.executor.service import smoke_test
+from intonaco.folders import check_adapters, check_folder
 from intonaco.ledger import Ledger
 from intonaco.plugins import resolve
 from intonaco.protocols import Matrix, Notifier, Registry, ServingBackend, Tracker, TrainingBackend
-from intonaco.releases import ReleaseStore, check_folder
+from intonaco.releases import ReleaseStore
+from intonaco.sources import check_path, is_remote
 from intonaco.workspace import Workspace
 
 # Built-ins of each kind: factories that take (config, workspace, clock). Entry points of the group
@@ -122,7 +124,12 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     for signal, settings in config.monitoring.signals.items():
         attempt(check_name, settings.detector, f"monitoring.signals.{signal}.detector")
     if config.model.path is not None:
-        attempt(check_folder, workspace.resolve(config.model.path))
+        if is_remote(config.model.path):
+            attempt(check_path, config.model.path)
+        else:
+            folder = workspace.resolve(config.model.path)
+            attempt(check_folder, folder)
+            attempt(check_adapters, folder, config.model.adapters)
     for field in ("train", "pool", "reference"):
         folder = getattr(config.data, field)
         if folder is None:

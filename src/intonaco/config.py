@@ -34,10 +34,20 @@ class Generation(Section):
 
 
 class Model(Section):
+    """``path``: pipeline folder to start from, a URL of one (``s3://…``), or
+    ``hf://ORG/NAME@COMMIT``; none: the first update trains it. ``attention``: a backend of
+    diffusers, such as "native" or "flash". ``adapters``: LoRAs under ``adapters/`` of that folder,
+    each ``NAME`` or ``NAME:SCALE``; ``fused`` adds them to the weights, about 1.5 times as fast."""
+
     name: str = "model"
     generation: Generation = Generation()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    path: str | None = None  # pipeline folder to start from; none: the first update trains it
+    attention: str = "default"
+    compile: bool = False
+    options: tuple[Literal["channels_last", "vae_slicing", "vae_tiling"], ...] = ()
+    path: str | None = None
+    adapters: tuple[str, ...] = ()
+    fused: bool = False
 
 
 class Gateway(Section):
@@ -55,7 +65,7 @@ class Gateway(Section):
 
 
 class Worker(Section):
-    device: str = "cpu"
+    device: str = "auto"  # cuda, else mps, else cpu
     threads: Count = 1  # two per process were slower than one on small machines
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (
         1,
@@ -68,6 +78,7 @@ class Worker(Section):
     strict: bool = False
     batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
     queue_limit: Count = 64
+    offload: Literal["none", "model", "sequential"] = "none"  # weights wait in main memory
     warm_up: bool = True
     ready_timeout_s: Positive = 300.0
 

@@ -1,55 +1,44 @@
 """Release manifests: what decides an image in service, digested. No torch here.
 
 A release folder is ``releases/RELEASE_ID/`` with ``release.json`` beside ``pipeline/`` (the folder
-that ``save_pretrained`` wrote) and ``lock.txt``, the packages that its worker needs. Weights are
-safetensors only: a pickle in the folder is refused.
+that ``save_pretrained`` wrote, LoRA adapters under ``adapters/NAME/`` in it) and ``lock.txt``, the
+packages that its worker needs. What such a folder may hold is in ``folders.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from intonaco.codec import decode, digest, encode
-from intonaco.environments.lock import ENVIRONMENT_PACKAGES as ENVIRONMENT_PACKAGES
-from intonaco.environments.lock import environment_lock as environment_lock
-from intonaco.environments.lock import environment_versions as environment_versions
+from intonaco.environments.lock import (
+    ENVIRONMENT_PACKAGES,
+    environment_lock,
+    environment_versions,
+)
 from intonaco.environments.store import EnvironmentStore
 from intonaco.errors import ConfigError, NotFound
+from intonaco.folders import PICKLES, check_adapters, check_folder, read_index
+from intonaco.sources import fetch, file_digest, is_remote
 from intonaco.types import Json, Provenance, Release, ServingSpec
 from intonaco.workspace import Workspace, write_atomic
 
-PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"})
+__all__ = [
+    "ENVIRONMENT_PACKAGES",
+    "PICKLES",
+    "ReleaseStore",
+    "check_folder",
+    "environment_lock",
+    "environment_versions",
+    "file_digest",
+    "read_serving_spec",
+    "release_id",
+]
 
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_folder(folder: Path) -> None:
-    """Raises ConfigError unless the folder is a pipeline in safetensors."""
-    if not folder.is_dir():
-        raise ConfigError(
-            f"model folder {folder} does not exist",
-            hint="give the folder that `pipeline.save_pretrained` wrote",
-        )
-    pickles = [p for p in sorted(folder.rglob("*")) if p.suffix in PICKLES]
-    if pickles:
-        raise ConfigError(
-            f"{pickles[0]} is a pickle checkpoint, which can run code when it is loaded",
-            hint="save it again with `pipeline.save_pretrained(folder, safe_serialization=True)`",
-        )
-    if not (folder / "model_index.json").is_file():
-        raise ConfigError(
-            f"{folder} has no model_index.json, so it is no diffusers pipeline",
-            hint="give the folder that `pipeline.save_pretrained` wrote",
-        )
+OPTIONS = ("channels_last", "vae_slicing", "vae_tiling")
 
 
 def read_serving_spec(
@@ -57,14 +46,23 @@ def read_serving_spec(
     *,
     generation: Mapping[str, Json],
     dtype: str = "float32",
+    attention: str = "default",
     compile: bool = False,
+    options: Iterable[str] = (),
+    adapters: Iterable[str] = (),
     fused: bool = False,
     environment: str | None = None,
+    safety_filter: str = "none",
 ) -> ServingSpec:
     """The serving section of a pipeline folder, worked out from its bytes. ``environment``: the id
     of the one it is to run in; this interpreter's if none is given. Raises ConfigError."""
     check_folder(folder)
-    index = json.loads((folder / "model_index.json").read_text())
+    check_adapters(folder, adapters)
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise ConfigError(
+            f"options: {unknown[0]!r} is unknown", hint=f"known are {', '.join(OPTIONS)}"
+        )
+    index = read_index(folder)
     weights = {
         p.relative_to(folder).as_posix(): file_digest(p)
         for p in sorted(folder.rglob("*"))
@@ -75,9 +73,13 @@ def read_serving_spec(
         weights=weights,
         scheduler=(index.get("scheduler") or [None, "none"])[1],
         generation=dict(generation),
-        dtype=dtype,
-        compile=compile,
+        adapters=tuple(adapters),
         fused=fused,
+        dtype=dtype,
+        attention=attention,
+        compile=compile,
+        options=tuple(sorted(set(options))),
+        safety_filter=safety_filter,
         environment=environment or environment_lock(),
     )
 
@@ -137,11 +139,16 @@ class ReleaseStore:
         return sorted(found, key=lambda r: r.provenance.created_at)
 
     def folder(self, release: Release) -> Path:
+        """The release's pipeline folder. One that lies at a URL is fetched into the workspace's
+        cache, its bytes compared with the release's digests. Raises ConfigError, StorageError."""
+        if is_remote(release.path):
+            return fetch(release.path, self.workspace.models, weights=release.serving.weights)
         return self.workspace.resolve(release.path)
 
 
 def _link_or_copy(source: str, target: str) -> None:
     try:
-        os.link(source, target)
+        # A hub's cache holds symbolic links, and a link to one would lead nowhere from here.
+        os.link(os.path.realpath(source), target)
     except OSError:
         shutil.copy2(source, target)

@@ -79,6 +79,11 @@ class Workspace:
         return self.root / "releases"
 
     @property
+    def models(self) -> Path:
+        """Pipeline folders fetched from elsewhere; may be deleted, they are fetched again."""
+        return self.root / "cache" / "models"
+
+    @property
     def environments(self) -> Path:
         """Locks, and what was built of them."""
         return self.root / "environments"

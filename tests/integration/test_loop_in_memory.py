@@ -524,7 +524,12 @@ def test_trouble_that_passes_is_tried_again(tmp_path: Path) -> None:
 def test_a_model_that_exists_is_taken_over_as_it_is(tmp_path: Path) -> None:
     world = World(tmp_path, approval="ask")
     write_pipeline(tmp_path / "mine", "weights")
-    given = world.parts.config.model.model_copy(update={"path": "mine"})
+    style = tmp_path / "mine" / "adapters" / "style"
+    style.mkdir(parents=True)
+    (style / "pytorch_lora_weights.safetensors").write_bytes(b"lora")
+    options = {"dtype": "bfloat16", "attention": "native", "options": ("vae_slicing",)}
+    adapters = {"adapters": ("style:0.5",), "fused": True}
+    given = world.parts.config.model.model_copy(update={"path": "mine", **options, **adapters})
     changed = world.parts.config.model_copy(update={"model": given})
     object.__setattr__(world.parts, "config", changed)
     world.until(lambda: world.ledger.champion() is not None)
@@ -532,6 +537,7 @@ def test_a_model_that_exists_is_taken_over_as_it_is(tmp_path: Path) -> None:
     assert update.candidates[0].verdict is Verdict.INCONCLUSIVE
     release = world.ledger.get(Release, str(world.ledger.champion()))
     assert release.provenance.recipe == "given"
+    assert {k: getattr(release.serving, k) for k in (*options, *adapters)} == options | adapters
     world.until(lambda: world.updates()[0].phase.final)
     for _ in range(3):
         world.tick()

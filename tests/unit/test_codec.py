@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -58,6 +58,8 @@ def _strategy(annotation: Any) -> st.SearchStrategy[Any]:
     if annotation is Any:
         return JSON
     origin, arguments = get_origin(annotation), list(get_args(annotation))
+    if origin is Literal:
+        return st.sampled_from(arguments)
     if dataclasses.is_dataclass(annotation):
         return _values(annotation)
     if origin is tuple and arguments[-1] is Ellipsis:

@@ -102,7 +102,7 @@ def test_a_lock_is_a_requirements_file_and_comes_back_from_it() -> None:
         ("tor ch", "is no NAME==VERSION"),
         (f"torch==2.0 --hash={HASH}\nnumpy==2.0", "no hash of numpy"),
         ("# intonaco environment lock, python 2.7\n", "no Python version"),
-        ("torch==2.0", "no pin of diffusers, numpy"),
+        ("torch==2.0", "no pin of diffusers, fsspec"),
     ],
 )
 def test_what_is_no_lock_is_refused_with_its_line(text: str, says: str) -> None:

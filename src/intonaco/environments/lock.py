@@ -40,7 +40,9 @@ ENVIRONMENT_PACKAGES = (
 # diffusers, and a worker starts without them.
 WORKER_NEEDS = (
     "diffusers",
+    "fsspec",
     "httptools",
+    "huggingface-hub",
     "numpy",
     "pillow",
     "prometheus-client",

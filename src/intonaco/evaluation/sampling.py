@@ -16,10 +16,12 @@ import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
+from intonaco.codec import decode
 from intonaco.errors import BackendError
 from intonaco.evaluation.prompts import Shot
-from intonaco.releases import check_folder
-from intonaco.types import Json
+from intonaco.folders import ADAPTERS, check_folder
+from intonaco.lora import load_all
+from intonaco.types import Json, Release
 
 log = logging.getLogger(__name__)
 Images = NDArray[np.uint8]
@@ -47,14 +49,23 @@ class Sampler:
 
     @classmethod
     def load(cls, folder: Path, generation: Mapping[str, Json], *, dtype: str, device: str) -> Self:
-        """Raises ConfigError: no folder of a pipeline in safetensors."""
+        """Raises ConfigError: no folder of a pipeline in safetensors, or adapters that cannot be
+        loaded whole. A release's adapters are in its manifest, beside the folder."""
         check_folder(folder)
         with warnings.catch_warnings():
             # newer releases of diffusers want `dtype`, older ones do not know it
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
             pipeline = DiffusionPipeline.from_pretrained(
-                folder, local_files_only=True, torch_dtype=getattr(torch, dtype)
-            ).to(device)
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                torch_dtype=getattr(torch, dtype),
+            )
+        manifest = folder.parent / "release.json"
+        if manifest.is_file():
+            serving = decode(Release, manifest.read_bytes()).serving
+            load_all(pipeline, folder / ADAPTERS, serving.adapters, fused=serving.fused)
+        pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline=pipeline, generation=generation, device=device)
 

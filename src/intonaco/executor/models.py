@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from intonaco.config import Recipe
 from intonaco.environments import EnvironmentStore
@@ -17,11 +18,13 @@ from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.jobs import job_folder
 from intonaco.ledger import Effect
 from intonaco.releases import check_folder, read_serving_spec
+from intonaco.sources import local_folder
 from intonaco.types import (
     JobSpec,
     Json,
     Provenance,
     Release,
+    ServingSpec,
     Update,
 )
 
@@ -49,7 +52,7 @@ def train(p: Parts, effect: Effect) -> Outcome:
     serving = read_serving_spec(
         folder,
         generation=generation,
-        dtype=p.config.model.dtype,
+        **_options(p),
         fused=recipe.method == "lora",
     )
     release = p.releases.add(
@@ -88,6 +91,12 @@ def _base(p: Parts, recipe: Recipe, champion: Release | None) -> str | None:
                 "training.recipes: init is 'champion', but there is no champion yet",
                 hint="give a folder or module:callable as init of the recipe",
             )
+        if champion.serving.adapters:
+            raise ConfigError(
+                "training.recipes: the champion has LoRA adapters beside its weights, which a"
+                " training of them would leave out",
+                hint="save a pipeline with the adapters fused and make that a release first",
+            )
         return str(p.releases.folder(champion).resolve())
     if ":" in recipe.init:
         return None
@@ -114,8 +123,9 @@ def assemble(p: Parts, effect: Effect) -> Outcome:
         spec = read_serving_spec(
             folder,
             generation=generation,
-            dtype=serving.dtype if serving else p.config.model.dtype,
-            fused=serving.fused if serving else False,
+            **(_options_of(serving) if serving else _options(p)),
+            adapters=serving.adapters if serving else p.config.model.adapters,
+            fused=serving.fused if serving else p.config.model.fused,
             environment=_environment(p, change.get("environment"), champion),
         )
         release = p.releases.add(
@@ -152,9 +162,30 @@ def _weights(p: Parts, champion: Release | None) -> Path:
         return p.releases.folder(champion)
     if p.config.model.path is None:
         raise ConfigError("model.path: not given, and there is no champion to assemble from")
-    folder = p.workspace.resolve(p.config.model.path)
+    folder = local_folder(p.config.model.path, p.workspace)
     check_folder(folder)
     return folder
+
+
+def _options(p: Parts) -> dict[str, Any]:
+    """Those of the configuration that are facts of a release."""
+    model = p.config.model
+    return {
+        "dtype": model.dtype,
+        "attention": model.attention,
+        "compile": model.compile,
+        "options": model.options,
+    }
+
+
+def _options_of(serving: ServingSpec) -> dict[str, Any]:
+    return {
+        "dtype": serving.dtype,
+        "attention": serving.attention,
+        "compile": serving.compile,
+        "options": serving.options,
+        "safety_filter": serving.safety_filter,
+    }
 
 
 def _have_release(p: Parts, release: Release) -> None:

@@ -237,6 +237,7 @@ class LocalServingBackend:
             *("--name", name),
             *("--port", "0"),
             *("--device", settings.device),
+            *("--offload", settings.offload),
             *("--threads", str(settings.threads)),
             *("--batch-sizes", ",".join(map(str, settings.batch_sizes))),
             *("--batch-wait-ms", str(settings.batch_wait_ms)),

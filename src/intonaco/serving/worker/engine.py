@@ -1,184 +1,324 @@
-"""Loads a release's pipeline and runs it. The only part of serving that imports torch."""
+"""The engine: a release's pipelines, run batch by batch. The worker's way into torch.
+
+``docs/concepts/determinism.md`` says what gives the same bits and what does not.
+"""
 
 from __future__ import annotations
 
-import inspect
-import io
+import base64
 import logging
-import resource
 import time
-import warnings
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
+import numpy as np
 import torch
-import transformers
-from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+from PIL import Image
 
 from intonaco.errors import ConfigError
+from intonaco.folders import ADAPTERS
+from intonaco.lora import load_all
 from intonaco.messages import GenerateRequest
-from intonaco.releases import check_folder, read_serving_spec, release_id
-from intonaco.serving.worker.core import Images, InvalidRequest, OutOfMemory, StepWatch
+from intonaco.releases import read_serving_spec, release_id
+from intonaco.serving.worker.adapters import Adapters
+from intonaco.serving.worker.core import Images, InvalidRequest, OutOfMemory, Preview, StepWatch
+from intonaco.serving.worker.devices import (
+    Times,
+    empty_cache,
+    forget_peak,
+    is_out_of_memory,
+    peak_memory_bytes,
+    resolve_device,
+)
+from intonaco.serving.worker.loading import (
+    apply_options,
+    compile_denoiser,
+    open_pipeline,
+    place,
+    quiet,
+    stages_of,
+)
+from intonaco.serving.worker.pictures import conditioning_image, mask_image, png
+from intonaco.serving.worker.run import Stage, Step, call
+from intonaco.serving.worker.tasks import Conditioning, Limits, Task, limits_of, shape_key, task_of
 from intonaco.types import Release, ServingSpec
 
+__all__ = ["Engine", "InvalidRequest", "batch_key", "load", "png"]
+
 log = logging.getLogger(__name__)
+
+WARM_UP = "warm-up"
+WARM_UP_STEPS = 4  # where the release has no default
 
 
 @dataclass(slots=True)
 class Engine:
-    """A loaded pipeline. ``generate`` must be called from one thread only: pipelines keep state in
-    their scheduler."""
+    """A loaded release. All but ``check`` and ``batch_key`` must be called from one thread only:
+    pipelines keep state in their scheduler."""
 
-    pipeline: Any
     spec: ServingSpec
     release_id: str
     device: str
     load_seconds: float
-    _negative: bool
+    limits: Limits
+    _stages: Mapping[Task, Stage]
+    _adapters: Adapters
+    _offload: str = "none"
+    _placed: Any = None  # the pipeline whose offloading is in force
+    _peak: int = field(init=False, default=0)
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        return frozenset(self._stages)
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Names that ``generate`` takes as ``adapter``."""
+        return frozenset(self._adapters.shared)
 
     def check(self, request: GenerateRequest) -> None:
-        """Raises InvalidRequest."""
-        if request.width % 8 or request.height % 8:
-            raise InvalidRequest("width and height must be multiples of 8")
-        if min(request.width, request.height, request.steps) < 1:
-            raise InvalidRequest("width, height and steps must be positive")
-        if request.negative_prompt and not self._negative:
-            raise InvalidRequest(f"{self.spec.pipeline_class} takes no negative_prompt")
+        """Raises InvalidRequest: what the pipeline cannot do. Pictures are looked at, so that none
+        spoils the batch that it would be in."""
+        self.limits.check(request)
+        size = (request.width, request.height)
+        if request.image is not None:
+            conditioning_image(request.image, size)
+        if request.mask is not None:
+            mask_image(request.mask, size)
 
     def batch_key(self, request: GenerateRequest) -> Hashable:
-        """As the function of this name."""
-        return batch_key(request)
+        """As the function of this name, and larger where this pipeline allows it."""
+        return self.limits.batch_key(request)
 
-    def warm_up_request(self) -> GenerateRequest:
-        """One with the release's generation defaults."""
-        given = self.spec.generation
-        return GenerateRequest(
-            request_id="warm-up",
-            prompt="warm-up",
-            seed=0,
-            steps=int(given["steps"]),
-            guidance_scale=float(given["guidance_scale"]),
-            width=int(given["width"]),
-            height=int(given["height"]),
-        )
+    # ------------------------------------------------------------------ generation
 
     def generate(
-        self, requests: Sequence[GenerateRequest], size: int, watch: StepWatch | None = None
+        self,
+        requests: Sequence[GenerateRequest],
+        size: int,
+        watch: StepWatch | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Images:
-        """PIL images of requests that agree in ``batch_key``, run as a batch of ``size``.
+        """Images of requests that agree in ``batch_key``, run as a batch of ``size``.
 
         Each image has a CPU generator of its own, so its noise depends on its seed alone; the
-        batch size is the only other thing that can move its last bits.
+        batch size is the only other thing that can move its last bits. ``watch`` is called after
+        each denoising step and may raise Aborted, which leaves the engine as it was. ``adapter``:
+        one of ``adapters``, for the whole batch. Raises OutOfMemory, NotFound.
         """
-        first = requests[0]
-        padding = [requests[-1]] * (size - len(requests))
-        rows = [*requests, *padding]
-        arguments: dict[str, Any] = {
-            "prompt": [r.prompt for r in rows],
-            "width": first.width,
-            "height": first.height,
-            "num_inference_steps": first.steps,
-            "guidance_scale": first.guidance_scale,
-            "generator": [torch.Generator("cpu").manual_seed(r.seed) for r in rows],
-            "output_type": "pil",
-        }
-        if first.negative_prompt:
-            arguments["negative_prompt"] = [r.negative_prompt for r in rows]
-        start = time.monotonic()
-        denoised = start
+        return self._generate(requests, size, watch, adapter, "pil")
 
-        def step_ended(pipeline: Any, index: int, _: Any, given: dict[str, Any]) -> dict[str, Any]:
-            nonlocal denoised
-            denoised = time.monotonic()
-            if watch is not None:
-                latents = given["latents"]
-                watch(index + 1, pipeline.num_timesteps, lambda: self._preview(latents))
-            return {}
+    def pixels(self, requests: Sequence[GenerateRequest], size: int) -> NDArray[np.float32]:
+        """As ``generate``: float32 array [n, height, width, channels] within 0 and 1, before it is
+        rounded to 8 bits. For measuring what a change moves."""
+        images = self._generate(requests, size, None, None, "np").images
+        return np.stack(images).astype(np.float32)
 
+    def _generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        size: int,
+        watch: StepWatch | None,
+        adapter: str | None,
+        output_type: str,
+    ) -> Images:
+        if len({self.batch_key(r) for r in requests}) != 1 or len(requests) > size:
+            raise ValueError(f"{len(requests)} requests are no batch of {size}")
+        stage = self._stages[task_of(requests[0])]
+        self._adapters.use(adapter)
+        self._take_turns(stage.pipeline)
+        forget_peak(self.device)
+        no_memory = ""
         try:
-            with torch.inference_mode():
-                images = self.pipeline(**arguments, callback_on_step_end=step_ended).images
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            raise OutOfMemory from None
+            images, times = self._run(stage, requests, size, watch, output_type)
+        except BaseException as error:
+            # Offloaded networks are where the failure left them.
+            stage.pipeline.maybe_free_model_hooks()
+            if not is_out_of_memory(error):
+                raise
+            no_memory = str(error).strip().partition("\n")[0] or type(error).__name__
+        finally:
+            peak = peak_memory_bytes(self.device)
+            self._peak = max(self._peak, peak)
+        if no_memory:
+            # Out of the handler: its traceback holds the tensors that are to be freed.
+            empty_cache(self.device)
+            raise OutOfMemory(f"a batch of {size}: {no_memory}")
         return Images(
-            images=list(images[: len(requests)]),
-            encode_seconds=0.0,
-            denoise_seconds=denoised - start,
-            decode_seconds=time.monotonic() - denoised,
-            gpu_seconds=0.0,
-            peak_memory_bytes=self.peak_memory_bytes(),
+            images=images,
+            encode_seconds=times.encode,
+            denoise_seconds=times.denoise,
+            decode_seconds=times.decode,
+            gpu_seconds=times.gpu,
+            peak_memory_bytes=peak,
         )
 
-    def _preview(self, latents: Any) -> list[Any]:
-        vae = self.pipeline.vae
-        decoded = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        return list(self.pipeline.image_processor.postprocess(decoded, output_type="pil"))
+    def _run(
+        self,
+        stage: Stage,
+        requests: Sequence[GenerateRequest],
+        size: int,
+        watch: StepWatch | None,
+        output_type: str,
+    ) -> tuple[list[Any], Times]:
+        if stage.can.references:
+            batches = [[r] for r in requests]
+        else:
+            batches = [[*requests, *[requests[-1]] * (size - len(requests))]]
+        images: list[Any] = []
+        times = Times()
+        for number, rows in enumerate(batches):
+            made, took = call(
+                stage,
+                self.limits,
+                rows,
+                live=min(len(requests), len(rows)),
+                device=self.device,
+                step=_part_of(watch, number, len(batches)),
+                output_type=output_type,
+            )
+            images += made
+            times = times + took
+        return images, times
+
+    def _take_turns(self, pipeline: Any) -> None:
+        """Offloading is a chain through one pipeline's networks; another pipeline of the same
+        networks has to lay its own."""
+        if self._offload != "none" and pipeline is not self._placed:
+            place(pipeline, self.device, self._offload)
+            self._placed = pipeline
+
+    # ------------------------------------------------------------------ adapters
+
+    def add_adapter(self, name: str, folder: Path, scale: float = 1.0) -> None:
+        """Load a LoRA to be chosen batch by batch over the same base, verified tensor by tensor.
+        Without it the base's bits stay what they were. Raises ConfigError, with nothing changed."""
+        if self.spec.compile:
+            raise ConfigError(
+                f"adapter {name!r}: the release is compiled, and every switch would compile again",
+                hint="share a base that is not compiled",
+            )
+        self._adapters.add(name, folder, scale)
+        log.info("adapter added", extra={"action": "engine.adapter", "adapter": name})
+
+    def remove_adapter(self, name: str) -> None:
+        """Take it out of memory. Raises NotFound."""
+        self._adapters.remove(name)
+
+    # ------------------------------------------------------------------ facts
+
+    def warm_up_request(self) -> GenerateRequest:
+        """One that this pipeline can do, with the release's generation defaults: with a grey
+        picture and a white mask where it needs them."""
+        given = self.spec.generation
+        width, height = self.limits.native_size or (
+            int(given.get("width", self.limits.size_factor * 8)),
+            int(given.get("height", self.limits.size_factor * 8)),
+        )
+        task = next(t for t in Task if t in self._stages)
+        prompt = {Conditioning.PROMPT: WARM_UP, Conditioning.LABEL: "0", Conditioning.NONE: ""}
+        return GenerateRequest(
+            request_id=WARM_UP,
+            prompt=prompt[self._stages[task].can.conditioning],
+            seed=0,
+            steps=int(given.get("steps", WARM_UP_STEPS)),
+            guidance_scale=float(given.get("guidance_scale", 1.0)),
+            width=width,
+            height=height,
+            image=None if task is Task.GENERATE else _plain("RGB", width, height, 128),
+            mask=_plain("L", width, height, 255) if task is Task.INPAINT else None,
+        )
 
     def peak_memory_bytes(self) -> int:
         """Of the GPU, or of the process on a CPU."""
-        if self.device.startswith("cuda"):
-            return int(torch.cuda.max_memory_allocated())
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return max(self._peak, peak_memory_bytes(self.device))
 
 
-def batch_key(request: GenerateRequest) -> tuple[int, int, int, float, bool]:
-    """Requests that agree in it can share a batch."""
-    return (
-        request.width,
-        request.height,
-        request.steps,
-        request.guidance_scale,
-        bool(request.negative_prompt),
-    )
+def batch_key(request: GenerateRequest) -> Hashable:
+    """Requests that agree in it can share a batch of any pipeline."""
+    return (*shape_key(request), bool(request.negative_prompt))
 
 
-def load(release: Release, folder: Path, *, device: str, threads: int) -> Engine:
+def load(
+    release: Release,
+    folder: Path,
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    offload: str = "none",
+) -> Engine:
     """Load a pipeline folder as the release's serving section says, and work out the id of what
-    was loaded. Raises ConfigError for a folder that must not be loaded."""
+    was loaded. ``offload``: "model" or "sequential" keep weights in main memory between uses.
+    Raises ConfigError for a folder that must not be loaded and for an option that cannot be had."""
     start = time.monotonic()
-    # Both libraries would write prompts into the log when they truncate one.
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    # The newer name of the argument is ignored without a word by older versions.
-    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
+    quiet()
+    device = resolve_device(device)
     torch.set_num_threads(threads)
-    check_folder(folder)
     serving = release.serving
     spec = read_serving_spec(
         folder,
         generation=serving.generation,
         dtype=serving.dtype,
+        attention=serving.attention,
         compile=serving.compile,
+        options=serving.options,
+        adapters=serving.adapters,
         fused=serving.fused,
+        safety_filter=serving.safety_filter,
     )
-    pipeline = DiffusionPipeline.from_pretrained(
-        folder,
-        use_safetensors=True,
-        local_files_only=True,
-        torch_dtype=getattr(torch, serving.dtype),
-    ).to(device)
-    if pipeline.dtype != getattr(torch, serving.dtype):
-        raise ConfigError(f"{folder} loaded as {pipeline.dtype}, the release says {serving.dtype}")
-    pipeline.set_progress_bar_config(disable=True)
-    if serving.compile:
-        denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
-        denoiser.compile()
-    return Engine(
-        pipeline=pipeline,
+    pipeline = open_pipeline(folder, spec)
+    apply_options(pipeline, spec)
+    own = load_all(pipeline, folder / ADAPTERS, spec.adapters, fused=spec.fused)
+    if spec.compile:
+        compile_denoiser(pipeline)
+    place(pipeline, device, offload)
+    stages = stages_of(pipeline)
+    engine = Engine(
         spec=spec,
         release_id=release_id(spec),
         device=device,
         load_seconds=time.monotonic() - start,
-        _negative="negative_prompt" in inspect.signature(pipeline.__call__).parameters,
+        limits=limits_of(pipeline, {task: stage.can for task, stage in stages.items()}),
+        _stages=stages,
+        _adapters=Adapters(pipeline, own),
+        _offload=offload,
+        _placed=pipeline,
     )
+    _check_defaults(engine)
+    return engine
 
 
-def png(image: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format="PNG", compress_level=1)
-    return out.getvalue()
+def _check_defaults(engine: Engine) -> None:
+    """Raises ConfigError for generation defaults that every request would be refused with."""
+    size = engine.limits.native_size
+    given = engine.spec.generation
+    if size is not None and (given.get("width", size[0]), given.get("height", size[1])) != size:
+        raise ConfigError(
+            f"generation: {engine.limits.name} makes {size[0]}x{size[1]} only",
+            hint="set width and height of model.generation to that",
+        )
+    try:
+        engine.check(engine.warm_up_request())
+    except InvalidRequest as error:
+        raise ConfigError(f"generation: {error}") from error
+
+
+def _part_of(watch: StepWatch | None, number: int, batches: int) -> Step | None:
+    """The watch of one of several calls that make up a batch. Their previews are of one image and
+    not of the batch, so there are none."""
+    if watch is None or batches == 1:
+        return watch
+
+    def step(done: int, steps: int, preview: Preview) -> None:
+        watch(number * steps + done, batches * steps, lambda: [])
+
+    return step
+
+
+def _plain(mode: str, width: int, height: int, level: int) -> str:
+    colour = (level,) * 3 if mode == "RGB" else level
+    return base64.b64encode(png(Image.new(mode, (width, height), colour))).decode()

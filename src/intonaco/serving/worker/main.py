@@ -23,6 +23,7 @@ from intonaco.serving.faults import parse_fault
 from intonaco.serving.http import WORKER_KEEP_ALIVE_S, bind, on_stop, server
 from intonaco.serving.worker.app import Loaded, Worker
 from intonaco.serving.worker.gpu import find_gpu
+from intonaco.sources import is_remote
 from intonaco.types import Release
 from intonaco.workspace import Workspace
 
@@ -38,7 +39,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--name", help="of the process; worker-RELEASE by default")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--offload", default="none", help="none, model or sequential")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-sizes", default="1,2,4,8")
     parser.add_argument("--strict", action="store_true", help="one batch size, the largest")
@@ -87,7 +89,8 @@ async def _serve(
     args: argparse.Namespace, workspace: Workspace, release: Release, name: str
 ) -> int:
     fault = parse_fault(args.fault)
-    check_folder(workspace.resolve(release.path))  # refused before anything is imported for it
+    if not is_remote(release.path):
+        check_folder(workspace.resolve(release.path))  # refused before anything is imported for it
     sock, url = bind(args.host, args.port, what=name)
     facts = {"release_id": release.release_id, "fault": args.fault}
     workspace.announce(name, url=url, ready=False, **facts)
@@ -118,9 +121,10 @@ async def _serve(
 
             engine = load(
                 release,
-                workspace.resolve(release.path),
+                ReleaseStore(workspace, "").folder(release),  # fetched, if it lies at a URL
                 device=args.device,
                 threads=args.threads,
+                offload=args.offload,
             )
             worker.loaded = Loaded(engine=engine, png=png, gpu=find_gpu(engine.device, os.environ))
             if engine.release_id != release.release_id:

@@ -1,0 +1,97 @@
+"""Options of the configuration reach the worker, or are refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from intonaco import config
+from intonaco.app import check
+from intonaco.config import Recipe, Serving, Worker
+from intonaco.environments.store import Choice, Way
+from intonaco.errors import ConfigError
+from intonaco.executor.models import _base
+from intonaco.releases import ReleaseStore, read_serving_spec
+from intonaco.serving import local
+from intonaco.serving.worker.main import arguments
+from intonaco.types import Provenance, Release
+from intonaco.workspace import Workspace
+
+
+def model(root: Path, *adapters: str) -> Path:
+    (root / "unet").mkdir(parents=True)
+    (root / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
+    for name in adapters:
+        (root / "adapters" / name).mkdir(parents=True)
+        (root / "adapters" / name / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    return root
+
+
+def release(root: Path, *adapters: str) -> Release:
+    folder = model(root / "p", *adapters)
+    spec = read_serving_spec(folder, generation={}, adapters=adapters)
+    return ReleaseStore(Workspace(root), "s").add(folder, spec, Provenance(created_at=1.0))
+
+
+def test_a_workers_settings_reach_its_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def spawn(workspace: Workspace, entry: str, argv: list[str], **more: Any) -> int:
+        started.append(argv)
+        return os.getpid()
+
+    monkeypatch.setattr(local, "spawn", spawn)
+    backend = local.LocalServingBackend(
+        Workspace(tmp_path), Serving(worker=Worker(device="cuda:1", offload="model"))
+    )
+    backend._start(release(tmp_path), "worker-1", "", Choice(way=Way.HERE))
+    backend.close()
+    args = arguments(started[0])
+    assert (args.device, args.offload) == ("cuda:1", "model")
+    defaults = arguments(["--workspace", ".", "--release", "r"])
+    assert (defaults.device, defaults.offload) == (Worker().device, Worker().offload)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("path: hf://somebody/model", "does not pin a model of the hub"),
+        ("path: nosuch://bucket/model", "nosuch://bucket/model cannot be reached"),
+        ("path: mine", "adapters/style is there and not named"),
+        ("{path: mine, adapters: ['style:much']}", "no number after the colon"),
+        ("{path: mine, adapters: [style, other]}", "'other' has no file"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_found_by_the_check(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    model(tmp_path / "mine", "style")
+    text = text if text.startswith("{") else f"{{{text}}}"
+    parsed = config.parse(f"service: s\nmodel: {text}\n")
+    assert any(told in problem for problem in check(parsed, Workspace(tmp_path)))
+
+
+def test_a_model_that_is_there_passes_the_check(tmp_path: Path) -> None:
+    model(tmp_path / "mine", "style")
+    for text in ("{path: mine, adapters: ['style:0.5']}", f"{{path: 'hf://a/b@{'0' * 40}'}}"):
+        parsed = config.parse(f"service: s\nmodel: {text}\n")
+        assert not [p for p in check(parsed, Workspace(tmp_path)) if "model" in p or "hf:" in p]
+
+
+def test_an_unknown_option_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"model\.options\.0"):
+        config.parse("service: s\nmodel: {options: [fast]}\n")
+    with pytest.raises(ConfigError, match=r"serving\.worker\.offload"):
+        config.parse("service: s\nserving: {worker: {offload: disk}}\n")
+
+
+def test_a_champion_with_adapters_beside_it_is_not_trained_on(tmp_path: Path) -> None:
+    """The training would start from the base without them."""
+    with pytest.raises(ConfigError, match="would leave out"):
+        _base(cast(Any, None), Recipe(), release(tmp_path, "style"))
