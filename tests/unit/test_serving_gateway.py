@@ -155,8 +155,7 @@ async def started(root: Path, workers: Workers) -> AsyncIterator[Stage]:
     )
     async with upstream, public:
         yield Stage(workspace, gateway, workers, public)
-        await gateway.copies.stop()
-        gateway.recorder.writer.close()
+        await gateway.close()
 
 
 @pytest.fixture

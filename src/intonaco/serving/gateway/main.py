@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config, load
 from intonaco.errors import Conflict, IntonacoError
 from intonaco.segment_log import SegmentWriter
-from intonaco.serving.gateway.api import Limits
-from intonaco.serving.gateway.app import Gateway, new_id
+from intonaco.serving.gateway.access import new_id
+from intonaco.serving.gateway.app import Gateway, assemble
 from intonaco.serving.gateway.copies import Copies
+from intonaco.serving.gateway.digests import Digests
 from intonaco.serving.gateway.dispatch import Dispatcher
 from intonaco.serving.gateway.metrics import Metrics
 from intonaco.serving.gateway.recorder import Recorder
@@ -50,25 +52,23 @@ def build(
         settings.keep_images,
         metrics,
         SegmentWriter(workspace.records, NAME),
+        Digests(workspace.instance_key()),
+        settings.prompts,
     )
     copies = Copies(
         dispatcher, recorder, metrics, clock, new_id, timeout_s=settings.challenger_timeout_s
     )
     dispatcher.send_probe = copies.breaker_probe
-    generation = config.model.generation
-    return Gateway(
-        service_id=config.service,
-        generation=generation,
-        limits=Limits(models=(config.model.name, config.service), generation=generation),
+    return assemble(
+        workspace,
+        config,
         state=state,
         dispatcher=dispatcher,
         recorder=recorder,
         copies=copies,
         metrics=metrics,
         clock=clock,
-        admin_token=workspace.admin_token(),
-        request_timeout_s=settings.request_timeout_s,
-        pinning=settings.pinning,
+        environ=os.environ,
     )
 
 
@@ -92,9 +92,10 @@ async def run(workspace: Workspace, config: Config) -> None:
         on_stop(*servers)
         workspace.announce(NAME, url=url, admin_url=admin_url, service_id=config.service)
         log.info("listens at %s", url, extra={"action": "gateway.ready"})
+        housekeeping = asyncio.create_task(gateway.keep_house())
         await asyncio.gather(servers[0].serve(sockets=[public]), servers[1].serve(sockets=[admin]))
-        await gateway.copies.stop()
-        gateway.recorder.writer.close()
+        housekeeping.cancel()
+        await gateway.close()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -16,8 +17,10 @@ from intonaco.messages import (
     GENERATED_HEADER,
     PROTOCOL_HEADER,
     PROTOCOL_VERSION,
+    STREAM_TYPE,
     Generated,
     GenerateRequest,
+    StreamEvent,
     WorkerError,
 )
 from intonaco.serving.gateway.state import GatewayState
@@ -84,13 +87,19 @@ class Upstream:
         return False
 
     async def generate(
-        self, arm: Arm, url: str, request: GenerateRequest, deadline: float
+        self,
+        arm: Arm,
+        url: str,
+        request: GenerateRequest,
+        deadline: float,
+        on_event: Callable[[StreamEvent], Awaitable[None]] | None = None,
     ) -> Reply:
-        """One image of one worker, before ``deadline`` (epoch seconds). Never raises, except when
-        cancelled."""
+        """One image of one worker, before ``deadline`` (epoch seconds). With ``on_event`` the
+        worker streams, and progress and partial images are passed on as they come. Never raises,
+        except when cancelled."""
         start = self.clock.now()
         left = deadline - start
-        wanted = replace(request, deadline=deadline)
+        wanted = replace(request, deadline=deadline, stream=on_event is not None)
         outcome, error, refused = Outcome.ERROR, "", False
         answer: Generated | None = None
         png: bytes | None = None
@@ -98,11 +107,21 @@ class Upstream:
         try:
             with self.state.flight(arm.release):
                 async with asyncio.timeout(max(0.0, left)):
-                    response = await self.http.post(f"{url}/generate", content=encode(wanted))
+                    if on_event is None:
+                        response = await self.http.post(f"{url}/generate", content=encode(wanted))
+                        last = None
+                    else:
+                        response, last = await self._streamed(url, wanted, on_event)
             outcome, error = _judge(response)
-            if outcome is Outcome.OK:
-                answer = decode(Generated, response.headers.get(GENERATED_HEADER, ""))
-                png = response.content
+            if outcome is Outcome.OK and last is not None and last.error is not None:
+                outcome = _outcome(last.status)
+                error = f"{last.status} {last.error.code}: {last.error.message}"
+            elif outcome is Outcome.OK:
+                if last is not None and last.generated is not None and last.png is not None:
+                    answer, png = last.generated, base64.b64decode(last.png)
+                else:
+                    answer = decode(Generated, response.headers.get(GENERATED_HEADER, ""))
+                    png = response.content
                 if answer.release != arm.release:
                     # A port can pass to another process: never credit an image to a stranger.
                     outcome, error = Outcome.ERROR, f"answered as release {answer.release[:10]}"
@@ -141,6 +160,31 @@ class Upstream:
             )
         return Reply(attempt=attempt, png=png if good else None, refused=refused)
 
+    async def _streamed(
+        self, url: str, wanted: GenerateRequest, on_event: Callable[[StreamEvent], Awaitable[None]]
+    ) -> tuple[httpx.Response, StreamEvent | None]:
+        """The response and its last event; None where it was no stream."""
+        async with self.http.stream("POST", f"{url}/generate", content=encode(wanted)) as response:
+            if not response.headers.get("content-type", "").startswith(STREAM_TYPE):
+                await response.aread()
+                return response, None
+            async for line in response.aiter_lines():
+                seen = decode(StreamEvent, line)
+                if seen.kind in ("completed", "error"):
+                    return response, seen
+                await on_event(seen)
+        raise httpx.RemoteProtocolError("the stream ended early")
+
+
+def _outcome(status: int) -> Outcome:
+    if status in (429, 503):
+        return Outcome.REJECTED
+    if status in (400, 422):
+        return Outcome.INVALID
+    if status == 504:
+        return Outcome.TIMEOUT
+    return Outcome.ERROR
+
 
 def _judge(response: httpx.Response) -> tuple[Outcome, str]:
     theirs = response.headers.get(PROTOCOL_HEADER, "")
@@ -154,10 +198,4 @@ def _judge(response: httpx.Response) -> tuple[Outcome, str]:
         text = f"{status} {problem.code}: {problem.message}"
     except StorageError:
         text = f"{status}"
-    if status in (429, 503):
-        return Outcome.REJECTED, text
-    if status in (400, 422):
-        return Outcome.INVALID, text
-    if status == 504:
-        return Outcome.TIMEOUT, text
-    return Outcome.ERROR, text
+    return _outcome(status), text
