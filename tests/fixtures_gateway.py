@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ CONFIG = """
 service: tiny
 model: {name: m, generation: {steps: 10, guidance_scale: 1.5, width: 64, height: 64}}
 serving: {gateway: {port: 0, challenger_timeout_s: 5, request_timeout_s: 20, MORE}}
+monitoring: {signals: {errors: {of: errors}}}
 """
 
 
@@ -53,6 +55,26 @@ def png(size: tuple[int, int], colour: Any = (10, 20, 30), mode: str = "RGB") ->
     out = io.BytesIO()
     Image.new(mode, size, colour).save(out, format="PNG")
     return out.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Of a PNG."""
+    crc = zlib.crc32(kind + data).to_bytes(4)
+    return len(data).to_bytes(4) + kind + data + crc
+
+
+def claim(kind: str, width: int, height: int) -> bytes:
+    """A header that claims a size, with next to nothing behind it."""
+    if kind == "PNG":
+        head = width.to_bytes(4) + height.to_bytes(4) + b"\x08\x02\0\0\0"
+        body = chunk(b"IDAT", zlib.compress(bytes(1000)))
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
+    if kind == "JPEG":
+        sof = b"\xff\xc0\0\x11\x08" + height.to_bytes(2) + width.to_bytes(2)
+        return b"\xff\xd8\xff\xe0\0\x04\0\0" + sof + bytes(12) + b"\xff\xda" + bytes(40)
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"VP8X\x0a\0\0\0" + bytes(4) + size + b"VP8 " + (20).to_bytes(4, "little") + bytes(20)
+    return b"RIFF" + (len(body) + 4).to_bytes(4, "little") + b"WEBP" + body
 
 
 def opened(raw: bytes | str | None) -> Image.Image:
@@ -260,50 +282,45 @@ async def in_one_loop(
         public = httpx.AsyncClient(
             transport=httpx.ASGITransport(app, client=client), base_url="http://gateway"
         )
-        async with public:
-            yield Stage(gateway.recorder.workspace, gateway, app, old, new, public)
-        await gateway.close()
+        try:
+            async with public:
+                yield Stage(gateway.recorder.workspace, gateway, app, old, new, public)
+        finally:
+            await gateway.close()
     assert app.undeclared == []
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[str]:
-    """URL of a real server of this app, on the present loop."""
-    sock, url = bind("127.0.0.1", 0, what="test")
-    running = server(app, keep_alive_s=5, grace_s=5)
-    task = asyncio.create_task(running.serve(sockets=[sock]))
+async def serving(*apps: ASGIApp) -> AsyncIterator[list[str]]:
+    """URLs of real servers of these apps, on the present loop."""
+    bound = [bind("127.0.0.1", 0, what="test") for _ in apps]
+    running = [server(app, keep_alive_s=5, grace_s=5) for app in apps]
+    tasks = [
+        asyncio.create_task(s.serve(sockets=[sock]))
+        for s, (sock, _) in zip(running, bound, strict=True)
+    ]
     try:
-        yield url
+        yield [url for _, url in bound]
     finally:
-        running.should_exit = True
-        await asyncio.wait_for(task, 20)
+        for each in running:
+            each.should_exit = True
+        await asyncio.wait_for(asyncio.gather(*tasks), 20)
 
 
 @asynccontextmanager
 async def over_http(root: Path, more: str = "") -> AsyncIterator[Stage]:
     """Gateway and workers behind real sockets on 127.0.0.1."""
     old, new = FakeWorker(OLD), FakeWorker(NEW)
-    headers = {PROTOCOL_HEADER: PROTOCOL_VERSION}
-    async with (
-        serving(old.app()) as old_url,
-        serving(new.app()) as new_url,
-        httpx.AsyncClient(headers=headers, trust_env=False, timeout=30) as upstream,
-    ):
-        gateway, app = _make(root, more, upstream, SystemClock())
-        async with (
-            serving(app) as url,
-            httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as public,
-        ):
-            yield Stage(
-                gateway.recorder.workspace,
-                gateway,
-                app,
-                old,
-                new,
-                public,
-                old_url=old_url,
-                new_url=new_url,
-                url=url,
-            )
+    upstream = httpx.AsyncClient(
+        headers={PROTOCOL_HEADER: PROTOCOL_VERSION}, trust_env=False, timeout=30
+    )
+    gateway, app = _make(root, more, upstream, SystemClock())
+    try:
+        async with serving(old.app(), new.app(), app) as urls:
+            public = httpx.AsyncClient(base_url=urls[2], trust_env=False, timeout=30)
+            async with upstream, public:
+                workspace = gateway.recorder.workspace
+                yield Stage(workspace, gateway, app, old, new, public, *urls)
+    finally:
         await gateway.close()
     assert app.undeclared == []

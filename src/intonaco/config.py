@@ -436,6 +436,8 @@ def _explain(error: ValidationError, source: str) -> str:
         return f"{source}: {path}: required and not given"
     if not first["loc"]:
         return f"{source}: {message}"
+    if "api_keys" in first["loc"]:  # what was given may be a key
+        return f"{source}: {path}: {message}"
     given = repr(first["input"])
     return (
         f"{source}: {path}: {message} (given: {given if len(given) < 80 else given[:77] + '...'})"

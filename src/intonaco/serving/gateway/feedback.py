@@ -28,10 +28,10 @@ from intonaco.codec import encode
 from intonaco.messages import ApiError
 from intonaco.segment_log import SegmentWriter
 from intonaco.serving.gateway.api import explain
+from intonaco.serving.gateway.bodies import read_json
 from intonaco.serving.gateway.digests import Digests
 from intonaco.serving.gateway.metrics import Metrics
-from intonaco.serving.gateway.problems import Refused, invalid, too_large
-from intonaco.serving.http import BodyTooLarge, body
+from intonaco.serving.gateway.problems import Refused, invalid
 from intonaco.types import Feedback
 from intonaco.workspace import Workspace
 
@@ -241,9 +241,7 @@ class FeedbackDesk:
 
     async def _fields(self, request: Request) -> FeedbackFields:
         try:
-            fields = FeedbackFields.model_validate_json(await body(request, MAX_BODY))
-        except BodyTooLarge:
-            raise too_large(MAX_BODY) from None
+            fields = FeedbackFields.model_validate_json(await read_json(request, MAX_BODY))
         except ValidationError as error:
             raise Refused(explain(error)) from None
         given = (fields.vote is not None) + (fields.stars is not None)

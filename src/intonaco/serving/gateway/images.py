@@ -28,15 +28,15 @@ from intonaco.messages import (
 from intonaco.serving.gateway import api, routing
 from intonaco.serving.gateway.access import HUNG_UP, facts
 from intonaco.serving.gateway.admin import Admin
+from intonaco.serving.gateway.bodies import read_form, read_json
 from intonaco.serving.gateway.callers import Buckets, Keys, bearer, caller, may_pin
 from intonaco.serving.gateway.copies import Copies
 from intonaco.serving.gateway.digests import Digests
 from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher, OnEvent
 from intonaco.serving.gateway.encoding import convert
 from intonaco.serving.gateway.feedback import Tokens, Voteable
-from intonaco.serving.gateway.forms import read_form
 from intonaco.serving.gateway.picture_headers import png_size
-from intonaco.serving.gateway.problems import Refused, invalid, too_large
+from intonaco.serving.gateway.problems import Refused
 from intonaco.serving.gateway.recorder import Context, Recorder
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.stream import (
@@ -48,7 +48,7 @@ from intonaco.serving.gateway.stream import (
     event,
 )
 from intonaco.serving.gateway.uploads import Upload, prepare
-from intonaco.serving.http import BodyTooLarge, body, unless_gone
+from intonaco.serving.http import unless_gone
 from intonaco.types import Arm, ArmRole, Attempt, RoutingTable
 
 NO_RELEASE = ApiError(
@@ -156,14 +156,6 @@ class Images:
         key = None if probe else self.keys.name(bearer(request))
         if not probe:
             self.buckets.take(caller(key, request))
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise Refused(
-                ApiError(
-                    message="Compressed bodies are not taken; send it as it is.",
-                    code="unsupported_media_type",
-                ),
-                415,
-            )
         wanted, image, mask = await task.read(request)
         table = self.state.table
         if table is None:
@@ -201,25 +193,11 @@ class Images:
         )
 
     async def _read_json(self, request: Request) -> tuple[api.Wanted, None, None]:
-        kind = _media_type(request)
-        if kind and kind != "application/json" and not kind.endswith("+json"):
-            raise _unsupported(kind, "application/json")
-        return api.parse(await self._body(request), self.limits), None, None
-
-    async def _body(self, request: Request) -> bytes:
-        limit = self.limits.bounds.json_bytes
-        _refuse_long(request, limit)
-        try:
-            return await body(request, limit)
-        except BodyTooLarge:
-            raise too_large(limit) from None
+        text = await read_json(request, self.limits.bounds.json_bytes)
+        return api.parse(text, self.limits), None, None
 
     async def _read_form(self, request: Request) -> tuple[api.Wanted, bytes, bytes | None]:
-        kind = _media_type(request)
-        if kind != "multipart/form-data":
-            raise _unsupported(kind, "multipart/form-data")
         bounds = self.limits.bounds
-        _refuse_long(request, bounds.upload_bytes)
         form = await read_form(request, limit=bounds.upload_bytes, text_limit=bounds.json_bytes)
         return api.parse_edit(form, self.limits)
 
@@ -326,7 +304,7 @@ class Images:
     async def _one(self, ready: Ready, context: Context, on_event: OnEvent | None = None) -> Made:
         if ready.probe:
             answer, image = await self.copies.probe(ready.arm, context.asked)
-            return Made(context=context, answer=answer, image=image)
+            return Made(context=replace(context, probe=True), answer=answer, image=image)
         return await self._user(context, ready.arm, ready.wanted.as_url, on_event)
 
     async def _user(self, context: Context, arm: Arm, keep: bool, on_event: OnEvent | None) -> Made:
@@ -495,26 +473,3 @@ def _headers(ready: Ready, answer: Answer) -> dict[str, str]:
 
 async def _picture(png: bytes, wanted: api.Wanted) -> str:
     return base64.b64encode(await convert(png, wanted.format, wanted.compression)).decode()
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _unsupported(given: str, wanted: str) -> Refused:
-    return Refused(
-        ApiError(
-            message=f"The content type must be {wanted}, got {given[:80] or 'none'!r}.",
-            code="unsupported_media_type",
-        ),
-        415,
-    )
-
-
-def _refuse_long(request: Request, limit: int) -> None:
-    """Before a byte of it is read, where the client says how long it is."""
-    length = request.headers.get("content-length", "0")
-    if not length.isascii() or not length.isdigit():
-        raise invalid(None, "The content length is no number.")
-    if len(length) > 18 or int(length) > limit:
-        raise too_large(limit)

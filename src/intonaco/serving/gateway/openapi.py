@@ -203,7 +203,9 @@ def document(limits: Limits) -> Json:
                 | {"parameters": who, "requestBody": _body("multipart/form-data", "Edit")}
             },
             "/v1/files/{name}": {
-                "get": _operation("getFile", "A stored image", _picture(), (404, 405, 500), free=True)
+                "get": _operation(
+                    "getFile", "A stored image", _picture(), (404, 405, 500), free=True
+                )
                 | {"parameters": [_path("name")]}
             },
             "/v1/models": {
@@ -245,7 +247,9 @@ def document(limits: Limits) -> Json:
                     free=True,
                 )
             },
-            "/openapi.json": {"get": _operation("openapi", "This", _plain(), (405, 500), free=True)},
+            "/openapi.json": {
+                "get": _operation("openapi", "This", _plain(), (405, 500), free=True)
+            },
         },
     }
 

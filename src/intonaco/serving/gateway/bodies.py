@@ -1,4 +1,7 @@
-"""Multipart bodies, read into memory within limits (parsing by python-multipart)."""
+"""Bodies, read into memory within limits: JSON, and multipart forms (parsed by python-multipart).
+
+Nothing is decompressed: a body with a content encoding is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from intonaco.messages import ApiError
 from intonaco.serving.gateway.problems import Refused, invalid, too_large
+from intonaco.serving.http import BodyTooLarge, body
 
 MOST_PARTS = 40
 MOST_HEADERS = 8  # of a part
@@ -97,9 +102,39 @@ def _malformed(why: str) -> Refused:
     return invalid(None, f"The body is not valid multipart/form-data: {why}.", "invalid_multipart")
 
 
+async def read_json(request: Request, limit: int) -> bytes:
+    """The bytes of a body that is said to be JSON (or nothing is said). Raises Refused,
+    ClientDisconnect."""
+    _expect(request, "application/json", limit)
+    try:
+        return await body(request, limit)
+    except BodyTooLarge:
+        raise too_large(limit) from None
+
+
+def _expect(request: Request, wanted: str, limit: int) -> None:
+    """Raises Refused before a byte of the body is read, as far as the headers tell."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    json = wanted == "application/json" and (not given or given.endswith("+json"))
+    if given != wanted and not json:
+        raise _unsupported(f"The content type must be {wanted}, got {given[:80] or 'none'!r}.")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise _unsupported("Compressed bodies are not taken; send it as it is.")
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        raise invalid(None, "The content length is no number.")
+    if len(length) > 18 or int(length) > limit:
+        raise too_large(limit)
+
+
+def _unsupported(message: str) -> Refused:
+    return Refused(ApiError(message=message, code="unsupported_media_type"), 415)
+
+
 async def read_form(request: Request, *, limit: int, text_limit: int) -> Form:
     """The form of a request: at most ``limit`` bytes in all, ``text_limit`` in its text fields.
     Raises Refused, ClientDisconnect."""
+    _expect(request, "multipart/form-data", limit)
     _, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary", b"")
     if not 0 < len(boundary) <= LONGEST_BOUNDARY:
