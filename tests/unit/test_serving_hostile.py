@@ -16,7 +16,7 @@ from tests.fixtures_gateway import OLD, claim, in_one_loop, png
 from tests.fixtures_serving import gateway_process
 
 from intonaco.codec import encode
-from intonaco.types import Arm, ArmRole, RoutingTable
+from intonaco.types import Arm, ArmRole, Json, RoutingTable
 from intonaco.workspace import Workspace
 
 GENERATIONS, EDITS, FEEDBACK = "/v1/images/generations", "/v1/images/edits", "/v1/feedback"
@@ -34,6 +34,7 @@ def part(name: str, value: bytes, filename: str | None = None) -> bytes:
 END = f"--{BOUNDARY}--\r\n".encode()
 PROMPT = part("prompt", b"a cat")
 PICTURE = part("image", png((8, 8)), "a.png")
+BAD_MASK = part("mask", png((8, 8)), "m.png")  # decoded, then found to have no transparency
 
 
 def zipped() -> bytes:
@@ -222,12 +223,14 @@ async def test_limits_come_from_the_configuration(tmp_path: Path) -> None:
     async with in_one_loop(tmp_path, f"limits: {limits}") as stage:
         stage.route()
         for name, value in (("prompt", "x" * 6), ("n", 3), ("size", "128x64"), ("steps", 6)):
-            answer = await stage.ask(**{"prompt": "x"} | {name: value})
+            fields: dict[str, Json] = {"prompt": "x", name: value}
+            answer = await stage.ask(None, **fields)
             assert answer.json()["error"]["param"] == name
         assert (await stage.ask(prompt="xxxxx", n=2, size="64x64", steps=5)).status_code == 200
         assert (await stage.edit(png((10, 10)))).json()["error"]["code"] == "image_too_large"
     async with in_one_loop(tmp_path / "deep", "limits: {json_depth: 2}") as stage:
-        for prompt, says in (([], "string"), ([[]], "nested over 2 deep")):
+        nested: dict[str, Json] = {"string": [], "nested over 2 deep": [[]]}
+        for says, prompt in nested.items():
             assert says in (await stage.ask(prompt=prompt)).json()["error"]["message"]
 
 
@@ -273,6 +276,9 @@ def test_nothing_is_inflated(tmp_path: Path) -> None:
         httpx.Client(base_url=info.url or "", timeout=60, trust_env=False) as http,
     ):
         http.post(GENERATIONS, content=b"{}", headers=JSON)
+        # Decoders are loaded with the first picture.
+        http.post(EDITS, content=PICTURE + PROMPT + part("size", b"8") + END, headers=FORM)
+        http.post(EDITS, content=PICTURE + BAD_MASK + PROMPT + END, headers=FORM)
         before = memory(info.pid)
         for body in GENERATION_BODIES.values():
             refused(http.post(GENERATIONS, content=body, headers=JSON))

@@ -29,8 +29,9 @@ from intonaco.serving.gateway.problems import Refused, invalid
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10
 MAX_PARTIAL = 3
+MOST_BRACKETS = 1000  # of a body; one that is right has two
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+["\\]?', re.DOTALL)
+_STRING = re.compile(rb'"[^"]*+"?')
 _NOT_BRACKETS = bytes(c for c in range(256) if c not in b"[]{}")
 _URL_FIELDS = frozenset({"image", "images", "image_url", "mask", "file_id"})
 
@@ -123,8 +124,7 @@ class Limits:
 
 def parse(text: bytes, limits: Limits) -> Wanted:
     """The request of a JSON body. Raises Refused."""
-    if _depth(text) > limits.bounds.json_depth:
-        raise invalid(None, f"The body is nested over {limits.bounds.json_depth} deep.")
+    _check_nesting(text, limits.bounds.json_depth)
     try:
         fields = GenerationFields.model_validate_json(text)
     except ValidationError as error:
@@ -227,10 +227,16 @@ def _size(text: str | None, limits: Limits) -> tuple[int, int] | None:
     return width, height
 
 
-def _depth(text: bytes) -> int:
-    """How deep brackets nest outside strings, whether or not the rest is JSON."""
-    brackets = _STRING.sub(b"", text).translate(None, _NOT_BRACKETS)
-    return max(accumulate(1 if c in b"[{" else -1 for c in brackets), default=0)
+def _check_nesting(text: bytes, limit: int) -> None:
+    """Brackets outside strings, whether or not the rest is JSON: a parser builds a value for each
+    pair before anybody can say that it does not belong there."""
+    plain = text.replace(rb"\\", b"").replace(rb"\"", b"")  # without escapes quotes come in pairs
+    brackets = _STRING.sub(b"", plain).translate(None, _NOT_BRACKETS)
+    deep = max(accumulate(1 if c in b"[{" else -1 for c in brackets[:MOST_BRACKETS]), default=0)
+    if deep > limit:
+        raise invalid(None, f"The body is nested over {limit} deep.")
+    if len(brackets) > MOST_BRACKETS:
+        raise invalid(None, f"The body has over {MOST_BRACKETS // 2} lists and objects.")
 
 
 def _missing(param: str | None) -> ApiError:

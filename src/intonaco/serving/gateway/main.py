@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for noisy in ("httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # broken forms are the client's
     workspace = Workspace(args.workspace.resolve())
     try:
         asyncio.run(run(workspace, load(workspace.config_file)))
