@@ -106,6 +106,33 @@ SCHEMAS: Json = {
             **EVENT_FIELDS,
         },
     },
+    "Event": {
+        "type": "object",
+        "description": "With `stream`, each event. Comments keep a quiet stream alive.",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {
+                "enum": [
+                    "image_generation.partial_image",
+                    "image_generation.completed",
+                    "image_edit.partial_image",
+                    "image_edit.completed",
+                    "error",
+                ]
+            },
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {
+                    "oneOf": [
+                        {"$ref": "#/components/schemas/PartialImage"},
+                        {"$ref": "#/components/schemas/Completed"},
+                        {"$ref": "#/components/schemas/Error"},
+                    ]
+                },
+            },
+        },
+    },
     "Model": {
         "type": "object",
         "required": ["id", "object", "created", "owned_by"],
@@ -165,12 +192,7 @@ FEEDBACK = (
 def document(limits: Limits) -> Json:
     """OpenAPI of the public API under these limits."""
     made = _json("Images", "The images.")
-    made["content"]["text/event-stream"] = {
-        "schema": {
-            "oneOf": [_ref("PartialImage"), _ref("Completed"), _ref("Error")],
-            "description": "With `stream`: one event a line `data:`; comments keep it alive.",
-        }
-    }
+    made["content"]["text/event-stream"] = {"schema": _ref("Event")}
     made["headers"] |= {n: {"schema": {"type": "string"}} for n in (ASSIGNED_ARM, ARM, RELEASE)}
     who = [
         _header(USER_ID, "Who asks, before the fields of the body."),
@@ -326,6 +348,9 @@ def _fields(model: type[BaseModel], limits: Limits) -> Json:
     _bound(found["negative_prompt"], "string", "maxLength", limits.bounds.prompt_chars)
     _bound(found["n"], "integer", "maximum", limits.bounds.images)
     _bound(found["steps"], "integer", "maximum", limits.steps)
+    for option in found["background"]["anyOf"]:
+        if "enum" in option:
+            option["enum"] = ["auto", "opaque"]
     found["model"] |= {"examples": list(limits.models)}
     found["size"]["description"] = (
         f"WIDTHxHEIGHT in multiples of 8, at most {limits.area} pixels, or auto."
@@ -342,6 +367,11 @@ def _bound(field: Json, kind: str, name: str, value: int) -> None:
 def _edit(limits: Limits) -> Json:
     schema = _fields(EditFields, limits)
     binary = {"type": "string", "format": "binary"}
+    for field in schema["properties"].values():  # a form has no null: what is absent is left out
+        if "anyOf" in field:
+            (option,) = (o for o in field.pop("anyOf") if o != {"type": "null"})
+            field |= option
+        field.pop("default", None)
     schema["properties"] = {
         "image": binary | {"description": NOTES["image"]},
         "mask": binary | {"description": NOTES["mask"]},
