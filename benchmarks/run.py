@@ -2,10 +2,11 @@
 
 ``python benchmarks/run.py [NAME ...]``: each ``benchmarks/NAME/bench.py`` answers one question,
 asked in its docstring, by a function ``run() -> dict[str, float]`` from names with their unit
-(``p50_ms``) to values. Results go to ``results.json``, dotted name -> {value, command, date,
-hardware}, and to ``RESULTS.md`` for people. Results of benchmarks that were not run stay as they
-were, with their own date and hardware. One that fails leaves its old results and makes the exit
-status 1.
+(``p50_ms``) to values. The names get the folder's in front, unless the module says
+``FULL_NAMES = True`` and gives them whole. Results go to ``results.json``, dotted name -> {value,
+command, date, hardware}, and to ``RESULTS.md`` for people. Results of benchmarks that were not run
+stay as they were, with their own date and hardware. One that fails leaves its old results and
+makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import psutil
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
 PAGE = HERE / "RESULTS.md"
+COMMAND = "make bench ARGS="
 
 
 def names() -> list[str]:
@@ -42,6 +44,7 @@ def load(name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(name)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look their annotations up there
     spec.loader.exec_module(module)
     return module
 
@@ -71,16 +74,24 @@ def hardware() -> str:
 def measure(name: str) -> dict[str, dict[str, Any]]:
     """Run one benchmark. Raises what it raises, and ValueError for a value that is no number."""
     machine = hardware()
-    values: Mapping[str, float] = load(name).run()
+    module = load(name)
+    values: Mapping[str, float] = module.run()
+    if not getattr(module, "FULL_NAMES", False):
+        values = {f"{name}.{key}": value for key, value in values.items()}
     for key, value in values.items():
         if not math.isfinite(value):
-            raise ValueError(f"{name}.{key} is {value}")
+            raise ValueError(f"{key} is {value}")
     about = {
-        "command": f"make bench ARGS={name}",
+        "command": f"{COMMAND}{name}",
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": machine,
     }
-    return {f"{name}.{key}": {"value": value, **about} for key, value in values.items()}
+    return {key: {"value": value, **about} for key, value in values.items()}
+
+
+def owner(entry: Mapping[str, Any]) -> str:
+    """The benchmark that a result is of."""
+    return str(entry["command"]).removeprefix(COMMAND)
 
 
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -91,15 +102,15 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
         "Written by `benchmarks/run.py`. One run each on a machine that may have had other work;",
         "figures are for orders of magnitude and for comparison within a table.",
     ]
-    for name in sorted({key.partition(".")[0] for key in results}):
-        rows = {k: v for k, v in results.items() if k.startswith(f"{name}.")}
+    for name in sorted({owner(entry) for entry in results.values()}):
+        rows = {k: v for k, v in results.items() if owner(v) == name}
         first = next(iter(rows.values()))
         lines += ["", f"## {name}", ""]
         if name in names():
             lines += [question(name), ""]
         lines += [f"`{first['command']}`, {first['date']}, {first['hardware']}", ""]
         lines += ["| figure | value |", "|---|---:|"]
-        lines += [f"| {k.partition('.')[2]} | {v['value']:.4g} |" for k, v in rows.items()]
+        lines += [f"| {k.removeprefix(f'{name}.')} | {v['value']:.4g} |" for k, v in rows.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -118,7 +129,7 @@ def main() -> int:
             traceback.print_exc()
             failed.append(name)
             continue
-        results = {k: v for k, v in results.items() if not k.startswith(f"{name}.")} | found
+        results = {k: v for k, v in results.items() if owner(v) != name} | found
         for key, entry in found.items():
             print(f"{key} = {entry['value']:.4g}")
     RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n")

@@ -25,20 +25,20 @@ def until(look: Callable[[], T], good: Callable[[T], bool], timeout_s: float = 1
 
 
 @contextmanager
-def gateway_process(workspace: Workspace) -> Iterator[ProcessInfo]:
+def gateway_process(workspace: Workspace, name: str = "gateway") -> Iterator[ProcessInfo]:
     """A gateway of its own process, ended at the end unless the test ended it."""
     child = subprocess.Popen(
         [
             *(sys.executable, "-m", "intonaco.serving.gateway.main"),
-            *("--workspace", str(workspace.root)),
+            *("--workspace", str(workspace.root), "--name", name),
         ]
     )
     try:
         info = until(
-            lambda: (child.poll(), workspace.process("gateway")),
+            lambda: (child.poll(), workspace.process(name)),
             lambda s: s[0] is not None or (s[1] is not None and s[1].pid == child.pid),
         )[1]
-        assert info is not None, f"the gateway ended with {child.returncode}"
+        assert info is not None, f"{name} ended with {child.returncode}"
         yield info
     finally:
         child.terminate()

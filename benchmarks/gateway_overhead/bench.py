@@ -1,234 +1,336 @@
-"""How much time does the gateway add to a request?
+"""How much does the gateway add to a request, against proxies that only pass it on?
 
-A process stands in for a worker and answers every request at once with one ready image, so that
-all the time there is belongs to transport and gateway. The same body is sent to it directly and
-through a real gateway process, which assigns, records and stores images as it does by default;
-blocks of both take turns. The worker answers with the picture's bytes, the gateway with base64 in
-JSON. `added_*` are differences of medians.
+A process stands in for a worker and answers every request at once with one ready picture of
+1.5 MB, so that all the time there is belongs to transport and gateway. The same load (`load.py`)
+goes to it directly, through HAProxy, through nginx and through the gateway, each with one process
+or thread, in rounds that take turns; 1, 32 and 256 connections, and one with a picture of 3 kB.
+The work is not the same: proxies pass the picture's bytes on as they come, the gateway waits until
+it has the whole picture (or it could not shield users from a challenger that breaks off), sends a
+third more bytes (base64 in JSON), assigns and records. `gateway` stores no pictures, `gateway_kept`
+stores each, as is the default. `added` is against direct at the median. `rps_per_core`: requests a
+second of processor time of the proxy alone, since client and worker compete for the same cores.
+Ratios over HAProxy are of `gateway` (`gateway.kept_*`: of `gateway_kept`), of the added median at
+1 connection, and of `rps_per_core` at 32. HAProxy and nginx are left out where they are not
+installed.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import psutil
 from PIL import Image
 
 from intonaco.codec import as_json
+from intonaco.errors import BackendError
 from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION, GenerateRequest
+from intonaco.releases import ReleaseStore, release_id
 from intonaco.serving.client import GatewayRouter
-from intonaco.types import Arm, ArmRole, RoutingTable
+from intonaco.types import Arm, ArmRole, Provenance, RoutingTable, ServingSpec
 from intonaco.workspace import Workspace
 
-RELEASE = "a" * 64
+FULL_NAMES = True
+HERE = Path(__file__).resolve().parent
+ROUNDS = 3
 SIZES = {"small": 32, "large": 720}  # pixels a side; noise, so 3 kB and 1.5 MB of PNG
-BLOCKS = 6
-REQUESTS = {"small": 40, "large": 15}  # in a block
-CONCURRENT = 16
+LOADS = (("small", 1, 1.0), ("large", 1, 3.0), ("large", 32, 4.0), ("large", 256, 4.0))
+START_S = 60.0
 
-WORKER = """
-import base64, json, sys
-import uvicorn
-from intonaco.messages import GENERATED_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION
-from intonaco.serving.http import WORKER_KEEP_ALIVE_S, bind
-from starlette.applications import Starlette
-from starlette.responses import Response
-from starlette.routing import Route
+SPEC = ServingSpec(
+    pipeline_class="StandIn",
+    weights={},
+    scheduler="none",
+    generation={"steps": 1, "guidance_scale": 1.0, "width": 32, "height": 32},
+)
+ASKED = GenerateRequest(
+    request_id="r", prompt="p", seed=0, steps=1, guidance_scale=1.0, width=32, height=32
+)
 
-answer = json.loads(sys.stdin.read())
-png = base64.b64decode(answer.pop("png"))
+HAPROXY = """
+global
+    nbthread 1
+    maxconn 2000
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    http-reuse always
+frontend front
+    bind 127.0.0.1:{port}
+    default_backend back
+backend back
+    server worker {worker}
+"""
 
-async def generate(request):
-    asked = json.loads(await request.body())
-    about = json.dumps({**answer, "request_id": asked["request_id"]})
-    headers = {PROTOCOL_HEADER: PROTOCOL_VERSION, GENERATED_HEADER: about}
-    return Response(png, media_type="image/png", headers=headers)
-
-socket, url = bind("127.0.0.1", 0, what="stand-in")
-print(url, flush=True)
-app = Starlette(routes=[Route("/generate", generate, methods=["POST"])])
-config = uvicorn.Config(app, log_level="error", timeout_keep_alive=WORKER_KEEP_ALIVE_S)
-uvicorn.Server(config).run(sockets=[socket])
+NGINX = """
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr crit;
+events {{ worker_connections 2048; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    proxy_max_temp_file_size 0;
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    upstream worker {{ server {worker}; keepalive 256; }}
+    server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://worker; }} }}
+}}
 """
 
 
+@dataclass
+class Way:
+    """One way to the worker: where, what to ask there, and whose processor time counts."""
+
+    url: str
+    pid: int
+    path: str = "/generate"
+    body: Any = field(default_factory=lambda: as_json(ASKED))
+    headers: Mapping[str, str] = field(default_factory=lambda: {PROTOCOL_HEADER: PROTOCOL_VERSION})
+    expect: str = "\x89PNG"
+
+    def cpu(self) -> float:
+        """Seconds of processor time so far."""
+        process = psutil.Process(self.pid)
+        times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+        return float(sum(t.user + t.system for t in times))
+
+
+@dataclass
+class Seen:
+    seconds: list[float] = field(default_factory=list)
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """Milliseconds at median and 99th percentile, requests a second, and a core's second."""
+        return {
+            "p50_ms": 1000 * statistics.median(self.seconds),
+            "p99_ms": 1000 * statistics.quantiles(self.seconds, n=100)[-1],
+            "rps": len(self.seconds) / self.wall,
+            "rps_per_core": len(self.seconds) / self.cpu,
+        }
+
+
 def run() -> dict[str, float]:
-    """Milliseconds at the median and the 95th percentile, one request at a time; requests a second
-    with 16 at a time."""
-    figures: dict[str, float] = {}
+    """Figures by their full names."""
+    seen: dict[tuple[str, int, str], Seen] = defaultdict(Seen)
     for size, pixels in SIZES.items():
-        with _processes(pixels) as ways:
-            figures |= _latency(size, ways)
-            for way, request in ways.items():
-                figures[f"{size}.{way}.concurrent_rps"] = _throughput(size, request)
-    for size in SIZES:
-        added = figures[f"{size}.gateway.p50_ms"] - figures[f"{size}.direct.p50_ms"]
-        figures[f"{size}.added_p50_ms"] = added
-    return figures
-
-
-def _latency(size: str, ways: dict[str, Callable[[], None]]) -> dict[str, float]:
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for block in range(BLOCKS + 1):
-        for way, request in ways.items():
-            for _ in range(REQUESTS[size]):
-                start = time.perf_counter()
-                request()
-                if block:  # the first warms up
-                    times[way].append(1000 * (time.perf_counter() - start))
-    return {
-        f"{size}.{way}.{name}": value
-        for way, found in times.items()
-        for name, value in {
-            "p50_ms": statistics.median(found),
-            "p95_ms": statistics.quantiles(found, n=20)[-1],
-        }.items()
+        with _ways(pixels) as ways:
+            for way in ways.values():
+                _load(way, 8, 0.5)  # connections and caches are there
+            for _ in range(ROUNDS):
+                for _, connections, seconds in (x for x in LOADS if x[0] == size):
+                    for name, way in ways.items():
+                        before = way.cpu()
+                        times, wall = _load(way, connections, seconds)
+                        found = seen[size, connections, name]
+                        found.seconds += times
+                        found.wall += wall
+                        found.cpu += way.cpu() - before
+    figures = {
+        f"gateway_overhead.{size}.c{connections}.{name}.{key}": value
+        for (size, connections, name), found in seen.items()
+        for key, value in found.figures().items()
     }
+    return figures | _ratios(figures)
 
 
-def _throughput(size: str, request: Callable[[], None]) -> float:
-    total = 2 * BLOCKS * REQUESTS[size]
-    with ThreadPoolExecutor(CONCURRENT) as pool:
-        list(pool.map(lambda _: request(), range(CONCURRENT)))
-        start = time.perf_counter()
-        list(pool.map(lambda _: request(), range(total)))
-        return total / (time.perf_counter() - start)
+def _ratios(figures: Mapping[str, float]) -> dict[str, float]:
+    def added(name: str) -> float:
+        own = figures[f"gateway_overhead.large.c1.{name}.p50_ms"]
+        return own - figures["gateway_overhead.large.c1.direct.p50_ms"]
+
+    def per_core(name: str) -> float:
+        return figures[f"gateway_overhead.large.c32.{name}.rps_per_core"]
+
+    found = {"gateway.p50_added_ms": added("gateway"), "gateway.rps_per_core": per_core("gateway")}
+    for name in ("haproxy", "nginx"):
+        if f"gateway_overhead.large.c1.{name}.p50_ms" not in figures:
+            continue
+        for own, prefix in (("gateway", ""), ("gateway_kept", "kept_")):
+            found[f"gateway.{prefix}rps_over_{name}"] = per_core(own) / per_core(name)
+            if added(name) > 0:
+                found[f"gateway.{prefix}p50_added_over_{name}"] = added(own) / added(name)
+        if added(name) <= 0:
+            print(f"{name} was faster than direct: the machine is too busy", file=sys.stderr)
+    return found
+
+
+def _load(way: Way, connections: int, seconds: float) -> tuple[list[float], float]:
+    """Seconds of each request, and of all. Raises RuntimeError if one failed."""
+    task = {
+        "url": way.url,
+        "path": way.path,
+        "body": way.body,
+        "headers": dict(way.headers),
+        "expect": way.expect,
+        "concurrency": connections,
+        "seconds": seconds,
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / "load.py")],
+        input=json.dumps(task),
+        capture_output=True,
+        text=True,
+        timeout=seconds + 90,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    answer = json.loads(done.stdout)
+    if answer["failed"]:
+        raise RuntimeError(f"{way.url}: {answer['failed']} of {len(answer['seconds'])} failed")
+    return answer["seconds"], answer["wall"]
+
+
+# ------------------------------------------------------------------------------------ processes
 
 
 @contextmanager
-def _processes(pixels: int) -> Iterator[dict[str, Callable[[], None]]]:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _worker(_png(pixels)) as worker,
-        _gateway(Path(folder), worker) as gateway,
-        httpx.Client(timeout=60) as client,
-    ):
-        yield {"direct": _direct(client, worker), "gateway": _through(client, gateway)}
+def _ways(pixels: int) -> Iterator[dict[str, Way]]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        worker, pid = stack.enter_context(_worker(folder, pixels))
+        ways = {"direct": Way(worker, pid)}
+        for name, start in (("haproxy", _haproxy), ("nginx", _nginx)):
+            program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+            if program is None:
+                print(
+                    f"{name} is not installed, figures with it are left out "
+                    f"(Debian: apt-get install {name})",
+                    file=sys.stderr,
+                )
+                continue
+            ways[name] = Way(*stack.enter_context(start(program, folder, worker)))
+        for name, keep in (("gateway", 0), ("gateway_kept", 1)):
+            url, pid = stack.enter_context(_gateway(folder / name, worker, keep))
+            body = {"model": "model", "prompt": "p", "response_format": "b64_json"}
+            ways[name] = Way(url, pid, "/v1/images/generations", body, {}, "iVBOR")
+        yield ways
 
 
-def _direct(client: httpx.Client, url: str) -> Callable[[], None]:
-    asked = GenerateRequest(
-        request_id="r", prompt="p", seed=0, steps=1, guidance_scale=1.0, width=32, height=32
-    )
-    body = as_json(asked)
-
-    def request() -> None:
-        headers = {PROTOCOL_HEADER: PROTOCOL_VERSION}
-        answer = client.post(f"{url}/generate", json=body, headers=headers)
-        if answer.status_code != 200 or not answer.content.startswith(b"\x89PNG"):
-            raise RuntimeError(f"{answer.status_code}: {answer.content[:40]!r}")
-
-    return request
-
-
-def _through(client: httpx.Client, url: str) -> Callable[[], None]:
-    body = {"model": "model", "prompt": "p", "response_format": "b64_json"}
-
-    def request() -> None:
-        answer = client.post(f"{url}/v1/images/generations", json=body)
-        _png_of(_check(answer)["data"][0]["b64_json"])
-
-    return request
-
-
-def _check(answer: httpx.Response) -> Any:
-    if answer.status_code != 200:
-        raise RuntimeError(f"{answer.status_code}: {answer.text[:200]}")
-    return answer.json()
-
-
-def _png_of(text: str) -> None:
-    if not text.startswith("iVBOR"):
-        raise RuntimeError(f"no PNG: {text[:40]}")
-
-
-def _png(pixels: int) -> str:
+@contextmanager
+def _worker(folder: Path, pixels: int) -> Iterator[tuple[str, int]]:
     noise = Image.frombytes("RGB", (pixels, pixels), os.urandom(3 * pixels * pixels))
     out = io.BytesIO()
     noise.save(out, "PNG")
-    return base64.b64encode(out.getvalue()).decode()
+    file = folder / "picture.png"
+    file.write_bytes(out.getvalue())
+    with _process(sys.executable, str(HERE / "standin.py"), str(file), release_id(SPEC)) as child:
+        assert child.stdout is not None
+        yield child.stdout.readline().decode().strip(), child.pid
 
 
 @contextmanager
-def _worker(png: str) -> Iterator[str]:
-    answer = {
-        "release": RELEASE,
-        "png": png,
-        "queue_seconds": 0.0,
-        "service_seconds": 0.0,
-        "batch_size": 1,
-        "padded_size": 1,
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(answer))
-        process.stdin.close()
-        yield process.stdout.readline().strip()
-    finally:
-        _end(process)
+def _haproxy(program: str, folder: Path, worker: str) -> Iterator[tuple[str, int]]:
+    port = _free_port()
+    file = folder / "haproxy.cfg"
+    file.write_text(HAPROXY.format(port=port, worker=worker.removeprefix("http://")))
+    with _process(program, "-db", "-f", str(file)) as child:
+        _until_listening(child, port)
+        yield f"http://127.0.0.1:{port}", child.pid
 
 
 @contextmanager
-def _gateway(folder: Path, worker: str) -> Iterator[str]:
+def _nginx(program: str, folder: Path, worker: str) -> Iterator[tuple[str, int]]:
+    port = _free_port()
+    file = folder / "nginx.conf"
+    text = NGINX.format(port=port, folder=folder, worker=worker.removeprefix("http://"))
+    # A process of root hands its work to another user, who may not write in the folder.
+    file.write_text(("user root;\n" if os.geteuid() == 0 else "") + text)
+    with _process(program, "-p", str(folder), "-c", str(file)) as child:
+        _until_listening(child, port)
+        yield f"http://127.0.0.1:{port}", child.pid
+
+
+@contextmanager
+def _gateway(folder: Path, worker: str, keep: int) -> Iterator[tuple[str, int]]:
     workspace = Workspace(folder)
-    workspace.config_file.write_text("service: bench\nserving: {gateway: {port: 0}}\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "intonaco.serving.gateway.main", "--workspace", str(folder)],
-        stderr=subprocess.DEVNULL,
+    (folder / "pipeline").mkdir(parents=True)
+    workspace.config_file.write_text(
+        f"service: bench\nserving: {{gateway: {{port: 0, keep_images: {keep}}}}}\n"
     )
-    try:
-        end = time.monotonic() + 60
+    store = ReleaseStore(workspace, "bench")
+    release = store.add(folder / "pipeline", SPEC, Provenance(created_at=0.0))
+    module = "intonaco.serving.gateway.main"
+    with _process(sys.executable, "-m", module, "--workspace", str(folder)) as child:
+        end = time.monotonic() + START_S
         while (info := workspace.process("gateway")) is None:
-            if process.poll() is not None or time.monotonic() > end:
+            if child.poll() is not None or time.monotonic() > end:
                 raise RuntimeError("the gateway did not start")
             time.sleep(0.05)
         arm = Arm(
             name="champion",
             role=ArmRole.CHAMPION,
-            release=RELEASE,
+            release=release.release_id,
             urls=(worker,),
             weight=1.0,
         )
         table = RoutingTable(service_id="bench", epoch=1, salt="s", arms=(arm,))
-        _until_applied(GatewayRouter(workspace), table, end)
-        yield str(info.url)
+        router = GatewayRouter(workspace)
+        while True:
+            try:
+                router.apply(table)
+                break
+            except BackendError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+        router.close()
+        yield str(info.url), child.pid
+
+
+@contextmanager
+def _process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        yield child
     finally:
-        _end(process)
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
 
 
-def _until_applied(router: GatewayRouter, table: RoutingTable, end: float) -> None:
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def _until_listening(child: subprocess.Popen[bytes], port: int) -> None:
+    end = time.monotonic() + START_S
     while True:
         try:
-            return router.apply(table)
-        except Exception:
-            if time.monotonic() > end:
-                raise
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionError:
+            if child.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{child.args!r} did not start") from None
             time.sleep(0.05)
-
-
-def _end(process: subprocess.Popen[Any]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()

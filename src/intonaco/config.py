@@ -102,6 +102,10 @@ class Gateway(Section):
     heartbeat_s: Positive = 10.0  # a stream that has nothing to say sends a comment this often
     limits: Limits = Limits()
     feedback: Feedback = Feedback()
+    processes: Annotated[int, Field(ge=1, le=64)] = 1  # side by side on the same port
+    max_response_bytes: Count = 128 * 2**20  # of a worker's answer; a larger one is an error
+    # When records reach the disk itself. never: they survive the process, not a power cut.
+    records_fsync: Literal["never", "segment", "always"] = "never"
 
     @field_validator("api_keys")
     @classmethod
@@ -114,7 +118,15 @@ class Gateway(Section):
 class Worker(Section):
     device: str = "cpu"
     threads: Count = 1  # two per process were slower than one on small machines
-    batch_sizes: tuple[Count, ...] = (1, 2, 4, 8)  # a batch is padded to the next of these
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (
+        1,
+        2,
+        4,
+        8,
+    )  # a batch is padded to the next of these
+    # One batch size, the largest: a seed gives the same bits alone and in any company. Memory must
+    # hold it; there is no smaller one to fall back to.
+    strict: bool = False
     batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
     queue_limit: Count = 64
     warm_up: bool = True

@@ -92,8 +92,9 @@ class StreamEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerError:
-    """Body of a worker's non-200 answer. ``code``: "full", "draining", "deadline", "invalid",
-    "internal", "protocol"."""
+    """Body of a worker's non-200 answer. ``code``: "full" (429), "draining" and
+    "deadline_unmeetable" (503: another worker may do it, or this one later), "deadline" (504: it
+    passed in the queue), "invalid" (400), "internal" (500), "protocol" (409)."""
 
     code: str
     message: str

@@ -9,14 +9,21 @@ before it, and the next epoch goes on in another file. Layout::
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
+from typing import Literal
 
 Offset = Mapping[str, int]  # file (relative to the root) -> bytes consumed
 
+# When lines reach the disk itself: never forced; whole segments, when they are full or closed; each
+# line, before ``append`` returns (milliseconds each on most disks).
+Fsync = Literal["never", "segment", "always"]
+
 SEGMENT_BYTES = 16 * 2**20
+TAIL_BYTES = 2**16
 
 
 @dataclass(slots=True)
@@ -26,6 +33,7 @@ class SegmentWriter:
     root: Path
     name: str
     segment_bytes: int = SEGMENT_BYTES
+    fsync: Fsync = "never"
     epoch: int = field(init=False)
     seq: int = field(init=False, default=0)
     _segment: int = field(init=False, default=0)
@@ -44,13 +52,15 @@ class SegmentWriter:
 
     def append(self, line: str) -> int:
         """Write one JSON text (without line breaks); returns its seq. In the page cache when this
-        returns: it survives the process, not the machine."""
+        returns: it survives the process, and the machine as ``fsync`` says."""
         if self._file.tell() > self.segment_bytes:
-            self._file.close()
+            self.close()
             self._segment += 1
             self._file = self._open()
         self._file.write(line.encode() + b"\n")
         self._file.flush()
+        if self.fsync == "always":
+            os.fsync(self._file.fileno())
         self.seq += 1
         return self.seq - 1
 
@@ -58,11 +68,13 @@ class SegmentWriter:
         """Go on in another file, unless this one is empty: so that old lines can be deleted
         although little is written."""
         if self._file.tell():
-            self._file.close()
+            self.close()
             self._segment += 1
             self._file = self._open()
 
     def close(self) -> None:
+        if self.fsync != "never" and not self._file.closed:
+            os.fsync(self._file.fileno())
         self._file.close()
 
 
@@ -85,10 +97,15 @@ class SegmentReader:
         """Up to ``limit`` whole lines not yet read, in order within each writer."""
         if not self.root.exists():
             return
-        for path in sorted(self.root.glob("*/*.jsonl")):
+        paths = sorted(self.root.glob("*/*.jsonl"))
+        self._forget({p.relative_to(self.root).as_posix() for p in paths})
+        for path in paths:
             name = path.relative_to(self.root).as_posix()
             position = self._offset.get(name, 0)
-            if path.stat().st_size <= position:
+            try:
+                if path.stat().st_size <= position:
+                    continue
+            except FileNotFoundError:  # expired this moment
                 continue
             with path.open("rb") as file:
                 file.seek(position)
@@ -102,10 +119,53 @@ class SegmentReader:
                     self._offset[name] = position
                     yield line[:-1]
 
+    def _forget(self, there: set[str]) -> None:
+        """Drop the offsets of expired segments: those before the first that is there."""
+        first: dict[str, str] = {}
+        for name in sorted(there, reverse=True):
+            first[name.partition("/")[0]] = name
+        gone = [n for n in self._offset if n < first.get(n.partition("/")[0], "")]
+        for name in gone:
+            del self._offset[name]
+
     def lag_bytes(self) -> int:
-        """Bytes written and not yet read."""
+        """Bytes of whole lines written and not yet read. A line cut short by a kill is none."""
         total = 0
         for path in self.root.glob("*/*.jsonl"):
             name = path.relative_to(self.root).as_posix()
-            total += max(0, path.stat().st_size - self._offset.get(name, 0))
+            total += _unread(path, self._offset.get(name, 0))
         return total
+
+
+def expired(root: Path, before: float, readers: Sequence[Offset]) -> list[Path]:
+    """Segments that can be deleted, the oldest first: last written before that time (epoch
+    seconds) and read to their last whole line by all readers. The newest segment of a writer
+    always stays, as it may be open and tells the next epoch; so do all after one that stays, so
+    that a reader never finds a gap."""
+    found: list[Path] = []
+    for folder in sorted(p for p in root.glob("*") if p.is_dir()):
+        for path in sorted(folder.glob("*.jsonl"))[:-1]:
+            name = path.relative_to(root).as_posix()
+            if path.stat().st_mtime >= before:
+                break
+            if any(_unread(path, reader.get(name, 0)) for reader in readers):
+                break
+            found.append(path)
+    return found
+
+
+def _unread(path: Path, position: int) -> int:
+    """Bytes of whole lines after a position. 0 for a file that was deleted meanwhile."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end > position:
+                start = max(position, end - TAIL_BYTES)
+                file.seek(start)
+                at = file.read(end - start).rfind(b"\n")
+                if at >= 0:
+                    return start + at + 1 - position
+                end = start
+    except FileNotFoundError:
+        return 0
+    return 0

@@ -32,6 +32,21 @@ PROCESSES: Mapping[str, str] = {
     "controller": "intonaco.cli.run_controller",
     "console": "intonaco.console.main",
 }
+
+
+def gateway_names(count: int) -> tuple[str, ...]:
+    """Of gateways side by side: ``gateway``, ``gateway-1`` and so on."""
+    return ("gateway", *(f"gateway-{i}" for i in range(1, count)))
+
+
+def command(name: str) -> list[str]:
+    """Module and arguments of a process, without those that all take. Raises KeyError."""
+    kind, _, number = name.partition("-")
+    if number and kind == "gateway" and number.isdigit():
+        return [PROCESSES[kind], "--name", name]
+    return [PROCESSES[name]]
+
+
 START_SECONDS = 60.0
 GRACE_SECONDS = 10.0
 RESTARTS_PER_MINUTE = 5
@@ -134,7 +149,7 @@ class Supervisor:
         starts = self.children[name].starts if name in self.children else []
         with self._log(name).open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", PROCESSES[name], "--workspace", str(self.workspace.root)],
+                [sys.executable, "-m", *command(name), "--workspace", str(self.workspace.root)],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

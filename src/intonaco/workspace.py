@@ -149,6 +149,14 @@ class Workspace:
             return None
         return info if alive(info) else None
 
+    def gateways(self) -> list[ProcessInfo]:
+        """The running gateways, in the order of their names."""
+        names = [p.stem for p in self.run.glob("gateway*.json")]
+        numbers = {n: int(n[8:]) for n in names if n[:8] == "gateway-" and n[8:].isdigit()}
+        known = sorted(numbers, key=lambda n: numbers[n])
+        found = [self.process(n) for n in ("gateway", *known)]
+        return [info for info in found if info is not None]
+
 
 def alive(info: ProcessInfo) -> bool:
     """Whether the very process (not a later one with its pid) still runs."""

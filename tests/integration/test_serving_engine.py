@@ -12,7 +12,8 @@ from tests import fixtures_tiny
 
 from intonaco.messages import GenerateRequest
 from intonaco.releases import release_id
-from intonaco.serving.worker.engine import Engine, InvalidRequest, load
+from intonaco.serving.worker.core import InvalidRequest
+from intonaco.serving.worker.engine import Engine, load
 from intonaco.workspace import Workspace
 
 # The libraries' own deprecations, e.g. of scheduler settings.
@@ -42,18 +43,18 @@ def ask(seed: int, prompt: str = "a handwritten two") -> GenerateRequest:
 
 def test_same_seed_and_size_give_the_same_bits_whatever_the_neighbours(engine: Engine) -> None:
     wanted = ask(7)
-    alone = np.asarray(engine.generate([wanted], 4)[0])
+    alone = np.asarray(engine.generate([wanted], 4).images[0])
     for place in range(4):
         row = [ask(100 + i, f"a handwritten {w}") for i, w in enumerate(("one", "four", "zero"))]
         row.insert(place, wanted)
-        images = engine.generate(row, 4)
+        images = engine.generate(row, 4).images
         assert len(images) == 4
         assert np.array_equal(np.asarray(images[place]), alone)
-    assert not np.array_equal(np.asarray(engine.generate([ask(8)], 4)[0]), alone)
+    assert not np.array_equal(np.asarray(engine.generate([ask(8)], 4).images[0]), alone)
 
 
 def test_padding_is_not_answered(engine: Engine) -> None:
-    assert len(engine.generate([ask(1), ask(2), ask(3)], 4)) == 3
+    assert len(engine.generate([ask(1), ask(2), ask(3)], 4).images) == 3
 
 
 def test_guidance_and_negative_prompt_reach_the_pipeline(engine: Engine) -> None:
@@ -64,7 +65,7 @@ def test_guidance_and_negative_prompt_reach_the_pipeline(engine: Engine) -> None
         replace(base, steps=4),
         replace(base, width=64),
     ]
-    images = [np.asarray(engine.generate([r], 1)[0]) for r in [base, *other]]
+    images = [np.asarray(engine.generate([r], 1).images[0]) for r in [base, *other]]
     assert images[4].shape == (32, 64, 3)
     for image in images[1:4]:
         assert not np.array_equal(image, images[0])

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from intonaco.segment_log import SegmentReader, SegmentWriter
+import pytest
+
+from intonaco.segment_log import Fsync, SegmentReader, SegmentWriter, expired
 
 WRITE_FOR_EVER = """
 import json, sys
@@ -64,6 +66,86 @@ def test_a_line_cut_short_is_not_read_until_it_is_whole(tmp_path: Path) -> None:
     with file.open("ab") as out:
         out.write(b"]\n")
     assert lines(reader) == [[1]]
+
+
+def test_a_line_cut_short_is_no_lag(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, "gateway")
+    writer.append("[0]")
+    writer.close()
+    file = next((tmp_path / "gateway").iterdir())
+    for torn in (b"[1", b"2" * 200_000):  # shorter and longer than what is looked at at once
+        with file.open("ab") as out:
+            out.write(torn)
+        assert SegmentReader(tmp_path).lag_bytes() == len("[0]\n")
+    reader = SegmentReader(tmp_path)
+    assert lines(reader) == [[0]]
+    assert reader.lag_bytes() == 0
+    writer = SegmentWriter(tmp_path, "gateway")  # the next epoch
+    writer.append("[2]")
+    writer.close()
+    assert reader.lag_bytes() == len("[2]\n")
+    assert lines(reader) == [[2]]
+    assert reader.lag_bytes() == 0
+
+
+@pytest.mark.parametrize(("policy", "synced"), [("never", 0), ("segment", 4), ("always", 11)])
+def test_lines_reach_the_disk_as_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Fsync, synced: int
+) -> None:
+    calls: list[int] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        calls.append(handle)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    writer = SegmentWriter(tmp_path, "gateway", segment_bytes=7, fsync=policy)
+    for i in range(7):
+        writer.append(json.dumps([i]))
+    writer.close()
+    writer.close()
+    assert len(list((tmp_path / "gateway").iterdir())) == 4
+    assert len(calls) == synced
+
+
+def test_segments_expire_when_all_have_read_them(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, "gateway", segment_bytes=7)
+    other = SegmentWriter(tmp_path, "gateway-1")
+    for i in range(8):
+        writer.append(json.dumps([i]))
+    writer.close()
+    other.append('["b"]')
+    other.close()
+    files = sorted((tmp_path / "gateway").iterdir())
+    assert len(files) == 4
+    with files[0].open("ab") as out:
+        out.write(b"[cut sho")
+    for file in files[:3]:
+        os.utime(file, (100, 100))
+    os.utime(files[1], (300, 300))
+    slow, fast = SegmentReader(tmp_path), SegmentReader(tmp_path)
+    lines(slow, 1)
+    list(fast.read())
+    assert expired(tmp_path, 200, [slow.offset, fast.offset]) == []
+    assert expired(tmp_path, 200, [fast.offset]) == files[:1]  # the next one is younger
+    assert expired(tmp_path, 400, [fast.offset]) == files[:3]  # the newest stays
+    assert expired(tmp_path, 400, [slow.offset]) == []
+    assert expired(tmp_path, 400, []) == files[:3]
+    assert expired(tmp_path / "nothing", 400, []) == []
+
+    for file in expired(tmp_path, 400, [fast.offset]):
+        file.unlink()
+    assert list(fast.read()) == []
+    assert set(fast.offset) == {f"gateway/{files[3].name}", only(fast, "gateway-1")}
+    assert fast.lag_bytes() == 0
+    writer = SegmentWriter(tmp_path, "gateway")
+    writer.close()
+    assert writer.epoch == 2
+
+
+def only(reader: SegmentReader, writer: str) -> str:
+    return next(n for n in reader.offset if n.startswith(f"{writer}/"))
 
 
 def test_killed_writers_never_give_a_key_twice_and_lose_no_whole_line(tmp_path: Path) -> None:

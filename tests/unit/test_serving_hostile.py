@@ -264,7 +264,6 @@ def test_nothing_is_inflated(tmp_path: Path) -> None:
     table = RoutingTable(service_id="tiny", epoch=1, salt="s", arms=(champion,))
     workspace.run.mkdir()
     (workspace.run / "routing.json").write_text(encode(table))
-    (workspace.run / "trips.json").write_text("[]")
     bomb = inflating_png(10_000)
     assert len(bomb) < 200_000
     bombs = [

@@ -10,40 +10,15 @@ from tests.fixtures_gateway import in_one_loop
 
 from intonaco.clock import FakeClock
 from intonaco.segment_log import SegmentReader
-from intonaco.serving.gateway.retention import (
-    DAY_S,
-    Segment,
-    expired_minutes,
-    expired_segments,
-    prune,
-)
+from intonaco.serving.gateway.retention import DAY_S, expired_minutes, prune
 from intonaco.workspace import Workspace
 
 NOW = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 
 
-def segments(*rows: tuple[str, int, float]) -> list[Segment]:
-    return [Segment(name=n, bytes=b, written=NOW - days * DAY_S) for n, b, days in rows]
-
-
 def test_minutes_by_name() -> None:
     names = ["20231114/2212", "20231114/2213", "20231114/2214", "20220101/0000", "junk", "2023/x"]
     assert expired_minutes(names, NOW) == ["20231114/2212", "20220101/0000"]
-
-
-def test_segments_by_age_never_the_newest() -> None:
-    rows = segments(("g/1-0", 9, 90), ("g/1-1", 9, 50), ("g/2-0", 9, 10), ("h/1-0", 9, 99))
-    assert expired_segments(rows, NOW - 30 * DAY_S) == ["g/1-0", "g/1-1"]
-    assert expired_segments(rows, NOW - 60 * DAY_S) == ["g/1-0"]
-    assert expired_segments([], NOW) == []
-
-
-def test_what_a_reader_has_not_read_stays() -> None:
-    rows = segments(("g/1-0", 9, 90), ("g/1-1", 9, 90), ("g/1-2", 9, 90), ("g/2-0", 0, 0))
-    read = {"g/1-0": 9, "g/1-1": 8}
-    assert expired_segments(rows, NOW, read) == ["g/1-0"]
-    assert expired_segments(rows, NOW, {}) == []
-    assert len(expired_segments(rows, NOW, None)) == 3
 
 
 def old_file(path: Path, days: float, text: str = "{}\n") -> Path:

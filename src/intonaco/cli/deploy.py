@@ -15,7 +15,7 @@ from intonaco import config as configuration
 from intonaco.app import check as check_config
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json
 from intonaco.errors import ConfigError
-from intonaco.supervisor import PROCESSES, Supervisor
+from intonaco.supervisor import PROCESSES, Supervisor, command, gateway_names
 from intonaco.workspace import Workspace
 
 EXAMPLE = Path(__file__).parent / "example.yaml"
@@ -67,7 +67,10 @@ def up(workspace: Folder = HERE) -> None:
         raise ConfigError(problems[0], hint="`intonaco check` lists all")
     app.ledger.close()
     watched = app.config.extractor is not None
-    supervisor = Supervisor(app.workspace, [n for n in PROCESSES if watched or n != "scorer"])
+    gateways = gateway_names(app.config.serving.gateway.processes)
+    kinds = [n for n in PROCESSES if watched or n != "scorer"]
+    names = [n for kind in kinds for n in (gateways if kind == "gateway" else (kind,))]
+    supervisor = Supervisor(app.workspace, names)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -88,11 +91,16 @@ def run(
     workspace: Folder = HERE,
 ) -> None:
     """Run one process in the foreground, for a supervisor of your own."""
-    if process not in PROCESSES:
-        raise ConfigError(f"no process {process!r}; there are: {', '.join(PROCESSES)}")
+    try:
+        module = command(process)
+    except KeyError:
+        raise ConfigError(
+            f"no process {process!r}; there are: {', '.join(PROCESSES)}"
+            " (and gateway-1, gateway-2, ... where serving.gateway.processes is over 1)"
+        ) from None
     configuration.load(Workspace(workspace).config_file)
-    command = [sys.executable, "-m", PROCESSES[process], "--workspace", str(workspace)]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    whole = [sys.executable, "-m", *module, "--workspace", str(workspace)]
+    raise typer.Exit(subprocess.run(whole, check=False).returncode)
 
 
 def demo(

@@ -159,8 +159,10 @@ def missing_parts(summary: Mapping[str, Any]) -> list[str]:
             "the faulty release still had traffic 1 s after the breaker tripped",
         )
     for found in s["rollbacks"][1:2]:
+        # Where the machine is busy, slow answers reach the challenger's time-out, and the breaker
+        # is there before the statistics are.
         need(
-            "slow" in found["reason"],
+            "slow" in found["reason"] or "no answer within" in found["reason"],
             f"the second rollback was not for slowness: {found['reason']}",
         )
     promoted = next((r["release_id"] for r in s["releases"] if r.get("role") == "champion"), None)

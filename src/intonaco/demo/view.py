@@ -269,13 +269,13 @@ def _accuracy(summary: Mapping[str, Any]) -> Table:
     table = Table(
         "asked for",
         *digits,
-        title="Pictures judged right",
+        title="Pictures judged right, in %",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
     for when in ("before", "after"):
         found = (summary.get("accuracy") or {}).get(when) or {}
-        cells = [f"{100 * found[d]:.0f} %" if found.get(d) is not None else NONE for d in digits]
+        cells = [f"{100 * found[d]:.0f}" if found.get(d) is not None else NONE for d in digits]
         table.add_row(when, *cells)
     return table
 

@@ -1,9 +1,14 @@
-"""The gateway's admin API as a TrafficRouter."""
+"""The gateways' admin API as one TrafficRouter."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import httpx
 
@@ -13,34 +18,57 @@ from intonaco.messages import PROBE, RELEASE, ProcessInfo
 from intonaco.types import Observed, RoutingTable
 from intonaco.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
 TIMEOUT_S = 5.0
+
+T = TypeVar("T")
 
 
 class GatewayRouter:
-    """Drives the gateway of a workspace. Finds it anew each time, so a restarted one is found."""
+    """Drives the gateways of a workspace. Finds them anew each time, so a restarted one is found.
 
-    def __init__(self, workspace: Workspace, *, probe_timeout_s: float = 120.0) -> None:
+    All are asked at the same time. One that is dead or does not answer holds nobody up: table and
+    trips lie on disk too, where it takes them from as soon as it runs again."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        probe_timeout_s: float = 120.0,
+    ) -> None:
         self._workspace = workspace
         self._probe_timeout_s = probe_timeout_s
-        self._http = httpx.Client(timeout=TIMEOUT_S, trust_env=False)
+        self._http = httpx.Client(timeout=timeout_s, trust_env=False)
 
     def apply(self, table: RoutingTable) -> None:
-        """Raises Conflict for an older epoch (or another table of the same epoch), ConfigError for
-        a table that cannot be followed, BackendError if no gateway answers."""
-        response = self._call("PUT", "/admin/routing", encode(table))
-        if response.status_code == 409:
-            raise Conflict(_message(response))
-        if response.status_code == 400:
-            raise ConfigError(_message(response))
-        _expect(response)
+        """Give all gateways a table. Raises Conflict if one of them has a newer epoch (or another
+        table of the same epoch), ConfigError for a table that cannot be followed, BackendError if
+        no gateway takes it."""
+        text = encode(table)
+
+        def give(info: ProcessInfo) -> None:
+            response = self._call(info, "PUT", "/admin/routing", text)
+            if response.status_code == 409:
+                raise Conflict(_message(response))
+            if response.status_code == 400:
+                raise ConfigError(_message(response))
+            _expect(response)
+
+        self._each(give)
 
     def observed(self) -> Observed:
-        """Raises BackendError."""
-        response = _expect(self._call("GET", "/admin/observed"))
-        try:
-            return decode(Observed, response.content)
-        except StorageError as error:
-            raise _failed(str(error), retriable=False) from error
+        """What those gateways that answer say together (``merge``). Raises BackendError."""
+
+        def ask(info: ProcessInfo) -> Observed:
+            response = _expect(self._call(info, "GET", "/admin/observed"))
+            try:
+                return decode(Observed, response.content)
+            except StorageError as error:
+                raise _failed(str(error), retriable=False) from error
+
+        return merge(self._each(ask))
 
     def probe(
         self,
@@ -58,7 +86,7 @@ class GatewayRouter:
             body["steps"] = steps
         if guidance_scale is not None:
             body["guidance_scale"] = guidance_scale
-        info = self._gateway()
+        info = self._gateways()[0]  # they share the public port
         try:
             response = self._http.post(
                 f"{info.url}/v1/images/generations",
@@ -77,8 +105,33 @@ class GatewayRouter:
     def close(self) -> None:
         self._http.close()
 
-    def _call(self, method: str, path: str, content: str | None = None) -> httpx.Response:
-        info = self._gateway()
+    def _each(self, ask: Callable[[ProcessInfo], T]) -> list[T]:
+        """Answers of those that gave one. Raises Conflict or ConfigError if one did, BackendError
+        if none answered."""
+        infos = self._gateways()
+
+        def one(info: ProcessInfo) -> T | BackendError:
+            try:
+                return ask(info)
+            except BackendError as error:
+                return error
+
+        if len(infos) == 1:
+            found = [one(infos[0])]
+        else:
+            with ThreadPoolExecutor(len(infos)) as pool:
+                found = list(pool.map(one, infos))
+        answers = [f for f in found if not isinstance(f, BackendError)]
+        for info, problem in zip(infos, found, strict=True):
+            if isinstance(problem, BackendError):
+                if not answers:
+                    raise problem
+                log.warning("%s: %s", info.name, problem, extra={"action": "gateway.silent"})
+        return answers
+
+    def _call(
+        self, info: ProcessInfo, method: str, path: str, content: str | None = None
+    ) -> httpx.Response:
         try:
             return self._http.request(
                 method,
@@ -89,14 +142,33 @@ class GatewayRouter:
         except httpx.HTTPError as error:
             raise _failed(f"no answer: {type(error).__name__}") from error
 
-    def _gateway(self) -> ProcessInfo:
-        info = self._workspace.process("gateway")
-        if info is None:
+    def _gateways(self) -> list[ProcessInfo]:
+        infos = self._workspace.gateways()
+        if not infos:
             raise _failed("no gateway runs in this workspace")
-        return info
+        return infos
 
     def _headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self._workspace.admin_token()}"}
+
+
+def merge(seen: Sequence[Observed]) -> Observed:
+    """One statement of several gateways: the lowest epoch, with the weights of the gateway there
+    that knows most trips; trips of any; requests in flight, answered and failed of all together."""
+    slowest = min(seen, key=lambda o: (o.epoch, -len(o.trips)))
+    trips = {t.release: t for o in seen for t in o.trips}
+    in_flight: Counter[str] = Counter()
+    for one in seen:
+        in_flight.update(one.in_flight)
+    return Observed(
+        epoch=slowest.epoch,
+        salt=slowest.salt,
+        weights=slowest.weights,
+        in_flight=dict(in_flight),
+        trips=tuple(trips.values()),
+        requests=sum(o.requests for o in seen),
+        failed=sum(o.failed for o in seen),
+    )
 
 
 def _failed(message: str, *, retriable: bool = True) -> BackendError:

@@ -12,10 +12,13 @@ from typing import Any, TypeVar
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from intonaco.errors import ConfigError
 
 T = TypeVar("T")
+
+MAX_HEAD = 2**16
 
 # A worker keeps idle connections longer than the gateway does, or a request could be sent into a
 # connection that is just being closed and look like a failure of the release.
@@ -35,13 +38,33 @@ class Server(uvicorn.Server):
         yield
 
 
+class BoundedHead(HttpToolsProtocol):
+    """uvicorn's fast protocol, which itself takes request lines and headers of any size."""
+
+    _head_bytes = 0  # of a head that is not whole yet
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_bytes >= 0:  # what ended the last message and began this one counts too
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD and not self.transport.is_closing():
+                self.send_400_response(f"The headers are over {MAX_HEAD} bytes.")
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = -1
+        super().on_headers_complete()
+
+
 def server(app: ASGIApp, *, keep_alive_s: int, grace_s: int) -> Server:
     """A quiet HTTP/1.1 server. ``grace_s``: how long a stop waits for requests in flight."""
     return Server(
         uvicorn.Config(
             app,
-            http="h11",
-            loop="asyncio",
+            http=BoundedHead,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -53,12 +76,16 @@ def server(app: ASGIApp, *, keep_alive_s: int, grace_s: int) -> Server:
     )
 
 
-def bind(host: str, port: int, *, what: str) -> tuple[socket.socket, str]:
-    """A listening socket (port 0: any free one) and its URL. Raises ConfigError in one line."""
+def bind(host: str, port: int, *, what: str, shared: bool = False) -> tuple[socket.socket, str]:
+    """A listening socket (port 0: any free one) and its URL. ``shared``: others that say so too
+    may listen at the same port, and the system deals them the connections. Raises ConfigError in
+    one line."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
         sock.listen(512)
     except OSError as error:

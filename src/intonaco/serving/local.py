@@ -201,6 +201,7 @@ class LocalServingBackend:
             *("--batch-wait-ms", str(settings.batch_wait_ms)),
             *("--queue-limit", str(settings.queue_limit)),
             *("--grace-s", str(int(self.config.gateway.request_timeout_s))),
+            *(("--strict",) if settings.strict else ()),
             *(() if settings.warm_up else ("--no-warm-up",)),
             *(("--fault", fault) if fault else ()),
         ]

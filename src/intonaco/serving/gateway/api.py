@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from intonaco import config
 from intonaco.config import Generation
 from intonaco.messages import ApiError
-from intonaco.serving.gateway.bodies import Form
+from intonaco.serving.gateway.intake import Form
 from intonaco.serving.gateway.problems import Refused, invalid
 
 MAX_SEED = 2**63 - 1

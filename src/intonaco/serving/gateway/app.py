@@ -161,6 +161,7 @@ class Gateway:
                 Route("/admin/routing", self.admin.routing, methods=["PUT"]),
                 Route("/admin/observed", self.admin.observed),
                 Route("/livez", self.livez),
+                Route("/metrics", self.metrics_text),  # of this process: the public port is shared
             ],
             exception_handlers={HTTPException: http_error, Exception: _failed},
         )

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from intonaco.clock import Clock
-from intonaco.messages import ApiError, GenerateRequest, StreamEvent
+from intonaco.messages import ApiError, GenerateRequest
 from intonaco.serving.gateway.state import GatewayState
-from intonaco.serving.gateway.upstream import Reply, Upstream
+from intonaco.serving.gateway.upstream import OnEvent, Reply, Upstream
 from intonaco.types import Arm, ArmRole, Attempt, Json, Outcome
 
 REFUSED_S = 30.0  # how long the champion's replicas may all refuse before the user hears of it
@@ -57,7 +57,6 @@ class Asked:
 
 
 ProbeSender = Callable[[Arm, Asked], None]
-OnEvent = Callable[[StreamEvent], Awaitable[None]]
 
 
 @dataclass(slots=True)

@@ -28,8 +28,8 @@ from intonaco.codec import encode
 from intonaco.messages import ApiError
 from intonaco.segment_log import SegmentWriter
 from intonaco.serving.gateway.api import explain
-from intonaco.serving.gateway.bodies import read_json
 from intonaco.serving.gateway.digests import Digests
+from intonaco.serving.gateway.intake import read_json
 from intonaco.serving.gateway.metrics import Metrics
 from intonaco.serving.gateway.problems import Refused, invalid
 from intonaco.types import Feedback

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pybase64
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -28,13 +28,14 @@ from intonaco.messages import (
 from intonaco.serving.gateway import api, routing
 from intonaco.serving.gateway.access import HUNG_UP, facts
 from intonaco.serving.gateway.admin import Admin
-from intonaco.serving.gateway.bodies import read_form, read_json
+from intonaco.serving.gateway.body import images_body
 from intonaco.serving.gateway.callers import Buckets, Keys, bearer, caller, may_pin
 from intonaco.serving.gateway.copies import Copies
 from intonaco.serving.gateway.digests import Digests
-from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher, OnEvent
+from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher
 from intonaco.serving.gateway.encoding import convert
 from intonaco.serving.gateway.feedback import Tokens, Voteable
+from intonaco.serving.gateway.intake import read_form, read_json
 from intonaco.serving.gateway.picture_headers import png_size
 from intonaco.serving.gateway.problems import Refused
 from intonaco.serving.gateway.recorder import Context, Recorder
@@ -48,6 +49,7 @@ from intonaco.serving.gateway.stream import (
     event,
 )
 from intonaco.serving.gateway.uploads import Upload, prepare
+from intonaco.serving.gateway.upstream import OnEvent
 from intonaco.serving.http import unless_gone
 from intonaco.types import Arm, ArmRole, Attempt, RoutingTable
 
@@ -354,24 +356,28 @@ class Images:
         width, height = png_size(first.png)
         content = {
             "created": int(self.clock.now()),
-            "data": [await self._item(request, ready.wanted, m) for m in made],
             "background": "opaque",
             "output_format": ready.wanted.format,
             "size": f"{width}x{height}",
             "model": self.limits.models[0],
             "release": first.served_by,
         }
-        return JSONResponse(content, headers=headers)
+        data = [await self._item(request, ready.wanted, m) for m in made]
+        return Response(images_body(content, data), headers=headers, media_type="application/json")
 
-    async def _item(self, request: Request, wanted: api.Wanted, made: Made) -> dict[str, Any]:
+    async def _item(
+        self, request: Request, wanted: api.Wanted, made: Made
+    ) -> tuple[dict[str, Any], bytes | None]:
+        """What is said of an image, and the image unless it is an address."""
         item = self._about(made)
         if wanted.as_url:
             if made.image is None:
                 raise HTTPException(500, "The image could not be stored.")
             name = made.image.removeprefix("images/").removesuffix(".png")
-            return {"url": str(request.url_for("file", name=f"{name}.{wanted.format}")), **item}
+            url = request.url_for("file", name=f"{name}.{wanted.format}")
+            return {"url": str(url), **item}, None
         assert made.answer.png is not None
-        return {"b64_json": await _picture(made.answer.png, wanted), **item}
+        return item, await convert(made.answer.png, wanted.format, wanted.compression)
 
     def _about(self, made: Made) -> dict[str, Any]:
         """What an answer says of an image beside the image."""
@@ -435,9 +441,9 @@ class Images:
                 continue
             if seen is None:
                 break
-            png = base64.b64decode(seen.png or "")
-            fields = await self._fields(task, ready, "partial_image", png)
-            yield event(fields | {"partial_image_index": seen.index})
+            index = {"partial_image_index": seen.index}
+            png = pybase64.b64decode(seen.png or "")
+            yield await self._event(task, ready, "partial_image", png, index)
         made = live.result()
         said["streamed_status"] = made.answer.status
         said.update(arm=made.answer.served_arm or "", release=made.answer.served_by or "")
@@ -446,21 +452,24 @@ class Images:
     async def _last(self, task: Task, ready: Ready, made: Made) -> bytes:
         if made.answer.png is None:
             return error_event(made.answer.error or BROKEN)
-        fields = await self._fields(task, ready, "completed", made.answer.png)
         more = {"usage": NO_USAGE, "arm": made.answer.served_arm, "release": made.answer.served_by}
-        return event(fields | more | self._about(made))
+        said = more | self._about(made)
+        return await self._event(task, ready, "completed", made.answer.png, said)
 
-    async def _fields(self, task: Task, ready: Ready, kind: str, png: bytes) -> dict[str, Any]:
+    async def _event(
+        self, task: Task, ready: Ready, kind: str, png: bytes, more: dict[str, Any]
+    ) -> bytes:
         width, height = png_size(png)
-        return {
+        fields = {
             "type": f"{task.events}.{kind}",
-            "b64_json": await _picture(png, ready.wanted),
             "background": "opaque",
             "created_at": int(self.clock.now()),
             "output_format": ready.wanted.format,
             "quality": "auto",
             "size": f"{width}x{height}",
         }
+        wanted = ready.wanted
+        return event(fields | more, await convert(png, wanted.format, wanted.compression))
 
 
 def _headers(ready: Ready, answer: Answer) -> dict[str, str]:
@@ -469,7 +478,3 @@ def _headers(ready: Ready, answer: Answer) -> dict[str, str]:
         ARM: answer.served_arm or "",
         RELEASE: answer.served_by or "",
     }
-
-
-async def _picture(png: bytes, wanted: api.Wanted) -> str:
-    return base64.b64encode(await convert(png, wanted.format, wanted.compression)).decode()

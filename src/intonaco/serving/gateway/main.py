@@ -1,18 +1,30 @@
-"""Start the gateway: ``python -m intonaco.serving.gateway.main --workspace DIR``."""
+"""Start a gateway: ``python -m intonaco.serving.gateway.main --workspace DIR [--name NAME]``.
+
+With ``serving.gateway.processes`` over 1 there are several side by side, ``gateway``,
+``gateway-1`` and so on: each a process with its own admin port, announcement and log of records,
+all on one public port.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
+import fcntl
 import logging
 import os
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import uvloop
 
 from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config, load
+from intonaco.config import Gateway as Settings
 from intonaco.errors import Conflict, IntonacoError
 from intonaco.segment_log import SegmentWriter
 from intonaco.serving.gateway.access import new_id
@@ -30,10 +42,16 @@ from intonaco.workspace import Workspace
 log = logging.getLogger(__name__)
 
 NAME = "gateway"
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def build(
-    workspace: Workspace, config: Config, *, http: httpx.AsyncClient, clock: Clock
+    workspace: Workspace,
+    config: Config,
+    *,
+    http: httpx.AsyncClient,
+    clock: Clock,
+    name: str = NAME,
 ) -> Gateway:
     """The gateway of a workspace, with the table it followed last."""
     settings = config.serving.gateway
@@ -42,7 +60,7 @@ def build(
     state.load()
     dispatcher = Dispatcher(
         state,
-        Upstream(state, http, clock),
+        Upstream(state, http, clock, most_bytes=settings.max_response_bytes),
         clock,
         challenger_timeout_s=settings.challenger_timeout_s,
     )
@@ -51,7 +69,7 @@ def build(
         config.service,
         settings.keep_images,
         metrics,
-        SegmentWriter(workspace.records, NAME),
+        SegmentWriter(workspace.records, name, fsync=settings.records_fsync),
         Digests(workspace.instance_key()),
         settings.prompts,
     )
@@ -72,43 +90,83 @@ def build(
     )
 
 
-async def run(workspace: Workspace, config: Config) -> None:
-    """Serve until SIGTERM. Raises ConfigError for a taken port, Conflict if a gateway runs."""
-    if (running := workspace.process(NAME)) is not None:
-        raise Conflict(
-            f"a gateway of this workspace runs already (pid {running.pid})",
-            hint="stop it first, or give this one a workspace of its own",
-        )
+async def run(workspace: Workspace, config: Config, name: str = NAME) -> None:
+    """Serve until SIGTERM. Raises ConfigError for a taken port, Conflict if a gateway of that name
+    runs."""
     settings = config.serving.gateway
-    public, url = bind(settings.host, settings.port, what="gateway")
     admin, admin_url = bind("127.0.0.1", 0, what="gateway (admin)")
-    async with client() as http:
-        gateway = build(workspace, config, http=http, clock=SystemClock())
+    async with client(settings.max_response_bytes) as http:
+        with _alone(workspace):
+            if (running := workspace.process(name)) is not None:
+                raise Conflict(
+                    f"a {name} of this workspace runs already (pid {running.pid})",
+                    hint="stop it first, or give this one a workspace of its own",
+                )
+            public, url = _public(workspace, settings, name)
+            gateway = build(workspace, config, http=http, clock=SystemClock(), name=name)
+            workspace.announce(name, url=url, admin_url=admin_url, service_id=config.service)
         grace = int(settings.request_timeout_s)
         servers = (
             server(gateway.public_app(), keep_alive_s=GATEWAY_KEEP_ALIVE_S, grace_s=grace),
             server(gateway.admin_app(), keep_alive_s=GATEWAY_KEEP_ALIVE_S, grace_s=1),
         )
         on_stop(*servers)
-        workspace.announce(NAME, url=url, admin_url=admin_url, service_id=config.service)
         log.info("listens at %s", url, extra={"action": "gateway.ready"})
+        looking = asyncio.create_task(gateway.state.keep_looking())
         housekeeping = asyncio.create_task(gateway.keep_house())
         await asyncio.gather(servers[0].serve(sockets=[public]), servers[1].serve(sockets=[admin]))
+        looking.cancel()
         housekeeping.cancel()
         await gateway.close()
+
+
+@contextmanager
+def _alone(workspace: Workspace) -> Iterator[None]:
+    """One gateway of a workspace takes its port at a time."""
+    workspace.run.mkdir(parents=True, exist_ok=True)
+    with (workspace.run / "gateways-start.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _public(workspace: Workspace, settings: Settings, name: str) -> tuple[socket.socket, str]:
+    """The public socket. The port is shared with this workspace's gateways and nobody else: it is
+    the one that they have, or one that is free. Raises ConfigError."""
+    if settings.processes == 1:
+        return bind(settings.host, settings.port, what=name)
+    url = next((info.url for info in workspace.gateways() if info.url), None)
+    if url is None:
+        # Sharing is asked of the system, not of who listens there: make sure that nobody does.
+        free, url = bind(settings.host, settings.port, what=name)
+        free.close()
+    port = int(url.rpartition(":")[2])
+    return bind(settings.host, port, what=name, shared=True)
+
+
+def keep_memory() -> None:
+    """Keep freed blocks of the size of pictures. By default the C library gives them back to the
+    system and gets them again page by page, which took a third of the gateway's time."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc allows
+    mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="intonaco.serving.gateway.main")
     parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--name", default=NAME, help="gateway, or gateway-N beside it")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for noisy in ("httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # broken forms are the client's
+    keep_memory()
     workspace = Workspace(args.workspace.resolve())
     try:
-        asyncio.run(run(workspace, load(workspace.config_file)))
+        uvloop.run(run(workspace, load(workspace.config_file), args.name))
     except IntonacoError as error:
         sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code

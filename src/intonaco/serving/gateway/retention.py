@@ -11,29 +11,21 @@ trackers were given are not touched.
 from __future__ import annotations
 
 import calendar
+import contextlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
+from intonaco.segment_log import Offset, expired
 from intonaco.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 DAY_S = 86_400.0
 MINUTE_S = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """``name``: WRITER/EPOCH-SEGMENT.jsonl, relative to its log. ``written``: last write."""
-
-    name: str
-    bytes: int
-    written: float
 
 
 def expired_minutes(names: Iterable[str], cutoff: float) -> list[str]:
@@ -50,23 +42,6 @@ def expired_minutes(names: Iterable[str], cutoff: float) -> list[str]:
     return found
 
 
-def expired_segments(
-    segments: Iterable[Segment], cutoff: float, consumed: Mapping[str, int] | None = None
-) -> list[str]:
-    """Segments last written before the cutoff, except the newest of each writer and, where
-    ``consumed`` tells how far readers are (bytes by name), those not read to their end."""
-    found: list[str] = []
-    by_writer: dict[str, list[Segment]] = {}
-    for segment in segments:
-        by_writer.setdefault(segment.name.rpartition("/")[0], []).append(segment)
-    for own in by_writer.values():
-        for segment in sorted(own, key=lambda s: s.name)[:-1]:
-            unread = consumed is not None and consumed.get(segment.name, 0) < segment.bytes
-            if segment.written < cutoff and not unread:
-                found.append(segment.name)
-    return found
-
-
 def prune(workspace: Workspace, now: float, days: float) -> int:
     """Delete what is older than ``days``; returns how many files and folders went."""
     cutoff = now - days * DAY_S
@@ -77,14 +52,15 @@ def prune(workspace: Workspace, now: float, days: float) -> int:
         gone += 1
     for day in workspace.images.glob("[0-9]*"):
         _remove_empty(day)
-    for root, consumed in (
+    for root, readers in (
         (workspace.records, _scored(workspace)),
-        (workspace.scores, None),
-        (workspace.feedback, None),
+        (workspace.scores, []),
+        (workspace.feedback, []),
     ):
-        for name in expired_segments(_segments(root), cutoff, consumed):
-            (root / name).unlink(missing_ok=True)
-            gone += 1
+        with contextlib.suppress(FileNotFoundError):  # another gateway is at it
+            for path in expired(root, cutoff, readers):
+                path.unlink()
+                gone += 1
     log.info(
         "deleted %d files and folders older than %g days",
         gone,
@@ -94,26 +70,15 @@ def prune(workspace: Workspace, now: float, days: float) -> int:
     return gone
 
 
-def _segments(root: Path) -> Iterable[Segment]:
-    for path in root.glob("*/*.jsonl"):
-        try:
-            stat = path.stat()
-        except FileNotFoundError:  # another gateway prunes too
-            continue
-        yield Segment(
-            name=path.relative_to(root).as_posix(), bytes=stat.st_size, written=stat.st_mtime
-        )
-
-
-def _scored(workspace: Workspace) -> Mapping[str, int] | None:
-    """How far the scorer has read the records; None where no scorer has ever run."""
+def _scored(workspace: Workspace) -> list[Offset]:
+    """How far the scorer has read the records; nothing where no scorer has ever run."""
     try:
         offset = json.loads((workspace.run / "scorer-offset.json").read_text())
-        return {str(k): int(v) for k, v in offset["records"].items()}
+        return [{str(k): int(v) for k, v in offset["records"].items()}]
     except FileNotFoundError:
-        return None
+        return []
     except (ValueError, KeyError, TypeError, AttributeError):
-        return {}  # there was one, and nobody knows how far it is: keep
+        return [{}]  # there was one, and nobody knows how far it is: keep
 
 
 def _remove_empty(folder: Path) -> None:

@@ -14,12 +14,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import pybase64
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from intonaco.messages import ApiError, StreamEvent
-from intonaco.serving.gateway.dispatch import OnEvent
+from intonaco.serving.gateway.upstream import OnEvent
 from intonaco.serving.http import unless_gone
 
 T = TypeVar("T")
@@ -34,8 +35,12 @@ NO_USAGE: Mapping[str, Any] = {
 HEARTBEAT = b": still at work\n\n"
 
 
-def event(fields: Mapping[str, Any]) -> bytes:
-    return f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n".encode()
+def event(fields: Mapping[str, Any], picture: bytes | None = None) -> bytes:
+    """``picture`` becomes ``b64_json``."""
+    data = json.dumps(fields).encode()
+    if picture is not None:  # base64 needs no escaping
+        data = b'{"b64_json": "' + pybase64.b64encode(picture) + b'", ' + data[1:]
+    return b"event: " + str(fields["type"]).encode() + b"\ndata: " + data + b"\n\n"
 
 
 def error_event(error: ApiError) -> bytes:

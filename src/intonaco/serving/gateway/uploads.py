@@ -6,11 +6,11 @@ work of milliseconds to a second and runs in threads.
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from dataclasses import dataclass
 
+import pybase64
 from PIL import Image, ImageOps
 
 from intonaco.serving.gateway.picture_headers import Unreadable, read_header
@@ -119,4 +119,4 @@ def _where_to_paint(cover: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _png(picture: Image.Image) -> str:
     out = io.BytesIO()
     picture.save(out, format="PNG", compress_level=1)
-    return base64.b64encode(out.getvalue()).decode()
+    return pybase64.b64encode(out.getvalue()).decode()

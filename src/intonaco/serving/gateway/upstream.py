@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 
 import httpx
+import pybase64
 
 from intonaco.clock import Clock
 from intonaco.codec import decode, encode
@@ -24,13 +25,21 @@ from intonaco.messages import (
     WorkerError,
 )
 from intonaco.serving.gateway.state import GatewayState
+from intonaco.serving.gateway.transport import WorkerTransport
 from intonaco.serving.http import GATEWAY_KEEP_ALIVE_S
 from intonaco.types import Arm, Attempt, Outcome
 
 CONNECT_S = 2.0
 DOWN_S = 1.0  # how long a URL that refused a connection is tried last
+DRAIN_S = 0.2  # for a worker to end a stream after its last line
 READY_S = 1.0  # for a worker to say whether it is ready
-HEADERS = {PROTOCOL_HEADER: PROTOCOL_VERSION, "content-type": "application/json"}
+HEADERS = {
+    PROTOCOL_HEADER: PROTOCOL_VERSION,
+    "content-type": "application/json",
+    "accept-encoding": "identity",
+}
+
+OnEvent = Callable[[StreamEvent], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +60,10 @@ class Reply:
         return self.outcome in (Outcome.ERROR, Outcome.TIMEOUT)
 
 
-def client() -> httpx.AsyncClient:
-    """Pooled connections to workers; proxies of the environment are not for them."""
+def client(most_bytes: int) -> httpx.AsyncClient:
+    """Pooled connections to workers. ``most_bytes``: of an answer; a larger one is an error."""
     return httpx.AsyncClient(
-        limits=httpx.Limits(max_connections=None, keepalive_expiry=GATEWAY_KEEP_ALIVE_S),
+        transport=WorkerTransport(limit=most_bytes, keep_alive_s=GATEWAY_KEEP_ALIVE_S),
         timeout=httpx.Timeout(None, connect=CONNECT_S),
         trust_env=False,
         headers=HEADERS,
@@ -66,6 +75,7 @@ class Upstream:
     state: GatewayState
     http: httpx.AsyncClient
     clock: Clock
+    most_bytes: int = 2**27  # of an answer
     _busy: Counter[str] = field(default_factory=Counter)
     _down: dict[str, float] = field(default_factory=dict)
 
@@ -92,110 +102,214 @@ class Upstream:
         url: str,
         request: GenerateRequest,
         deadline: float,
-        on_event: Callable[[StreamEvent], Awaitable[None]] | None = None,
+        on_event: OnEvent | None = None,
     ) -> Reply:
-        """One image of one worker, before ``deadline`` (epoch seconds). With ``on_event`` the
-        worker streams, and progress and partial images are passed on as they come. Never raises,
-        except when cancelled."""
+        """One image of one worker, before ``deadline`` (epoch seconds).
+
+        With ``on_event`` the worker is asked for a stream, and what comes before its last line is
+        told there, in order; a worker that answers plainly is fine. Who listens slowly delays
+        nothing: the worker's time is taken when its last line is here. Never raises, except when
+        cancelled or what ``on_event`` raises."""
         start = self.clock.now()
         left = deadline - start
         wanted = replace(request, deadline=deadline, stream=on_event is not None)
-        outcome, error, refused = Outcome.ERROR, "", False
-        answer: Generated | None = None
-        png: bytes | None = None
+        end = _End(error="")
+        refused = False
         self._busy[url] += 1
+        told = None if on_event is None else _Teller(on_event)
         try:
             with self.state.flight(arm.release):
                 async with asyncio.timeout(max(0.0, left)):
-                    if on_event is None:
-                        response = await self.http.post(f"{url}/generate", content=encode(wanted))
-                        last = None
-                    else:
-                        response, last = await self._streamed(url, wanted, on_event)
-            outcome, error = _judge(response)
-            if outcome is Outcome.OK and last is not None and last.error is not None:
-                outcome = _outcome(last.status)
-                error = f"{last.status} {last.error.code}: {last.error.message}"
-            elif outcome is Outcome.OK:
-                if last is not None and last.generated is not None and last.png is not None:
-                    answer, png = last.generated, base64.b64decode(last.png)
-                else:
-                    answer = decode(Generated, response.headers.get(GENERATED_HEADER, ""))
-                    png = response.content
-                if answer.release != arm.release:
-                    # A port can pass to another process: never credit an image to a stranger.
-                    outcome, error = Outcome.ERROR, f"answered as release {answer.release[:10]}"
+                    end = await self._ask(url, wanted, told)
+            if end.generated is not None and end.generated.release != arm.release:
+                # A port can pass to another process: never credit an image to a stranger.
+                end = _End(error=f"answered as release {end.generated.release[:10]}")
         except TimeoutError:
-            outcome, error = Outcome.TIMEOUT, f"no answer within {left:.1f} s"
+            end = _End(outcome=Outcome.TIMEOUT, error=f"no answer within {left:.1f} s")
         except (httpx.ConnectError, httpx.ConnectTimeout) as problem:
             self._down[url] = self.clock.now()
-            error, refused = f"{type(problem).__name__}: {problem}", True
+            end, refused = _End(error=f"{type(problem).__name__}: {problem}"), True
         except httpx.HTTPError as problem:
-            error = f"{type(problem).__name__}: {problem}"
+            end = _End(error=f"{type(problem).__name__}: {problem}")
         except StorageError as problem:
-            outcome, error = Outcome.ERROR, f"unreadable answer: {type(problem).__name__}"
+            end = _End(error=f"unreadable answer: {type(problem).__name__}")
+        except BaseException:
+            if told is not None:
+                told.stop()
+            raise
         finally:
             self._busy[url] -= 1
-        good = outcome is Outcome.OK
-        attempt = Attempt(
-            arm=arm.name,
-            release=arm.release,
-            outcome=outcome,
-            started_at=start,
-            seconds=self.clock.now() - start,
-            error=error,
-        )
-        if answer and good:
-            attempt = replace(
-                attempt,
-                queue_seconds=answer.queue_seconds,
-                service_seconds=answer.service_seconds,
-                encode_seconds=answer.encode_seconds,
-                denoise_seconds=answer.denoise_seconds,
-                decode_seconds=answer.decode_seconds,
-                batch_size=answer.batch_size,
-                padded_size=answer.padded_size,
-                gpu_seconds=answer.gpu_seconds,
-                peak_memory_bytes=answer.peak_memory_bytes,
-            )
-        return Reply(attempt=attempt, png=png if good else None, refused=refused)
+        attempt = _attempt(arm, start, self.clock.now() - start, end)
+        if told is not None:
+            await told.finish(max(0.0, deadline - self.clock.now()))
+        return Reply(attempt=attempt, png=end.png, refused=refused)
 
-    async def _streamed(
-        self, url: str, wanted: GenerateRequest, on_event: Callable[[StreamEvent], Awaitable[None]]
-    ) -> tuple[httpx.Response, StreamEvent | None]:
-        """The response and its last event; None where it was no stream."""
-        async with self.http.stream("POST", f"{url}/generate", content=encode(wanted)) as response:
-            if not response.headers.get("content-type", "").startswith(STREAM_TYPE):
-                await response.aread()
-                return response, None
-            async for line in response.aiter_lines():
-                seen = decode(StreamEvent, line)
-                if seen.kind in ("completed", "error"):
-                    return response, seen
-                await on_event(seen)
-        raise httpx.RemoteProtocolError("the stream ended early")
+    async def _ask(self, url: str, wanted: GenerateRequest, told: _Teller | None) -> _End:
+        """Raises httpx.HTTPError, StorageError, TimeoutError."""
+        sent = self.http.stream("POST", f"{url}/generate", content=encode(wanted))
+        async with sent as response:
+            theirs = response.headers.get(PROTOCOL_HEADER, "")
+            if theirs.partition(".")[0] != PROTOCOL_VERSION.partition(".")[0]:
+                return _End(error=f"speaks protocol {theirs!r}, not {PROTOCOL_VERSION}")
+            kind = response.headers.get("content-type", "").partition(";")[0]
+            if told is not None and response.status_code == 200 and kind == STREAM_TYPE:
+                return await _follow(response, told, self.most_bytes)
+            body = await _whole(response, self.most_bytes)
+            if response.status_code != 200:
+                return _judge(response.status_code, _worker_error(body))
+            generated = decode(Generated, response.headers.get(GENERATED_HEADER, ""))
+            return _End(outcome=Outcome.OK, error="", generated=generated, png=body)
 
 
-def _outcome(status: int) -> Outcome:
-    if status in (429, 503):
-        return Outcome.REJECTED
-    if status in (400, 422):
-        return Outcome.INVALID
-    if status == 504:
-        return Outcome.TIMEOUT
-    return Outcome.ERROR
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _End:
+    """How a try ended. ``generated`` and ``png`` exactly when it was good."""
+
+    outcome: Outcome = Outcome.ERROR
+    error: str
+    generated: Generated | None = None
+    png: bytes | None = None
 
 
-def _judge(response: httpx.Response) -> tuple[Outcome, str]:
-    theirs = response.headers.get(PROTOCOL_HEADER, "")
-    if theirs.partition(".")[0] != PROTOCOL_VERSION.partition(".")[0]:
-        return Outcome.ERROR, f"speaks protocol {theirs!r}, not {PROTOCOL_VERSION}"
-    status = response.status_code
-    if status == 200:
-        return Outcome.OK, ""
+class _Teller:
+    """Hands events on in order, from a task of its own: reading never waits for the listener. What
+    waits is bounded by the size of an answer."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._events: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    def tell(self, event: StreamEvent) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        self._events.put_nowait(event)
+
+    async def _run(self) -> None:
+        while (event := await self._events.get()) is not None:
+            await self._on_event(event)
+
+    async def finish(self, seconds: float) -> None:
+        """Until all is told, at most so long. Raises what the listener raised."""
+        if self._task is None:
+            return
+        self._events.put_nowait(None)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._task
+        except TimeoutError:
+            return  # the listener's connection is the slow one; the picture is here
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        if self._task is None:
+            return
+        self._task.cancel()
+        if self._task.done() and not self._task.cancelled():
+            self._task.exception()  # told already, or nobody is left to tell
+
+
+async def _whole(response: httpx.Response, most: int) -> bytes:
+    """The body. Raises httpx.HTTPError."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > most:
+            raise httpx.RemoteProtocolError(f"an answer over {most} bytes")
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _lines(response: httpx.Response, most: int) -> AsyncGenerator[bytes, None]:
+    """Whole lines as they come. Raises httpx.HTTPError."""
+    tail: list[bytes] = []
+    size = 0  # of all lines, so of the longest too
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > most:
+            raise httpx.RemoteProtocolError(f"an answer over {most} bytes")
+        *lines, rest = part.split(b"\n")
+        for line in lines:
+            yield b"".join((*tail, line))
+            tail = []
+        tail.append(rest)
+
+
+async def _follow(response: httpx.Response, told: _Teller, most: int) -> _End:
+    """Tell what happens until the last line. Raises httpx.HTTPError, StorageError."""
+    async with aclosing(_lines(response, most)) as lines:
+        async for line in lines:
+            if not line:
+                continue
+            event = decode(StreamEvent, line)
+            if event.kind in ("progress", "partial"):
+                told.tell(event)
+                continue
+            end = _last(event)
+            # Read to its end, the connection can be used again.
+            with suppress(TimeoutError, httpx.HTTPError):
+                async with asyncio.timeout(DRAIN_S):
+                    async for _ in lines:
+                        pass
+            return end
+    return _End(error="the stream ended without its last line")
+
+
+def _last(event: StreamEvent) -> _End:
+    """Raises StorageError."""
+    if event.kind == "error":
+        return _judge(event.status, event.error)
+    if event.png is None or event.generated is None:
+        raise StorageError("a completed event without png or generated")
     try:
-        problem = decode(WorkerError, response.content)
-        text = f"{status} {problem.code}: {problem.message}"
+        png = pybase64.b64decode(event.png, validate=True)
+    except ValueError as error:
+        raise StorageError("the png is no base64") from error
+    return _End(outcome=Outcome.OK, error="", generated=event.generated, png=png)
+
+
+def _attempt(arm: Arm, start: float, seconds: float, end: _End) -> Attempt:
+    attempt = Attempt(
+        arm=arm.name,
+        release=arm.release,
+        outcome=end.outcome,
+        started_at=start,
+        seconds=seconds,
+        error=end.error,
+    )
+    said = end.generated
+    if said is None:
+        return attempt
+    return replace(
+        attempt,
+        queue_seconds=said.queue_seconds,
+        service_seconds=said.service_seconds,
+        encode_seconds=said.encode_seconds,
+        denoise_seconds=said.denoise_seconds,
+        decode_seconds=said.decode_seconds,
+        batch_size=said.batch_size,
+        padded_size=said.padded_size,
+        gpu_seconds=said.gpu_seconds,
+        peak_memory_bytes=said.peak_memory_bytes,
+    )
+
+
+def _worker_error(body: bytes) -> WorkerError | None:
+    try:
+        return decode(WorkerError, body)
     except StorageError:
-        text = f"{status}"
-    return _outcome(status), text
+        return None
+
+
+def _judge(status: int, problem: WorkerError | None) -> _End:
+    """What a status other than 200 means."""
+    text = f"{status} {problem.code}: {problem.message}" if problem else f"{status}"
+    if status in (429, 503):
+        return _End(outcome=Outcome.REJECTED, error=text)
+    if status in (400, 422):
+        return _End(outcome=Outcome.INVALID, error=text)
+    if status == 504:
+        return _End(outcome=Outcome.TIMEOUT, error=text)
+    return _End(outcome=Outcome.ERROR, error=text)

@@ -1,18 +1,21 @@
-"""The worker's HTTP side: ``/generate``, ``/attest``, ``/livez``, ``/readyz``, ``/drain``.
+"""The worker's HTTP side: ``/generate``, ``/attest``, ``/metrics``, ``/livez``, ``/readyz``,
+``/drain``.
 
-Before the engine is loaded the worker lives but is not ready.
+Before the engine is loaded the worker lives but is not ready. This module imports no torch: the
+engine is handed in once it is loaded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,19 +32,77 @@ from intonaco.messages import (
     Attestation,
     Generated,
     GenerateRequest,
+    StreamEvent,
     WorkerError,
 )
 from intonaco.releases import environment_versions
 from intonaco.serving.faults import Fault
 from intonaco.serving.http import BodyTooLarge, body, unless_gone
-from intonaco.serving.worker.batcher import DeadlinePassed, Done, Draining, MicroBatcher, QueueFull
-from intonaco.serving.worker.engine import Engine, InvalidRequest, batch_key, png
+from intonaco.serving.worker.answers import (
+    HEADERS,
+    Problem,
+    error_response,
+    http_error,
+    problem_of,
+    server_error,
+)
+from intonaco.serving.worker.batcher import MicroBatcher
+from intonaco.serving.worker.core import Images, InvalidRequest, StepWatch
+from intonaco.serving.worker.gpu import Gpu
+from intonaco.serving.worker.job import (
+    DeadlinePassed,
+    DeadlineUnmeetable,
+    Done,
+    Draining,
+    Job,
+    QueueFull,
+)
+from intonaco.serving.worker.metrics import CONTENT_TYPE, WorkerMetrics
+from intonaco.serving.worker.streaming import LineStream, Mailbox, Progress
+from intonaco.types import ServingSpec
 
 log = logging.getLogger(__name__)
 
-HEADERS = {PROTOCOL_HEADER: PROTOCOL_VERSION}
-MAX_BODY = 2**20
+MAX_BODY = 2**27  # a picture and its mask, as base64
+LONG_BODY = 2**18  # read by a thread of its own
+MAX_PARTIAL_IMAGES = 16
 NO_LONGER_THERE = 499
+
+
+class Engine(Protocol):
+    """A loaded release."""
+
+    @property
+    def spec(self) -> ServingSpec: ...
+    @property
+    def release_id(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def load_seconds(self) -> float: ...
+    def check(self, request: GenerateRequest) -> None:
+        """Raises InvalidRequest. From any thread."""
+        ...
+
+    def batch_key(self, request: GenerateRequest) -> Hashable:
+        """Requests that agree in it can share a batch."""
+        ...
+
+    def warm_up_request(self) -> GenerateRequest:
+        """One that this release can do, with its generation defaults."""
+        ...
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], size: int, watch: StepWatch | None = None
+    ) -> Images: ...
+    def peak_memory_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    engine: Engine
+    png: Callable[[Any], bytes]
+    gpu: Gpu | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,109 +113,179 @@ class Item:
 
 @dataclass(slots=True)
 class Worker:
-    """``engine`` is set once loaded, ``ready`` once warm."""
+    """``loaded`` is set once the release is loaded, ``ready`` once it is warm. ``now``: epoch
+    seconds, of deadlines; ``monotonic``: of everything else."""
 
     sizes: Sequence[int]
     wait_s: float
     queue_limit: int
+    strict: bool = False
     fault: Fault | None = None
-    engine: Engine | None = None
+    now: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    loaded: Loaded | None = None
     ready: bool = False
-    batcher: MicroBatcher[Item, Any] = field(init=False)
+    batcher: MicroBatcher[Item] = field(init=False)
+    metrics: WorkerMetrics = field(init=False)
     _ordinal: Any = field(init=False, default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self.batcher = MicroBatcher(
-            self._run, sizes=self.sizes, wait_s=self.wait_s, limit=self.queue_limit
+            self._run,
+            sizes=self.sizes,
+            wait_s=self.wait_s,
+            limit=self.queue_limit,
+            strict=self.strict,
+            now=self.now,
+            monotonic=self.monotonic,
+        )
+        self.metrics = WorkerMetrics(
+            self.batcher,
+            release=lambda: self.loaded.engine.release_id if self.loaded else None,
+            gpu=lambda: self.loaded.gpu if self.loaded else None,
         )
 
     def warm_up(self) -> None:
-        """One batch of each size with the release's own generation defaults."""
-        assert self.engine is not None
-        defaults = self.engine.spec.generation
-        request = GenerateRequest(
-            request_id="warm-up",
-            prompt="warm-up",
-            seed=0,
-            steps=int(defaults["steps"]),
-            guidance_scale=float(defaults["guidance_scale"]),
-            width=int(defaults["width"]),
-            height=int(defaults["height"]),
-        )
-        for size in self.sizes:
-            self.engine.generate([request], size)
+        """One batch of each size with the release's own generation defaults, on the thread that
+        serves. Raises OutOfMemory, and what the pipeline raises."""
+        assert self.loaded is not None
+        request = self.loaded.engine.warm_up_request()
+        self.batcher.warm_up(Item(request), self.loaded.engine.batch_key(request))
 
-    def _run(self, items: Sequence[Item], size: int) -> list[Any]:
-        assert self.engine is not None
+    def _run(self, items: Sequence[Item], size: int, watch: StepWatch) -> Images:
+        assert self.loaded is not None
         slow = max(i.slow for i in items)
         if slow:  # an injected fault, said at the start of the log
             time.sleep(slow)
-        return self.engine.generate([i.request for i in items], size)
+        return self.loaded.engine.generate([i.request for i in items], size, watch)
 
-    # ------------------------------------------------------------------ endpoints
+    # ------------------------------------------------------------------ POST /generate
 
     async def generate(self, request: Request) -> Response:
+        """One image: a PNG with its facts in a header, or a stream of events."""
         theirs = request.headers.get(PROTOCOL_HEADER, "")
         if theirs.partition(".")[0] != PROTOCOL_VERSION.partition(".")[0]:
-            return _error(409, "protocol", f"this worker speaks {PROTOCOL_VERSION}, not {theirs!r}")
+            message = f"this worker speaks {PROTOCOL_VERSION}, not {theirs!r}"
+            return self._answer(Problem(409, "protocol", message))
         try:
-            wanted = decode(GenerateRequest, await body(request, MAX_BODY))
-        except StorageError as error:
-            return _error(400, "invalid", str(error))
-        except BodyTooLarge:
-            return _error(400, "invalid", f"the body is over {MAX_BODY} bytes")
-        if self.engine is None or not self.ready:
-            return _error(503, "draining", "not ready yet", retry_after=1)
+            wanted = await _read(request)
+        except (StorageError, InvalidRequest) as error:
+            return self._answer(Problem(400, "invalid", str(error)))
+        except ClientDisconnect:
+            return error_response(Problem(NO_LONGER_THERE, "internal", "the client hung up"))
+        loaded = self.loaded
+        if loaded is None or not self.ready:
+            return self._answer(Problem(503, "draining", "not ready yet", 1))
         try:
-            self.engine.check(wanted)
+            if wanted.image is None:
+                loaded.engine.check(wanted)
+            else:  # it may have to look at the picture
+                await asyncio.to_thread(loaded.engine.check, wanted)
         except InvalidRequest as error:
-            return _error(400, "invalid", str(error))
+            return self._answer(Problem(400, "invalid", str(error)))
         ordinal = next(self._ordinal)
         hit = self.fault if self.fault and self.fault.hits(ordinal) else None
         if hit and hit.kind == "errors":
-            return _error(500, "internal", "injected fault")
+            return self._answer(Problem(500, "internal", "injected fault"))
+        mailbox = Mailbox(wanted.partial_images) if wanted.stream else None
         try:
-            future = self.batcher.submit(
-                Item(wanted, hit.seconds if hit else 0.0), batch_key(wanted), wanted.deadline
+            job = self.batcher.submit(
+                Item(wanted, hit.seconds if hit else 0.0),
+                loaded.engine.batch_key(wanted),
+                unit=wanted.unit,
+                deadline=wanted.deadline,
+                listener=mailbox,
             )
-        except QueueFull:
-            return _error(429, "full", "the queue is full", retry_after=1)
-        except Draining:
-            return _error(503, "draining", "no new work is taken", retry_after=1)
-        try:
-            done = await unless_gone(request, _result(future))
-        except ClientDisconnect:
-            return _error(NO_LONGER_THERE, "internal", "the client hung up")
-        except DeadlinePassed:
-            return _error(504, "deadline", "the deadline passed in the queue")
-        except Draining:
-            return _error(503, "draining", "stopped before the batch began", retry_after=1)
-        except Exception as error:  # whatever the pipeline raised; the batcher logged it
-            return _error(500, "internal", type(error).__name__)
-        generated = Generated(
-            request_id=wanted.request_id,
-            release=self.engine.release_id,
-            queue_seconds=done.queue_seconds,
-            service_seconds=done.service_seconds,
-            batch_size=done.batch_size,
-            padded_size=done.padded_size,
+        except (QueueFull, Draining, DeadlinePassed, DeadlineUnmeetable) as error:
+            return self._answer(problem_of(error))
+        if mailbox is None:
+            return await self._one(request, job, loaded)
+        return LineStream(
+            request, self._lines(job, mailbox, loaded), headers=HEADERS, ended=self._ending(job)
         )
-        headers = HEADERS | {GENERATED_HEADER: encode(generated)}
-        return Response(await _png(done.output), media_type="image/png", headers=headers)
+
+    async def _one(self, request: Request, job: Job[Item], loaded: Loaded) -> Response:
+        ended = self._ending(job)
+        try:
+            done = await unless_gone(request, _result(job))
+        except ClientDisconnect:
+            return error_response(Problem(NO_LONGER_THERE, "internal", "the client hung up"))
+        except Exception as error:  # whatever the pipeline raised; the batcher logged it
+            return self._answer(problem_of(error))
+        finally:
+            ended()
+        headers = HEADERS | {GENERATED_HEADER: encode(_generated(job, done, loaded))}
+        return Response(await _png(loaded, done.image), media_type="image/png", headers=headers)
+
+    async def _lines(
+        self, job: Job[Item], mailbox: Mailbox, loaded: Loaded
+    ) -> AsyncIterator[bytes]:
+        """What becomes of a job, one event a line. The last one is "completed" or "error"."""
+        try:
+            async for news in mailbox.until(job.future):
+                if isinstance(news, Progress):
+                    event = StreamEvent(kind="progress", step=news.step, steps=news.steps)
+                else:
+                    event = StreamEvent(
+                        kind="partial",
+                        step=news.step,
+                        steps=news.steps,
+                        index=news.index,
+                        png=_text(await _png(loaded, news.image)),
+                    )
+                yield _line(event)
+            done = job.future.result()
+            png = _text(await _png(loaded, done.image))
+            generated = _generated(job, done, loaded)
+            yield _line(StreamEvent(kind="completed", png=png, generated=generated))
+        except Exception as error:
+            if not job.future.done() or error is not job.future.exception():
+                log.exception("a stream broke off", extra={"action": "worker.stream_failed"})
+            problem = self._note(problem_of(error))
+            yield _line(
+                StreamEvent(
+                    kind="error",
+                    error=WorkerError(code=problem.code, message=problem.message),
+                    status=problem.status,
+                )
+            )
+
+    def _ending(self, job: Job[Item]) -> Callable[[], None]:
+        """To be called once nobody waits for the job any more. Until then its deadline is
+        watched."""
+        timer: asyncio.TimerHandle | None = None
+        if job.deadline is not None:
+            left = max(0.0, job.deadline - self.now())
+            timer = asyncio.get_running_loop().call_later(left, self.batcher.expire, job)
+
+        def ended() -> None:
+            if timer is not None:
+                timer.cancel()
+            if job.future.cancelled() or not job.future.done():
+                self.metrics.hung_up += 1
+            self.batcher.abandon(job)
+
+        return ended
+
+    # ------------------------------------------------------------------ the other endpoints
 
     async def attest(self, request: Request) -> Response:
-        if self.engine is None:
-            return _error(503, "draining", "still loading", retry_after=1)
+        if self.loaded is None:
+            return self._answer(Problem(503, "draining", "still loading", 1))
+        engine = self.loaded.engine
         value = Attestation(
-            release_id=self.engine.release_id,
+            release_id=engine.release_id,
             protocol=PROTOCOL_VERSION,
             pid=os.getpid(),
-            serving=as_json(self.engine.spec),
+            serving=as_json(engine.spec),
             versions=environment_versions(),
-            load_seconds=self.engine.load_seconds,
-            peak_memory_bytes=self.engine.peak_memory_bytes(),
+            load_seconds=engine.load_seconds,
+            peak_memory_bytes=engine.peak_memory_bytes(),
         )
         return Response(encode(value), media_type="application/json", headers=HEADERS)
+
+    async def prometheus(self, request: Request) -> Response:
+        return Response(self.metrics.text(), headers={**HEADERS, "content-type": CONTENT_TYPE})
 
     async def livez(self, request: Request) -> Response:
         return JSONResponse({"live": True}, headers=HEADERS)
@@ -165,7 +296,7 @@ class Worker:
             "ready": serving,
             "draining": self.batcher.draining,
             "in_flight": self.batcher.in_flight,
-            "release_id": self.engine.release_id if self.engine else None,
+            "release_id": self.loaded.engine.release_id if self.loaded else None,
         }
         return JSONResponse(state, 200 if serving else 503, headers=HEADERS)
 
@@ -181,38 +312,70 @@ class Worker:
             routes=[
                 Route("/generate", self.generate, methods=["POST"]),
                 Route("/attest", self.attest),
+                Route("/metrics", self.prometheus),
                 Route("/livez", self.livez),
                 Route("/readyz", self.readyz),
                 Route("/drain", self.drain, methods=["POST"]),
             ],
-            exception_handlers={HTTPException: _http_error, Exception: _server_error},
+            exception_handlers={HTTPException: http_error, Exception: server_error},
         )
 
+    # ------------------------------------------------------------------ answers
 
-async def _result(future: Any) -> Done[Any]:
-    done: Done[Any] = await asyncio.wrap_future(future)
-    return done
+    def _note(self, problem: Problem) -> Problem:
+        if problem.refusal:
+            self.metrics.refused[problem.code] += 1
+        return problem
+
+    def _answer(self, problem: Problem) -> Response:
+        return error_response(self._note(problem))
 
 
-async def _png(image: Any) -> bytes:
+async def _read(request: Request) -> GenerateRequest:
+    """Raises StorageError, InvalidRequest, ClientDisconnect."""
+    try:
+        content = await body(request, MAX_BODY)
+    except BodyTooLarge:
+        raise InvalidRequest(f"the body is over {MAX_BODY} bytes") from None
+    if len(content) > LONG_BODY:
+        wanted = await asyncio.to_thread(decode, GenerateRequest, content)
+    else:
+        wanted = decode(GenerateRequest, content)
+    if not 0 <= wanted.partial_images <= MAX_PARTIAL_IMAGES:
+        raise InvalidRequest(f"partial_images must be between 0 and {MAX_PARTIAL_IMAGES}")
+    return wanted
+
+
+async def _result(job: Job[Item]) -> Done:
+    return await asyncio.wrap_future(job.future)
+
+
+async def _png(loaded: Loaded, image: Any) -> bytes:
     # Small images are encoded faster than a thread is handed the work.
     if image.width * image.height <= 256 * 256:
-        return png(image)
-    return await asyncio.to_thread(png, image)
+        return loaded.png(image)
+    return await asyncio.to_thread(loaded.png, image)
 
 
-def _error(status: int, code: str, message: str, retry_after: int | None = None) -> Response:
-    headers = dict(HEADERS)
-    if retry_after is not None:
-        headers["retry-after"] = str(retry_after)
-    text = encode(WorkerError(code=code, message=message))
-    return Response(text, status, media_type="application/json", headers=headers)
+def _generated(job: Job[Item], done: Done, loaded: Loaded) -> Generated:
+    return Generated(
+        request_id=job.item.request.request_id,
+        release=loaded.engine.release_id,
+        queue_seconds=done.queue_seconds,
+        service_seconds=done.service_seconds,
+        encode_seconds=done.cost.encode_seconds,
+        denoise_seconds=done.cost.denoise_seconds,
+        decode_seconds=done.cost.decode_seconds,
+        batch_size=done.batch_size,
+        padded_size=done.padded_size,
+        gpu_seconds=done.gpu_seconds,
+        peak_memory_bytes=done.cost.peak_memory_bytes,
+    )
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, "invalid", str(error.detail))
+def _line(event: StreamEvent) -> bytes:
+    return encode(event).encode() + b"\n"
 
 
-async def _server_error(request: Request, error: Exception) -> Response:
-    return _error(500, "internal", type(error).__name__)
+def _text(png: bytes) -> str:
+    return base64.b64encode(png).decode()

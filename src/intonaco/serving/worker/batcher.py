@@ -1,103 +1,128 @@
-"""The micro-batcher: one thread, a bounded queue, batches of requests that agree.
+"""The micro-batcher: one thread, a bounded queue that is fair between users, batches of requests
+that agree.
 
-Oldest first: the oldest waiting job chooses the key, those that agree with it join, up to the
-largest batch size; the rest keep their place. A batch is padded to the next allowed size, because
-bits are the same only at the same size.
+``fair_queue`` says whose turn it is, ``sizes`` how large a batch may be, ``forecast`` what can
+still be done in time. This is the thread around them: it waits a moment for company, runs the
+batch, halves it when memory ran out, and gives it up when nobody waits for it any more. New jobs
+are admitted between batches.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic
+
+from intonaco.serving.worker.core import Aborted, Images, OutOfMemory, Preview, StepWatch
+from intonaco.serving.worker.fair_queue import FairQueue
+from intonaco.serving.worker.forecast import BatchTimes, seconds_until_done
+from intonaco.serving.worker.job import (
+    Counts,
+    DeadlinePassed,
+    DeadlineUnmeetable,
+    Done,
+    Draining,
+    I,
+    Job,
+    Listener,
+    QueueFull,
+)
+from intonaco.serving.worker.sizes import Sizes
 
 log = logging.getLogger(__name__)
 
-I = TypeVar("I")  # noqa: E741 (item)
-O = TypeVar("O")  # noqa: E741 (output)
+Run = Callable[[Sequence[I], int, StepWatch], Images]
 
 
-class QueueFull(Exception):
-    """The queue is full."""
-
-
-class Draining(Exception):
-    """No new work is taken."""
-
-
-class DeadlinePassed(Exception):
-    """Nobody waits for the answer any more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done(Generic[O]):
-    """``service_seconds``: of the whole batch. ``padded_size``: what the model really ran."""
-
-    output: O
-    queue_seconds: float
-    service_seconds: float
-    batch_size: int
-    padded_size: int
-
-
-@dataclass(slots=True, eq=False)
-class _Job(Generic[I, O]):
-    item: I
-    key: Hashable
-    deadline: float | None  # epoch seconds
-    at: float  # monotonic
-    future: Future[Done[O]] = field(default_factory=Future)
-
-
-def padded(size: int, sizes: Sequence[int]) -> int:
-    """The smallest allowed batch size that holds ``size`` items."""
-    return min(s for s in sizes if s >= size)
-
-
-class MicroBatcher(Generic[I, O]):
-    """``run(items, padded_size)`` makes one output an item, in order, on the one thread."""
+class MicroBatcher(Generic[I]):
+    """``run(items, padded_size, watch)`` makes one image an item, in order, on the one thread;
+    it may raise OutOfMemory, and must let Aborted of the watch through."""
 
     def __init__(
         self,
-        run: Callable[[Sequence[I], int], Sequence[O]],
+        run: Run[I],
         *,
         sizes: Sequence[int],
         wait_s: float,
         limit: int,
+        strict: bool = False,
         now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
-        self._sizes = sorted(sizes)
+        self._sizes = Sizes(sizes, strict=strict)
+        self._times = BatchTimes()
         self._wait_s = wait_s
         self._limit = limit
         self._now = now
-        self._queue: list[_Job[I, O]] = []
+        self._monotonic = monotonic
+        self._queue: FairQueue[Job[I]] = FairQueue()
         self._changed = threading.Condition()
         self._running = 0
+        self._busy_since: float | None = None
+        self._expected_end = 0.0  # of the running batch, monotonic
+        self._refused = 0  # since a place was last free
         self._draining = False
         self._stopped = False
+        self.counts = Counts()
 
     # ------------------------------------------------------------------ any thread
 
-    def submit(self, item: I, key: Hashable, deadline: float | None = None) -> Future[Done[O]]:
-        """Queue one item. Cancelling the future before its batch starts drops it. Raises
-        QueueFull, Draining."""
-        job = _Job[I, O](item, key, deadline, time.monotonic())
+    def submit(
+        self,
+        item: I,
+        key: Hashable,
+        *,
+        unit: str = "",
+        deadline: float | None = None,
+        listener: Listener | None = None,
+    ) -> Job[I]:
+        """Queue one item. Raises Draining, QueueFull, DeadlinePassed, DeadlineUnmeetable."""
+        job = Job(
+            item=item,
+            key=key,
+            unit=unit,
+            deadline=deadline,
+            at=self._monotonic(),
+            listener=listener,
+        )
         with self._changed:
             if self._draining:
                 raise Draining
             if len(self._queue) >= self._limit:
-                # Dropped jobs keep no place.
-                self._queue = [j for j in self._queue if not j.future.cancelled()]
-                if len(self._queue) >= self._limit:
-                    raise QueueFull
-            self._queue.append(job)
+                self._refused += 1
+                raise QueueFull(self._retry_after())
+            if deadline is not None:
+                left = deadline - self._now()
+                if left <= 0:
+                    raise DeadlinePassed
+                # An idle worker has nothing better to do than to find out.
+                idle = not self._running and not len(self._queue)
+                late = 0.0 if idle else self._forecast(job) - left
+                if late > 0:
+                    raise DeadlineUnmeetable(late)
+            self._queue.add(job)
             self._changed.notify()
-        return job.future
+        return job
+
+    def abandon(self, job: Job[I]) -> None:
+        """Nobody waits for it any more. It loses its place; if it runs, its image is thrown away,
+        and a batch of which all are abandoned ends at its next step."""
+        job.gone = True
+        with self._changed:
+            self._queue.discard(job)
+        job.future.cancel()
+
+    def expire(self, job: Job[I]) -> None:
+        """Its deadline passed: if it still waits, it ends with DeadlinePassed."""
+        with self._changed:
+            waited = self._queue.discard(job)
+        if waited and job.future.set_running_or_notify_cancel():
+            job.future.set_exception(DeadlinePassed())
 
     def drain(self, on: bool = True) -> None:
         with self._changed:
@@ -108,10 +133,28 @@ class MicroBatcher(Generic[I, O]):
         return self._draining
 
     @property
+    def waiting(self) -> int:
+        with self._changed:
+            return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Jobs of the batch that runs."""
+        return self._running
+
+    @property
     def in_flight(self) -> int:
         """Jobs waiting and running."""
         with self._changed:
             return len(self._queue) + self._running
+
+    @property
+    def busy_seconds(self) -> float:
+        """Spent in batches, up to now."""
+        with self._changed:
+            since = self._busy_since
+            running = 0.0 if since is None else self._monotonic() - since
+            return self.counts.busy_seconds + running
 
     def stop(self) -> None:
         """End ``serve`` after the batch it is in; what waits is refused."""
@@ -119,71 +162,199 @@ class MicroBatcher(Generic[I, O]):
             self._stopped = self._draining = True
             self._changed.notify()
 
+    # ------------------------------------------------------------------ under the lock
+
+    def _left_of_running(self) -> float:
+        return max(0.0, self._expected_end - self._monotonic()) if self._running else 0.0
+
+    def _retry_after(self) -> int:
+        """Whole seconds until there is likely a place: each one refused is sent behind those
+        refused before it, at most to when all that waits now is done."""
+        behind = min(self._refused, self._limit)
+        return max(1, math.ceil(self._left_of_running() + behind * self._times.image))
+
+    def _forecast(self, job: Job[I]) -> float:
+        now = self._monotonic()
+        return seconds_until_done(
+            self._queue,
+            job,
+            running=self._left_of_running(),
+            largest=self._largest,
+            batch=lambda key, jobs: self._times.batch(key, self._sizes.padded(key, jobs, now), now),
+        )
+
+    def _largest(self, key: Hashable) -> int:
+        return self._sizes.largest(key, self._monotonic())
+
     # ------------------------------------------------------------------ the denoise thread
+
+    def warm_up(self, item: I, key: Hashable) -> None:
+        """Run one item at each size. Sizes that the device cannot hold are left out for that key.
+        Raises OutOfMemory if it holds none, and what else the run raises."""
+        tried = set[int]()
+        while todo := [s for s in self._sizes.every(key, self._monotonic()) if s not in tried]:
+            size = todo[0]
+            tried.add(size)
+            try:
+                self._run([item], size, _unwatched)
+            except OutOfMemory:
+                if not self._out_of_memory(key, size):
+                    raise
 
     def serve(self) -> None:
         """Run batches until ``stop``. Give it a thread of its own."""
         while (batch := self._take()) is not None:
-            self._serve(batch)
+            try:
+                self._serve(batch)
+            finally:
+                with self._changed:
+                    self._running = 0
         with self._changed:
-            left, self._queue = self._queue, []
+            left, self._queue = list(self._queue), FairQueue()
         for job in left:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(Draining())
 
-    def _take(self) -> list[_Job[I, O]] | None:
+    def _take(self) -> list[Job[I]] | None:
         """The next batch; None at the end."""
-        free_at = time.monotonic()
+        free_at = self._monotonic()
         with self._changed:
-            while True:
-                if self._stopped:
-                    return None
-                self._queue = [j for j in self._queue if not j.future.cancelled()]
-                if not self._queue:
+            while not self._stopped:
+                batch = self._queue.next(self._largest)
+                if not batch:
                     self._changed.wait()
                     continue
-                first = self._queue[0]
-                batch = [j for j in self._queue if j.key == first.key][: self._sizes[-1]]
-                # From when this thread was free, not only from the oldest's arrival: clients that
+                # From when this thread was free, not only from the leader's arrival: clients that
                 # were answered together come back together, and should not be split for ever.
-                left = max(first.at, free_at) + self._wait_s - time.monotonic()
-                if len(batch) < self._sizes[-1] and left > 0:
+                left = max(batch[0].at, free_at) + self._wait_s - self._monotonic()
+                if len(batch) < self._largest(batch[0].key) and left > 0:
                     self._changed.wait(left)
                     continue
-                taken = set(batch)
-                self._queue = [j for j in self._queue if j not in taken]
+                self._queue.take(batch)
+                self._refused = 0
                 self._running = len(batch)
+                self._expected_end = 0.0
                 return batch
+        return None
 
-    def _serve(self, batch: list[_Job[I, O]]) -> None:
-        live: list[_Job[I, O]] = []
-        for job in batch:
-            if not job.future.set_running_or_notify_cancel():
+    def _serve(self, batch: Sequence[Job[I]]) -> None:
+        parts = deque([[j for j in batch if j.future.set_running_or_notify_cancel()]])
+        while parts:
+            live = self._live(parts.popleft())
+            if not live:
                 continue
-            if job.deadline is not None and job.deadline <= self._now():
+            largest = self._largest(live[0].key)
+            if len(live) > largest:  # since the last part ran out of memory
+                chunks = [live[i : i + largest] for i in range(0, len(live), largest)]
+                parts.extendleft(reversed(chunks))
+            elif not self._attempt(live):
+                parts.appendleft(live)
+
+    def _live(self, jobs: Sequence[Job[I]]) -> list[Job[I]]:
+        """Those that somebody waits for and that are in time; the others end here."""
+        live: list[Job[I]] = []
+        for job in jobs:
+            if job.gone:
+                job.future.set_exception(Aborted())
+            elif job.deadline is not None and job.deadline <= self._now():
                 job.future.set_exception(DeadlinePassed())
             else:
                 live.append(job)
-        if live:
-            start = time.monotonic()
-            size = padded(len(live), self._sizes)
-            try:
-                outputs = self._run([j.item for j in live], size)
-                seconds = time.monotonic() - start
-                for job, output in zip(live, outputs, strict=True):
-                    job.future.set_result(
-                        Done(
-                            output=output,
-                            queue_seconds=start - job.at,
-                            service_seconds=seconds,
-                            batch_size=len(live),
-                            padded_size=size,
-                        )
-                    )
-            except Exception as error:
-                log.exception("a batch failed", extra={"action": "batch.failed"})
-                for job in live:
-                    if not job.future.done():
-                        job.future.set_exception(error)
+        return live
+
+    def _attempt(self, jobs: Sequence[Job[I]]) -> bool:
+        """Run jobs as one batch and end their futures. False: it ran out of memory, and a smaller
+        size is left to try."""
+        key = jobs[0].key
+        start = self._monotonic()
+        size = self._sizes.padded(key, len(jobs), start)
         with self._changed:
-            self._running = 0
+            self._expected_end = start + self._times.batch(key, size, start)
+            self._busy_since = start
+        problem: Exception
+        try:
+            cost = self._run([j.item for j in jobs], size, _watch(jobs))
+            if len(cost.images) != len(jobs):
+                raise RuntimeError(f"{len(cost.images)} images of {len(jobs)} requests")
+        except Aborted as error:
+            self.counts.aborted += 1
+            problem = error
+        except OutOfMemory as error:
+            if self._out_of_memory(key, size):
+                return False
+            problem = OutOfMemory(str(error))  # the other one's frames hold what memory there is
+        except Exception as error:
+            log.exception("a batch failed", extra={"action": "batch.failed"})
+            problem = error
+        else:
+            seconds = self._monotonic() - start
+            with self._changed:
+                self._times.add(key, size, len(jobs), seconds, self._monotonic())
+            self.counts.batches[size] += 1
+            self.counts.images += len(jobs)
+            for job, image in zip(jobs, cost.images, strict=True):
+                job.future.set_result(
+                    Done(
+                        image=image,
+                        queue_seconds=start - job.at,
+                        service_seconds=seconds,
+                        batch_size=len(jobs),
+                        padded_size=size,
+                        cost=cost,
+                    )
+                )
+            return True
+        finally:
+            with self._changed:
+                self._busy_since = None
+                self.counts.busy_seconds += self._monotonic() - start
+        if not isinstance(problem, Aborted):
+            self.counts.failed += len(jobs)
+        for job in jobs:
+            job.future.set_exception(problem)
+        return True
+
+    def _out_of_memory(self, key: Hashable, size: int) -> bool:
+        """Whether there is a smaller size to try."""
+        self.counts.out_of_memory[size] += 1
+        smaller = self._sizes.failed(key, size, self._monotonic())
+        log.warning(
+            "out of memory at batch size %d; %s",
+            size,
+            "goes on with smaller ones" if smaller else "there is no smaller one to try",
+            extra={"action": "batch.out_of_memory"},
+        )
+        return smaller
+
+
+def _watch(jobs: Sequence[Job[Any]]) -> StepWatch:
+    """Tells listeners of steps, decodes a preview if one of them wants it, ends a batch that
+    nobody waits for."""
+    previews = True
+
+    def watch(done: int, steps: int, preview: Preview) -> None:
+        nonlocal previews
+        if all(j.gone for j in jobs):
+            raise Aborted
+        wanted = [
+            (place, j.listener)
+            for place, j in enumerate(jobs)
+            if j.listener is not None and not j.gone and j.listener.step(done, steps)
+        ]
+        if not wanted or not previews:
+            return
+        try:
+            images = preview()
+        except Exception:  # the batch is worth more than a look at it
+            previews = False
+            log.exception("a preview failed", extra={"action": "batch.preview_failed"})
+            return
+        for place, listener in wanted:
+            if place < len(images):  # some pipelines have no picture of the whole batch
+                listener.partial(images[place])
+
+    return watch
+
+
+def _unwatched(done: int, steps: int, preview: Preview) -> None:
+    pass

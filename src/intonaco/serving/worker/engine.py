@@ -8,7 +8,7 @@ import logging
 import resource
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,10 @@ from diffusers import DiffusionPipeline
 from intonaco.errors import ConfigError
 from intonaco.messages import GenerateRequest
 from intonaco.releases import check_folder, read_serving_spec, release_id
+from intonaco.serving.worker.core import Images, InvalidRequest, OutOfMemory, StepWatch
 from intonaco.types import Release, ServingSpec
 
 log = logging.getLogger(__name__)
-
-
-class InvalidRequest(ValueError):
-    """The pipeline cannot do what the request asks for."""
 
 
 @dataclass(slots=True)
@@ -51,7 +48,26 @@ class Engine:
         if request.negative_prompt and not self._negative:
             raise InvalidRequest(f"{self.spec.pipeline_class} takes no negative_prompt")
 
-    def generate(self, requests: Sequence[GenerateRequest], size: int) -> list[Any]:
+    def batch_key(self, request: GenerateRequest) -> Hashable:
+        """As the function of this name."""
+        return batch_key(request)
+
+    def warm_up_request(self) -> GenerateRequest:
+        """One with the release's generation defaults."""
+        given = self.spec.generation
+        return GenerateRequest(
+            request_id="warm-up",
+            prompt="warm-up",
+            seed=0,
+            steps=int(given["steps"]),
+            guidance_scale=float(given["guidance_scale"]),
+            width=int(given["width"]),
+            height=int(given["height"]),
+        )
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], size: int, watch: StepWatch | None = None
+    ) -> Images:
         """PIL images of requests that agree in ``batch_key``, run as a batch of ``size``.
 
         Each image has a CPU generator of its own, so its noise depends on its seed alone; the
@@ -71,9 +87,36 @@ class Engine:
         }
         if first.negative_prompt:
             arguments["negative_prompt"] = [r.negative_prompt for r in rows]
-        with torch.inference_mode():
-            images = self.pipeline(**arguments).images
-        return list(images[: len(requests)])
+        start = time.monotonic()
+        denoised = start
+
+        def step_ended(pipeline: Any, index: int, _: Any, given: dict[str, Any]) -> dict[str, Any]:
+            nonlocal denoised
+            denoised = time.monotonic()
+            if watch is not None:
+                latents = given["latents"]
+                watch(index + 1, pipeline.num_timesteps, lambda: self._preview(latents))
+            return {}
+
+        try:
+            with torch.inference_mode():
+                images = self.pipeline(**arguments, callback_on_step_end=step_ended).images
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise OutOfMemory from None
+        return Images(
+            images=list(images[: len(requests)]),
+            encode_seconds=0.0,
+            denoise_seconds=denoised - start,
+            decode_seconds=time.monotonic() - denoised,
+            gpu_seconds=0.0,
+            peak_memory_bytes=self.peak_memory_bytes(),
+        )
+
+    def _preview(self, latents: Any) -> list[Any]:
+        vae = self.pipeline.vae
+        decoded = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return list(self.pipeline.image_processor.postprocess(decoded, output_type="pil"))
 
     def peak_memory_bytes(self) -> int:
         """Of the GPU, or of the process on a CPU."""

@@ -21,6 +21,8 @@ from intonaco.errors import ConfigError, Conflict, IntonacoError
 from intonaco.releases import ReleaseStore, check_folder
 from intonaco.serving.faults import parse_fault
 from intonaco.serving.http import WORKER_KEEP_ALIVE_S, bind, on_stop, server
+from intonaco.serving.worker.app import Loaded, Worker
+from intonaco.serving.worker.gpu import find_gpu
 from intonaco.types import Release
 from intonaco.workspace import Workspace
 
@@ -39,6 +41,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-sizes", default="1,2,4,8")
+    parser.add_argument("--strict", action="store_true", help="one batch size, the largest")
     parser.add_argument("--batch-wait-ms", type=float, default=5.0)
     parser.add_argument("--queue-limit", type=int, default=64)
     parser.add_argument("--no-warm-up", action="store_true")
@@ -96,13 +99,11 @@ async def _serve(
             extra={"action": "worker.fault"},
         )
 
-    # The heavy import comes after the announcement, so that a backend can adopt this process.
-    from intonaco.serving.worker.app import Worker
-
     worker = Worker(
         sizes=tuple(sorted(int(s) for s in args.batch_sizes.split(","))),
         wait_s=args.batch_wait_ms / 1000,
         queue_limit=args.queue_limit,
+        strict=args.strict,
         fault=fault,
     )
     http = server(worker.app(), keep_alive_s=WORKER_KEEP_ALIVE_S, grace_s=args.grace_s)
@@ -110,33 +111,34 @@ async def _serve(
 
     def denoise() -> None:
         """Load, warm up and serve, all on the one thread that ever touches the pipeline."""
-        from intonaco.serving.worker.engine import load
-
         try:
-            worker.engine = load(
+            # The heavy import comes after the announcement, so that a backend can adopt this
+            # process, and here, so that the process answers meanwhile.
+            from intonaco.serving.worker.engine import load, png
+
+            engine = load(
                 release,
                 workspace.resolve(release.path),
                 device=args.device,
                 threads=args.threads,
             )
-            if worker.engine.release_id != release.release_id:
+            worker.loaded = Loaded(engine=engine, png=png, gpu=find_gpu(engine.device, os.environ))
+            if engine.release_id != release.release_id:
                 # Not ended here: whoever deploys compares the attested id and decides.
                 log.error(
                     "loaded %s, asked for %s: the folder or the environment is another",
-                    worker.engine.release_id,
+                    engine.release_id,
                     release.release_id,
                     extra={"action": "worker.mismatch"},
                 )
             if not args.no_warm_up:
                 worker.warm_up()
             worker.ready = True
-            workspace.announce(
-                name, url=url, ready=True, attested=worker.engine.release_id, **facts
-            )
+            workspace.announce(name, url=url, ready=True, attested=engine.release_id, **facts)
             log.info(
                 "ready at %s after %.1f s",
                 url,
-                worker.engine.load_seconds,
+                engine.load_seconds,
                 extra={"action": "worker.ready", "release": release.release_id},
             )
             worker.batcher.serve()

@@ -1,0 +1,62 @@
+"""The runner of benchmarks: names, and whose result is whose."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "run.py"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_run", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = load()
+    found: dict[str, Any] = {
+        "one": SimpleNamespace(run=lambda: {"a.p50_ms": 1.0}, __doc__="How fast?"),
+        "two": SimpleNamespace(run=lambda: {"other.x": 2.0, "two.y": 3.0}, FULL_NAMES=True),
+        "bad": SimpleNamespace(run=lambda: {"x": float("nan")}),
+    }
+    monkeypatch.setattr(module, "load", found.__getitem__)
+    monkeypatch.setattr(module, "names", lambda: sorted(found))
+    return module
+
+
+def test_every_benchmark_can_be_loaded_and_asks_a_question() -> None:
+    runner = load()
+    assert "gateway_overhead" in runner.names()
+    for name in runner.names():
+        assert callable(runner.load(name).run)
+        assert "?" in runner.question(name)
+
+
+def test_names_get_the_folder_in_front_or_are_whole(runner: ModuleType) -> None:
+    assert set(runner.measure("one")) == {"one.a.p50_ms"}
+    assert set(runner.measure("two")) == {"other.x", "two.y"}
+    with pytest.raises(ValueError, match=r"bad\.x is nan"):
+        runner.measure("bad")
+
+
+def test_results_belong_to_the_benchmark_that_gave_them(runner: ModuleType) -> None:
+    results = runner.measure("one") | runner.measure("two")
+    assert {k: runner.owner(v) for k, v in results.items()} == {
+        "one.a.p50_ms": "one",
+        "other.x": "two",
+        "two.y": "two",
+    }
+    text = runner.page(results)
+    assert text.index("## one") < text.index("| a.p50_ms | 1 |") < text.index("## two")
+    assert "| other.x | 2 |" in text
+    assert "| y | 3 |" in text
