@@ -138,6 +138,12 @@ class Serving(Section):
     gateway: Gateway = Gateway()
     worker: Worker = Worker()
     replicas: Count = 1  # worker processes per release
+    # For a release whose environment is not this one: build it, refuse the release, or start it
+    # here all the same (its worker then attests another id and gets no traffic)
+    environments: Literal["build", "refuse", "ignore"] = "build"
+    # "auto": build only what differs, as a layer over this interpreter, where that is sound
+    environment_base: Literal["auto", "none"] = "auto"
+    environment_timeout_s: Positive = 3600.0  # of a build
     # Openly injected faults for drills: release id or recipe/technique name -> one fault for each
     # deployment in turn, e.g. ["errors:after=20", "slow:after=20,seconds=1.5"]
     faults: dict[str, tuple[str, ...]] = {}

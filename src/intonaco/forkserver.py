@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from intonaco.environments.lock import environment_lock
 from intonaco.errors import BackendError
 from intonaco.workspace import Workspace
 
@@ -70,8 +71,10 @@ def spawn(
     niceness: int = 0,
     pid_file: Path | None = None,
     keep: Sequence[int] = (),
+    lock: str | None = None,
 ) -> int | None:
-    """Run ``python -m MODULE ARGUMENTS`` in a forked child; its pid, None if no fork server runs.
+    """Run ``python -m MODULE ARGUMENTS`` in a forked child; its pid, None if no fork server runs,
+    or none that holds the environment ``lock`` (its packages may have been exchanged since).
 
     The child leads a session of its own, appends what it prints to ``log_file``, runs in ``folder``
     and writes its pid to ``pid_file`` before anything else. It inherits the descriptors ``keep``.
@@ -79,6 +82,8 @@ def spawn(
     """
     info = workspace.process(NAME)
     if info is None or info.url is None:
+        return None
+    if lock is not None and info.facts.get("environment") != lock:
         return None
     request = {
         "module": module,
@@ -123,7 +128,10 @@ class ForkServer:
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
         signal.signal(signal.SIGCHLD, _reap)
-        self.workspace.announce(NAME, url=str(self._folder / "socket"))
+        # Kept for the children, too: what they hold is what was there when it was imported, even
+        # if the packages on disk are exchanged later.
+        held = environment_lock()
+        self.workspace.announce(NAME, url=str(self._folder / "socket"), environment=held)
         try:
             self._import()
             while True:

@@ -1,7 +1,8 @@
 """Release manifests: what decides an image in service, digested. No torch here.
 
 A release folder is ``releases/RELEASE_ID/`` with ``release.json`` beside ``pipeline/`` (the folder
-that ``save_pretrained`` wrote). Weights are safetensors only: a pickle in the folder is refused.
+that ``save_pretrained`` wrote) and ``lock.txt``, the packages that its worker needs. Weights are
+safetensors only: a pickle in the folder is refused.
 """
 
 from __future__ import annotations
@@ -10,52 +11,25 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from intonaco.codec import decode, digest, encode
+from intonaco.environments.lock import ENVIRONMENT_PACKAGES as ENVIRONMENT_PACKAGES
+from intonaco.environments.lock import environment_lock as environment_lock
+from intonaco.environments.lock import environment_versions as environment_versions
+from intonaco.environments.store import EnvironmentStore
 from intonaco.errors import ConfigError, NotFound
 from intonaco.types import Json, Provenance, Release, ServingSpec
 from intonaco.workspace import Workspace, write_atomic
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"})
-ENVIRONMENT_PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "accelerate",
-    "peft",
-    "numpy",
-    "pillow",
-)
 
 
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def environment_versions() -> Mapping[str, str]:
-    """Versions of the packages that decide an image, as installed here."""
-    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ENVIRONMENT_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def environment_lock() -> str:
-    """Digest of ``environment_versions``."""
-    return digest(dict(environment_versions()))
 
 
 def check_folder(folder: Path) -> None:
@@ -85,8 +59,10 @@ def read_serving_spec(
     dtype: str = "float32",
     compile: bool = False,
     fused: bool = False,
+    environment: str | None = None,
 ) -> ServingSpec:
-    """The serving section of a pipeline folder, worked out from its bytes. Raises ConfigError."""
+    """The serving section of a pipeline folder, worked out from its bytes. ``environment``: the id
+    of the one it is to run in; this interpreter's if none is given. Raises ConfigError."""
     check_folder(folder)
     index = json.loads((folder / "model_index.json").read_text())
     weights = {
@@ -102,7 +78,7 @@ def read_serving_spec(
         dtype=dtype,
         compile=compile,
         fused=fused,
-        environment=environment_lock(),
+        environment=environment or environment_lock(),
     )
 
 
@@ -134,6 +110,11 @@ class ReleaseStore:
         self.workspace.releases.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=self.workspace.releases, prefix=".adding-"))
         shutil.copytree(folder, temporary / "pipeline", copy_function=_link_or_copy)
+        environments = EnvironmentStore(self.workspace)
+        if environments.knows(spec.environment):
+            lock = environments.lock(spec.environment)
+            environments.keep(lock)  # so that it can be built when this interpreter is another
+            write_atomic(temporary / "lock.txt", lock.text())
         write_atomic(temporary / "release.json", encode(release))
         try:
             temporary.rename(target)

@@ -85,6 +85,11 @@ class Workspace:
         return self.root / "releases"
 
     @property
+    def environments(self) -> Path:
+        """Locks, and what was built of them."""
+        return self.root / "environments"
+
+    @property
     def jobs(self) -> Path:
         return self.root / "jobs"
 

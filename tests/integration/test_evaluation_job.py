@@ -12,21 +12,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.fixtures_environments import PEFT, lock_with, offline, write_wheel
 
 from intonaco.codec import encode
 from intonaco.config import Evaluation, Margins
 from intonaco.demo.data import PHRASINGS, WORDS, write_demo_data
 from intonaco.demo.extractor import build, save
 from intonaco.demo.model import build_pipeline, build_tokenizer
+from intonaco.environments import EnvironmentStore, environment_lock
 from intonaco.errors import ConfigError
 from intonaco.evaluation import job as evaluation
 from intonaco.evaluation.gate import decide
 from intonaco.evaluation.prompts import read_prompts, shots
 from intonaco.jobs import JobFolder
 from intonaco.types import JobSpec, Verdict
+from intonaco.workspace import Workspace
 
 # of diffusers' schedulers with NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+__all__ = ["offline"]  # a fixture
 SLICES = ("one", "two", "three")
 PER_SLICE, SEEDS = 4, 2
 
@@ -215,3 +219,45 @@ class TestPrompts:
         (tmp_path / "p.jsonl").write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_prompts(tmp_path / "p.jsonl")
+
+
+@pytest.mark.slow
+def test_an_arm_of_another_environment_is_drawn_there(
+    root: Path, tmp_path: Path, offline: Path, done: tuple[JobFolder, dict[str, Any]]
+) -> None:
+    write_wheel(offline, "peft", PEFT)
+    workspace = Workspace(tmp_path / "w")
+    store = EnvironmentStore(workspace)
+    away = store.keep(lock_with(peft=PEFT))
+    champion = {"release_id": "r-champion", "path": str(root / "champion")}
+    given = payload(
+        root,
+        champion={**champion, "environment": environment_lock()},
+        candidates=[
+            {"name": "away", **champion, "release_id": "r-away", "environment": away},
+            {
+                "name": "broken",
+                "release_id": "r-broken",
+                "path": str(root / "broken"),
+                "environment": away,
+            },
+            {"name": "lost", **champion, "release_id": "r-lost", "environment": "f" * 64},
+        ],
+        environments={"workspace": str(workspace.root), "base": "auto", "timeout_s": 120.0},
+        cache=str(tmp_path / "cache"),
+        latency_rounds=3,
+    )
+    job, report = run(tmp_path / "job", given)
+    assert "not finite" in report["errors"]["broken"]
+    assert "nobody has given the lock of environment ffffffffff" in report["errors"]["lost"]
+    # The wheel holds no code, so both environments draw the same, and as one process did before.
+    here, there = (np.load(job.out / "images" / f"{n}.npz") for n in ("champion", "away"))
+    np.testing.assert_array_equal(here["images"], there["images"])
+    np.testing.assert_array_equal(
+        here["images"], np.load(done[0].out / "images" / "champion.npz")["images"]
+    )
+    assert metric(report, "away", "memory")["difference"] == 1.0
+    assert report["arms"]["champion"]["memory_bytes"] == done[1]["arms"]["champion"]["memory_bytes"]
+    assert report["arms"]["away"]["seconds_per_image"] > 0
+    # What an arm drew is kept under the environment that drew it: four files, two an arm.
+    assert len(list((tmp_path / "cache").iterdir())) == 4

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from intonaco.environments import environment_lock
 from intonaco.forkserver import spawn
 from intonaco.testing.sample_job import sample_spec, starts_of
 from intonaco.training.local import LocalTrainingBackend
@@ -35,7 +36,10 @@ def server(tmp_path: Path) -> Iterator[tuple[Workspace, subprocess.Popen[bytes]]
             *(sys.executable, "-m", "intonaco.forkserver", "--workspace", str(tmp_path)),
             *("--preload", "json", "no_such_module"),
         ],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        },
         stderr=subprocess.DEVNULL,
     )
     until(lambda: workspace.process("forkserver") is not None)
@@ -73,6 +77,19 @@ def test_a_child_is_a_process_of_its_own(
     until(lambda: (tmp_path / "log.txt").exists() and (tmp_path / "log.txt").read_text())
     assert (tmp_path / "log.txt").read_text() == f"hello ['x'] {tmp_path} {pid}\n"
     assert (tmp_path / "pid").read_text() == str(pid)
+    until(lambda: not psutil.pid_exists(pid))
+
+
+def test_a_child_of_another_environment_is_not_forked(
+    server: tuple[Workspace, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    def ask(lock: str) -> int | None:
+        log = tmp_path / "log.txt"
+        return spawn(server[0], "this", [], log_file=log, folder=tmp_path, lock=lock)
+
+    assert ask("f" * 64) is None
+    pid = ask(environment_lock())
+    assert pid is not None
     until(lambda: not psutil.pid_exists(pid))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from intonaco import brake, commands, config
 from intonaco.clock import FakeClock
 from intonaco.codec import as_json
 from intonaco.controller import Controller
+from intonaco.environments import EnvironmentStore, Lock, capture, environment_lock
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
 from intonaco.jobs import job_folder
@@ -80,6 +81,7 @@ class World:
     clock: FakeClock = field(default_factory=FakeClock)
     verdict: Verdict = Verdict.PASS
     ticks: int = 0
+    submitted: list[JobSpec] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.workspace = Workspace(self.root)
@@ -168,6 +170,7 @@ class World:
     # ------------------------------------------------------------------ what jobs do here
 
     def _job(self, spec: JobSpec) -> dict[str, Json]:
+        self.submitted.append(spec)
         folder = job_folder(self.workspace, spec.key) / "out"
         folder.mkdir(parents=True)
         if spec.entrypoint == "intonaco.training.job":
@@ -533,4 +536,52 @@ def test_a_model_that_exists_is_taken_over_as_it_is(tmp_path: Path) -> None:
     for _ in range(3):
         world.tick()
     assert len(world.updates()) == 1
+    world.close()
+
+
+def in_environment(world: World, environment: str) -> Update:
+    outcome = world.command(
+        "update.start",
+        action="assemble",
+        cause="code_change",
+        reason="another diffusers",
+        assemble={"name": "other", "environment": environment},
+    )
+    assert outcome["ok"], outcome
+    return world.updates()[-1]
+
+
+def test_another_environment_is_judged_and_staged_as_a_release_of_its_own(world: World) -> None:
+    here = capture()
+    lock = here.replaced(Lock(python=here.python, pins={"diffusers": "0.0.1"}))
+    away = EnvironmentStore(world.workspace).keep(lock)
+    champion = world.first_release()
+    in_environment(world, away)
+    rollout = in_rollout(world)
+    challenger = world.parts.releases.get(rollout.challenger)
+    assert challenger.serving.environment == away
+    assert challenger.serving.weights == world.parts.releases.get(champion).serving.weights
+    assert (world.workspace.releases / rollout.challenger / "lock.txt").read_text() == lock.text()
+    payload = world.submitted[-1].payload
+    arms = [payload["champion"], *payload["candidates"]]
+    assert [a["environment"] for a in arms] == [environment_lock(), away]
+    assert payload["environments"]["workspace"] == str(world.workspace.root.resolve())
+
+
+def test_an_environment_that_cannot_be_had_ends_the_update(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    here = capture()
+    lock = here.replaced(Lock(python=here.python, pins={"diffusers": "0.0.1"}))
+    world.first_release()
+    in_environment(world, "f" * 64)
+    world.until(lambda: world.updates()[-1].phase.final)
+    assert "nobody has given the lock of environment ffffffffff" in world.updates()[-1].reason
+
+    refusing = config.parse(CONFIG.replace("APPROVAL", "auto") + "serving: {environments: refuse}")
+    world.parts = replace(world.parts, config=refusing)
+    world.controller.close()
+    world.controller = world._controller()
+    in_environment(world, EnvironmentStore(world.workspace).keep(lock))
+    world.until(lambda: world.updates()[-1].phase.final)
+    assert "serving.environments is 'refuse'" in world.updates()[-1].reason
     world.close()

@@ -15,8 +15,9 @@ from intonaco import brake, commands
 from intonaco.app import App
 from intonaco.cli import inspect
 from intonaco.cli.common import HERE, AsJson, Folder, actor, opened, out, print_json
+from intonaco.environments import EnvironmentStore
 from intonaco.errors import BackendError, Conflict
-from intonaco.types import Action
+from intonaco.types import Action, Cause
 
 ANSWER_SECONDS = 15.0
 
@@ -87,21 +88,29 @@ def update_start(
     scheduler: Annotated[
         str | None, typer.Option(help="No training: the champion with this diffusers scheduler.")
     ] = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(help="No training: the champion in this environment (`environment add`)."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the candidate.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Begin an update by hand: training, or a new technique on the same weights."""
+    """Begin an update by hand: training, or a new technique or environment on the same weights."""
     app = opened(workspace)
     arguments: dict[str, Any] = {"reason": reason, "recipes": recipe or []}
-    if steps is not None or scheduler is not None:
+    if steps is not None or scheduler is not None or environment is not None:
         generation = {"steps": steps} if steps is not None else {}
+        store = EnvironmentStore(app.workspace)
+        found = store.find(environment) if environment is not None else None
+        only = found is not None and steps is None and scheduler is None
         arguments |= {
             "action": Action.ASSEMBLE,
-            "cause": "new_technique",
+            "cause": Cause.CODE_CHANGE if only else Cause.NEW_TECHNIQUE,
             "assemble": {
-                "name": name or _technique(scheduler, steps),
+                "name": name or _technique(scheduler, steps, found),
                 "generation": generation,
                 "scheduler": {"class": scheduler} if scheduler else None,
+                "environment": found,
             },
         }
     elif full:
@@ -109,8 +118,13 @@ def update_start(
     ask(app, "update.start", arguments, as_json)
 
 
-def _technique(scheduler: str | None, steps: int | None) -> str:
-    return "-".join(([scheduler] if scheduler else []) + ([f"{steps}-steps"] if steps else []))
+def _technique(scheduler: str | None, steps: int | None, environment: str | None) -> str:
+    parts = (
+        scheduler,
+        f"{steps}-steps" if steps else None,
+        f"environment-{environment[:10]}" if environment else None,
+    )
+    return "-".join(p for p in parts if p)
 
 
 def update_approve(

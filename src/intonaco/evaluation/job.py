@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from intonaco import config
 from intonaco.codec import as_json, digest
+from intonaco.environments import EnvironmentStore, environment_lock
 from intonaco.errors import ConfigError
 from intonaco.evaluation.comparison import (
     FRECHET,
@@ -42,15 +43,22 @@ from intonaco.evaluation.comparison import (
     compare,
     describe,
 )
+from intonaco.evaluation.drawing import ApartSampler
 from intonaco.evaluation.features import cosines, load_extractor
 from intonaco.evaluation.metrics import frechet_distance, precision_recall
 from intonaco.evaluation.prompts import Shot, read_prompts, shots, shots_digest
-from intonaco.evaluation.sampling import Images, Sampler, generate, latency_kind, time_pair
+from intonaco.evaluation.sampling import (
+    Drawer,
+    Images,
+    Sampler,
+    generate,
+    latency_kind,
+    time_pair,
+)
 from intonaco.jobs import JobFolder, main
 from intonaco.protocols import FeatureExtractor
-from intonaco.releases import environment_lock
 from intonaco.types import Json
-from intonaco.workspace import write_atomic, write_json
+from intonaco.workspace import Workspace, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 CHAMPION = "champion"
@@ -66,6 +74,7 @@ class ArmSpec:
     folder: Path
     generation: Mapping[str, Json]
     dtype: str
+    environment: str = ""  # id; empty: this interpreter's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +84,7 @@ class Measured:
     images: Images
     scores: ArmImages
     tensor_bytes: int
-    sampler: Sampler
+    sampler: Drawer
 
 
 class Evaluation:
@@ -112,10 +121,19 @@ class Evaluation:
         self.distance = f"{FRECHET}{self.extractor.name}"
         self.texts = self.extractor.texts([s.prompt.prompt for s in self.shots])
         self._generated = 0
+        self._apart: list[ApartSampler] = []
+        self.environments = self._environments()
         self.cache = Path(payload["cache"]) if payload.get("cache") else None
 
     def run(self) -> Mapping[str, Json]:
         """The report."""
+        try:
+            return self._run()
+        finally:
+            for sampler in self._apart:
+                sampler.close()
+
+    def _run(self) -> Mapping[str, Json]:
         reference = read_reference(Path(self.payload["reference"]), self.extractor)
         arms: dict[str, Json] = {}
         comparisons: dict[str, Json] = {}
@@ -150,7 +168,7 @@ class Evaluation:
 
     def measure(self, spec: ArmSpec) -> Measured:
         """Generate an arm's images, or take them from the cache, extract features, save both."""
-        sampler = Sampler.load(spec.folder, spec.generation, dtype=spec.dtype, device=self.device)
+        sampler = self._sampler(spec)
         total = len(self.shots) * (len(self.candidates) + (self.champion is not None))
         before = self._generated
 
@@ -180,6 +198,35 @@ class Evaluation:
         return Measured(
             images=images, scores=scores, tensor_bytes=sampler.tensor_bytes, sampler=sampler
         )
+
+    def _environments(self) -> EnvironmentStore | None:
+        """Where arms are drawn in processes of their own: needed if one names another environment
+        than this, and then done for all, so that their times are alike."""
+        given = self.payload.get("environments")
+        arms = [*self.candidates, *([self.champion] if self.champion else [])]
+        if not given or all(a.environment in ("", environment_lock()) for a in arms):
+            return None
+        return EnvironmentStore(
+            Workspace(Path(given["workspace"])),
+            base=str(given["base"]),
+            timeout_s=float(given["timeout_s"]),
+        )
+
+    def _sampler(self, spec: ArmSpec) -> Drawer:
+        if self.environments is None:
+            return Sampler.load(spec.folder, spec.generation, dtype=spec.dtype, device=self.device)
+        self.job.progress("environment", 0, 1, f"{spec.name}: in an environment of its own")
+        sampler = ApartSampler.start(
+            spec.folder,
+            spec.generation,
+            dtype=spec.dtype,
+            device=self.device,
+            threads=self.threads,
+            environments=self.environments,
+            environment=spec.environment or environment_lock(),
+        )
+        self._apart.append(sampler)
+        return sampler
 
     def judge(
         self,
@@ -274,6 +321,7 @@ class Evaluation:
             folder=Path(entry["path"]),
             generation={**self.payload.get("generation", {}), **(entry.get("generation") or {})},
             dtype=str(entry.get("dtype") or self.payload.get("dtype", "float32")),
+            environment=str(entry.get("environment") or ""),
         )
 
     def _key(self, spec: ArmSpec) -> str | None:
@@ -288,7 +336,8 @@ class Evaluation:
                 "device": self.device,
                 "batch_size": self.batch_size,
                 "shots": shots_digest(self.shots),
-                "environment": environment_lock(),
+                # where it is drawn, which is here if nothing says how to build another
+                "environment": (self.environments and spec.environment) or environment_lock(),
             }
         )
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,17 @@ from intonaco.types import Json
 log = logging.getLogger(__name__)
 Images = NDArray[np.uint8]
 _ARGUMENTS = {"steps": "num_inference_steps"}  # generation setting -> argument of a pipeline
+
+
+class Drawer(Protocol):
+    """Draws an arm's images, here or in another process."""
+
+    @property
+    def tensor_bytes(self) -> int: ...
+
+    def __call__(self, shots: Sequence[Shot]) -> Images: ...
+
+    def seconds(self, shots: Sequence[Shot]) -> float: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +77,18 @@ class Sampler:
         levels: Images = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
         return levels
 
+    def seconds(self, shots: Sequence[Shot]) -> float:
+        """Time to draw one batch: CPU seconds of the process, on CUDA wall seconds."""
+        cuda = self.device.startswith("cuda")
+        clock = time.perf_counter if cuda else time.process_time
+        if cuda:
+            torch.cuda.synchronize()
+        started = clock()
+        self(shots)
+        if cuda:
+            torch.cuda.synchronize()
+        return max(clock() - started, 1e-9)
+
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all parameters and buffers: exact, unlike the resident memory of a process that
@@ -76,7 +99,7 @@ class Sampler:
 
 
 def generate(
-    sampler: Sampler,
+    sampler: Drawer,
     shots: Sequence[Shot],
     batch_size: int,
     report: Callable[[int], None],
@@ -104,8 +127,8 @@ def latency_kind(device: str) -> str:
 
 
 def time_pair(
-    champion: Sampler,
-    candidate: Sampler,
+    champion: Drawer,
+    candidate: Drawer,
     shots: Sequence[Shot],
     rounds: int,
     report: Callable[[int], None],
@@ -122,7 +145,7 @@ def time_pair(
     for number in range(rounds):
         shot = [shots[number % len(shots)]]
         first, second, third, fourth = (
-            _seconds(sampler, shot) for sampler in (champion, candidate, candidate, champion)
+            sampler.seconds(shot) for sampler in (champion, candidate, candidate, champion)
         )
         ratios.append(math.log((second + third) / (first + fourth)))
         of_champion += [first, fourth]
@@ -133,15 +156,3 @@ def time_pair(
         champion_seconds=float(np.median(of_champion)),
         candidate_seconds=float(np.median(of_candidate)),
     )
-
-
-def _seconds(sampler: Sampler, shots: Sequence[Shot]) -> float:
-    cuda = sampler.device.startswith("cuda")
-    clock = time.perf_counter if cuda else time.process_time
-    if cuda:
-        torch.cuda.synchronize()
-    started = clock()
-    sampler(shots)
-    if cuda:
-        torch.cuda.synchronize()
-    return max(clock() - started, 1e-9)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from intonaco.config import Recipe
+from intonaco.environments import EnvironmentStore
 from intonaco.errors import ConfigError
 from intonaco.executor.jobs import run_job
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
@@ -94,8 +95,8 @@ def _base(p: Parts, recipe: Recipe, champion: Release | None) -> str | None:
 
 
 def assemble(p: Parts, effect: Effect) -> Outcome:
-    """A release from the champion's weights with another sampler or other defaults; without a
-    champion, from the folder that ``model.path`` names."""
+    """A release from the champion's weights with another sampler, other defaults or in another
+    environment; without a champion, from the folder that ``model.path`` names."""
     update = p.ledger.get(Update, effect.subject)
     champion = p.releases.get(update.champion) if update.champion else None
     change = update.plan.assemble
@@ -115,6 +116,7 @@ def assemble(p: Parts, effect: Effect) -> Outcome:
             generation=generation,
             dtype=serving.dtype if serving else p.config.model.dtype,
             fused=serving.fused if serving else False,
+            environment=_environment(p, change.get("environment"), champion),
         )
         release = p.releases.add(
             folder,
@@ -131,6 +133,17 @@ def assemble(p: Parts, effect: Effect) -> Outcome:
         )
     _have_release(p, release)
     return Done({"release_id": release.release_id, "dataset_version": dataset_version})
+
+
+def _environment(p: Parts, wanted: Json, champion: Release | None) -> str | None:
+    """Where an assembled release runs: where it is asked to, else where the champion does if that
+    can be built again, else here. Raises NotFound."""
+    known = EnvironmentStore(p.workspace)
+    if wanted:
+        return known.lock(str(wanted)).digest
+    if champion is not None and known.knows(champion.serving.environment):
+        return champion.serving.environment
+    return None
 
 
 def _weights(p: Parts, champion: Release | None) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
+from intonaco.environments import EnvironmentStore, Way
 from intonaco.errors import ConfigError
 from intonaco.executor.data import dataset_of
 from intonaco.executor.jobs import run_job
@@ -15,6 +17,7 @@ from intonaco.types import (
     DatasetVersion,
     JobSpec,
     Json,
+    Release,
     Update,
 )
 
@@ -36,6 +39,8 @@ def evaluate(p: Parts, effect: Effect) -> Outcome:
     learnt = sorted({topic for v in versions for topic in v.topics})
     keep = sorted(champion_data.topics) if champion_data else learnt
     made = [c for c in update.candidates if c.release_id]
+    drawn = [c.release_id for c in made] + [update.champion]
+    environments = _environments(p, [p.releases.get(r) for r in drawn if r])
     spec = JobSpec(
         key=effect.key,
         entrypoint="intonaco.evaluation.job",
@@ -59,6 +64,7 @@ def evaluate(p: Parts, effect: Effect) -> Outcome:
             "generation": p.config.model.generation.model_dump(),
             "keep": keep,
             "improve": sorted(set(learnt) - set(keep)),
+            "environments": environments,
             "cache": str((p.workspace.root / "evaluations").resolve()),
         },
         max_seconds=p.config.training.max_seconds,
@@ -85,6 +91,28 @@ def _arm(p: Parts, name: str, release_id: str) -> Mapping[str, Json]:
         "release_id": release_id,
         "path": str(p.releases.folder(release).resolve()),
         "generation": dict(release.serving.generation),
+        "environment": release.serving.environment,
+    }
+
+
+def _environments(p: Parts, releases: Sequence[Release]) -> Mapping[str, Json] | None:
+    """What the job needs to draw each arm in its own environment; None if all are drawn here.
+    Raises ConfigError for one that cannot be had."""
+    serving = p.config.serving
+    if serving.environments == "ignore":
+        return None
+    store = EnvironmentStore(p.workspace)
+    for release in releases:
+        environment = release.serving.environment
+        store.adopt(environment, p.releases.folder(release).parent / "lock.txt")
+        # "Never since": a build that failed for serving may be tried again by the job.
+        choice = store.choose(environment, mode=serving.environments, now=math.inf)
+        if choice.way is Way.REFUSED:
+            raise ConfigError(f"release {release.short} cannot be drawn: {choice.text}")
+    return {
+        "workspace": str(p.workspace.root.resolve()),
+        "base": serving.environment_base,
+        "timeout_s": serving.environment_timeout_s,
     }
 
 

@@ -3,6 +3,10 @@
 Workers are detached: they outlive the process that started them, and whoever comes next adopts them
 by name, pid and start time. What was started for a release is written down in
 ``run/deployment-RELEASE.json``, what it printed in ``logs/worker-RELEASE.log``.
+
+A worker runs in the environment that its release names. If that is this interpreter's, it is forked
+or started here; else it is started in one that was built from the release's lock, or built first by
+the very process that then becomes the worker.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import psutil
 from intonaco.clock import Clock, SystemClock
 from intonaco.codec import decode, encode
 from intonaco.config import Serving
+from intonaco.environments import Choice, EnvironmentStore, State, Way, environment_lock
 from intonaco.errors import BackendError, StorageError
 from intonaco.forkserver import spawn
 from intonaco.messages import Attestation, ProcessInfo
@@ -56,13 +61,16 @@ class Replica:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """``count``: how many times the release was deployed from nothing."""
+    """``count``: how many times the release was deployed from nothing. ``environment``: that of its
+    workers, empty if they run in this interpreter's. ``refused``: why none was started."""
 
     release_id: str
     count: int = 0
     fault: str = ""
     at: float = 0.0
     retired: bool = False
+    environment: str = ""
+    refused: str = ""
     replicas: tuple[Replica, ...] = ()
 
 
@@ -75,26 +83,39 @@ class LocalServingBackend:
     clock: Clock = field(default_factory=SystemClock)
     grace_s: float = GRACE_S
     _http: httpx.Client = field(init=False)
+    _environments: EnvironmentStore = field(init=False)
 
     def __post_init__(self) -> None:
         for specs in self.config.faults.values():
             for spec in specs:
                 parse_fault(spec)
         self._http = httpx.Client(timeout=CALL_S, trust_env=False)
+        self._environments = EnvironmentStore(
+            self.workspace,
+            base=self.config.environment_base,
+            timeout_s=self.config.environment_timeout_s,
+        )
 
     # ------------------------------------------------------------------ the seam
 
     def deploy(self, release: Release) -> None:
         """Adopt the live workers of the release, start those that are missing. A worker that was
-        draining takes work again. Returns at once."""
+        draining takes work again. Returns at once, also where an environment must be built first;
+        ``status`` says how far that is, or why it cannot be done."""
         _reap()
         deployment = self._deployment(release.release_id)
         names = [self._name(release.release_id, k) for k in range(self.config.replicas)]
         live = {name: info for name in names if (info := self._live(deployment, name))}
-        if not live:
+        choice = self._choose(release) if len(live) < len(names) else Choice(way=Way.HERE)
+        if not live and choice.way is not Way.REFUSED:
             count = deployment.count + 1
+            away = choice.way in (Way.BUILT, Way.BUILD)
             deployment = replace(
-                deployment, count=count, at=self.clock.now(), fault=self._fault(release, count)
+                deployment,
+                count=count,
+                at=self.clock.now(),
+                fault=self._fault(release, count),
+                environment=release.serving.environment if away else "",
             )
         replicas: list[Replica] = []
         for name in names:
@@ -102,20 +123,22 @@ class LocalServingBackend:
             if info is not None:
                 replicas.append(Replica(name=name, pid=info.pid, started=info.started))
                 self._call("POST", self.workspace.process(name), "/drain?off=1")
-            else:
-                replicas.append(self._start(release, name, deployment.fault))
-        self._write(replace(deployment, replicas=tuple(replicas), retired=False))
+            elif choice.way is not Way.REFUSED:
+                replicas.append(self._start(release, name, deployment.fault, choice))
+        self._write(
+            replace(deployment, replicas=tuple(replicas), retired=False, refused=choice.text)
+        )
 
     def status(self, release_id: str) -> ServingStatus:
         """Ready when every replica is. URLs are of those that are; a release whose replicas attest
         something else is shown with what they attest."""
         _reap()
         deployment = self._deployment(release_id)
-        if deployment.retired or not deployment.replicas:
+        if deployment.retired or not (deployment.replicas or deployment.refused):
             return ServingStatus(release=release_id, ready=False, error="not deployed")
         urls: list[str] = []
         attested: set[str] = set()
-        error = ""
+        error = deployment.refused
         facts: dict[str, object] = {}
         for replica in deployment.replicas:
             if not alive(replica.process):
@@ -136,14 +159,24 @@ class LocalServingBackend:
                 "peak_memory_bytes": attestation.peak_memory_bytes,
                 "versions": dict(attestation.versions),
             }
+        since = deployment.at
+        if deployment.environment and not urls:
+            standing = self._environments.standing(deployment.environment)
+            facts = {"environment": standing.environment, "state": str(standing.state)}
+            if standing.state is State.FAILED:
+                error = deployment.refused or standing.text
+            elif standing.state is not State.BUILT:
+                since = self.clock.now()  # the wait for the worker has not begun
+                facts |= {"state": str(State.BUILDING), "log": standing.text}
+            since = max(since, standing.at)
         if not urls and not error:
-            waited = self.clock.now() - deployment.at
+            waited = self.clock.now() - since
             if waited > self.config.worker.ready_timeout_s:
                 error = f"not ready after {waited:.0f} s: {self._tail(deployment.replicas[0].name)}"
         wrong = attested - {release_id}
         return ServingStatus(
             release=release_id,
-            ready=len(urls) == len(deployment.replicas) and not wrong,
+            ready=len(urls) == len(deployment.replicas) and not wrong and not deployment.refused,
             urls=tuple(urls),
             attested=next(iter(wrong or attested), None),
             error=f"attests {next(iter(wrong))[:10]}" if wrong else error,
@@ -178,8 +211,8 @@ class LocalServingBackend:
             _signal(process.kill)
         psutil.wait_procs(stuck, timeout=self.grace_s)
         _reap()
-        if deployment.replicas:
-            self._write(replace(deployment, replicas=(), retired=True))
+        if deployment.replicas or deployment.refused:
+            self._write(replace(deployment, replicas=(), refused="", retired=True))
 
     def close(self) -> None:
         """Let go of connections; workers run on."""
@@ -188,7 +221,15 @@ class LocalServingBackend:
 
     # ------------------------------------------------------------------ processes
 
-    def _start(self, release: Release, name: str, fault: str) -> Replica:
+    def _choose(self, release: Release) -> Choice:
+        """Where its workers are started. Raises nothing: a refusal is a text for ``status``."""
+        environment = release.serving.environment
+        beside = self.workspace.resolve(release.path).parent / "lock.txt"
+        self._environments.adopt(environment, beside)
+        mode = self.config.environments
+        return self._environments.choose(environment, mode=mode, now=self.clock.now())
+
+    def _start(self, release: Release, name: str, fault: str, choice: Choice) -> Replica:
         settings = self.config.worker
         arguments = [
             *("--workspace", str(self.workspace.root.resolve())),
@@ -215,25 +256,27 @@ class LocalServingBackend:
             )
         try:
             self._log(name).write_bytes(b"")
-            forked = spawn(
-                self.workspace,
-                WORKER,
-                arguments,
-                log_file=self._log(name),
-                folder=Path.cwd(),
-                environment=_environment(settings.threads),
-            )
-            if forked is not None:
-                started = psutil.Process(forked).create_time()
-                return Replica(name=name, pid=forked, started=started)
+            if choice.way is Way.HERE:
+                forked = spawn(
+                    self.workspace,
+                    WORKER,
+                    arguments,
+                    log_file=self._log(name),
+                    folder=Path.cwd(),
+                    environment=_environment(settings.threads),
+                    lock=environment_lock(),
+                )
+                if forked is not None:
+                    started = psutil.Process(forked).create_time()
+                    return Replica(name=name, pid=forked, started=started)
             with self._log(name).open("ab") as out:
                 child = subprocess.Popen(
-                    [sys.executable, "-m", WORKER, *arguments],
+                    [*(choice.command or (sys.executable, "-m")), WORKER, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env=os.environ | _environment(settings.threads),
+                    env={**(choice.variables or os.environ), **_environment(settings.threads)},
                 )
             started = psutil.Process(child.pid).create_time()
         except (OSError, psutil.Error) as error:
