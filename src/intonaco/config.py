@@ -50,6 +50,52 @@ class Model(Section):
     fused: bool = False
 
 
+class Limits(Section):
+    """Bounds of the public API. ``*_factor``: times the service's own defaults."""
+
+    json_bytes: Count = 2**20
+    json_depth: Count = 16
+    upload_bytes: Count = 32 * 2**20  # a whole multipart body
+    upload_pixels: Count = 4096 * 4096  # of a picture sent in, told by its header
+    decodes: Count = 2  # pictures decoded at the same time
+    prompt_chars: Count = 32_000
+    images: Annotated[int, Field(ge=1, le=10)] = 10  # n
+    area_factor: Positive = 4.0  # pixels of an image
+    steps_factor: Positive = 4.0
+    in_flight: Count = 512  # images being made for users; more are refused with 429
+    requests_per_minute: Positive | None = None  # of one caller, for each gateway process
+    burst: Count = 10  # requests that a caller may send at once
+
+
+class Feedback(Section):
+    token_days: Positive = 30.0  # how long an image can be voted on
+    votes_per_day: Count = 200  # of one unit
+
+
+class ApiKey(Section):
+    """A key that may call. Only its digest is held: ``sha256`` of it in hex, or ``key: env:NAME``
+    where the environment holds it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    key: Annotated[str, Field(pattern=r"^env:[A-Za-z_]\w*$")] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if not value.startswith("env:"):
+                raise ValueError("write env:NAME or {name, sha256}; keys do not belong in here")
+            return {"name": value.removeprefix("env:"), "key": value}
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ApiKey:
+        if (self.sha256 is None) == (self.key is None):
+            raise ValueError("give either sha256 or key: env:NAME")
+        return self
+
+
 class Gateway(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8321  # 0: any free port
@@ -57,11 +103,26 @@ class Gateway(Section):
     challenger_timeout_s: Positive = 60.0  # then the champion answers instead
     breaker_failures: Count = 3  # hard failures in a row that trip a challenger
     keep_images: Share = 1.0  # share of images kept for scoring
-    pinning: bool = False  # let clients choose a release by header
+    # What records hold of a prompt. With `hash` or `drop` nothing can embed or score it.
+    prompts: Literal["keep", "hash", "drop"] = "keep"
+    retention_days: Positive | None = None  # of images and records; none: kept until you delete
+    # Who may choose a release by header: nobody, all, or these API keys and units.
+    pinning: bool | tuple[str, ...] = False
+    api_keys: tuple[ApiKey, ...] = ()  # none: whoever reaches the port may call
+    heartbeat_s: Positive = 10.0  # a stream that has nothing to say sends a comment this often
+    limits: Limits = Limits()
+    feedback: Feedback = Feedback()
     processes: Annotated[int, Field(ge=1, le=64)] = 1  # side by side on the same port
     max_response_bytes: Count = 128 * 2**20  # of a worker's answer; a larger one is an error
     # When records reach the disk itself. never: they survive the process, not a power cut.
     records_fsync: Literal["never", "segment", "always"] = "never"
+
+    @field_validator("api_keys")
+    @classmethod
+    def _names_differ(cls, keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        if len({k.name for k in keys}) != len(keys):
+            raise ValueError("each API key needs a name of its own")
+        return keys
 
 
 class Worker(Section):
@@ -343,6 +404,17 @@ class Config(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _prompts_are_there_to_watch(self) -> Config:
+        if self.serving.gateway.prompts != "keep":
+            for name, signal in self.monitoring.signals.items():
+                if signal.of in ("prompt_embedding", "clip_score"):
+                    raise ValueError(
+                        f"monitoring.signals.{name} needs prompts, and serving.gateway.prompts is "
+                        f"{self.serving.gateway.prompts!r}: leave the signal out, or keep prompts"
+                    )
+        return self
+
 
 def parse(text: str, *, source: str = "intonaco.yaml") -> Config:
     """Config of a YAML text. Raises ConfigError: path of the field, what was given, what is
@@ -393,6 +465,8 @@ def _explain(error: ValidationError, source: str) -> str:
         return f"{source}: {path}: required and not given"
     if not first["loc"]:
         return f"{source}: {message}"
+    if "api_keys" in first["loc"]:  # what was given may be a key
+        return f"{source}: {path}: {message}"
     given = repr(first["input"])
     return (
         f"{source}: {path}: {message} (given: {given if len(given) < 80 else given[:77] + '...'})"

@@ -64,6 +64,14 @@ class SegmentWriter:
         self.seq += 1
         return self.seq - 1
 
+    def roll(self) -> None:
+        """Go on in another file, unless this one is empty: so that old lines can be deleted
+        although little is written."""
+        if self._file.tell():
+            self.close()
+            self._segment += 1
+            self._file = self._open()
+
     def close(self) -> None:
         if self.fsync != "never" and not self._file.closed:
             os.fsync(self._file.fileno())

@@ -338,6 +338,7 @@ class Record:
     image: str | None = None  # path relative to the workspace, if kept
     shadow_of: str | None = None  # request id, for the copy that a shadow arm answered
     probe: bool = False
+    prompt_form: str = "text"  # what ``prompt`` is: "text", "hash" (HMAC, hex) or "none"
 
     @property
     def key(self) -> str:
@@ -356,6 +357,27 @@ class ScoredRecord:
     prompt_embedding: tuple[float, ...]
     scores: Mapping[str, float]
     extractor: str  # digest of the extractor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """What a user said of an image, or did with it. Key: (gateway, gateway_epoch, seq).
+
+    ``kind``: "explicit" with a ``vote`` ("up", "down", or "1" to "5" stars), "regenerate" or
+    "download" without one. ``unit`` is an opaque digest."""
+
+    gateway: str
+    gateway_epoch: int
+    seq: int
+    service_id: str
+    at: float
+    request_id: str  # of the record of that image
+    made_at: float
+    assigned_arm: str
+    release: str
+    unit: str
+    kind: str
+    vote: str | None
 
 
 # ------------------------------------------------------------------------------------ monitoring

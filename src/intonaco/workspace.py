@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -67,6 +68,11 @@ class Workspace:
         return self.root / "scores"
 
     @property
+    def feedback(self) -> Path:
+        """Segment logs of users' feedback, one folder a gateway."""
+        return self.root / "feedback"
+
+    @property
     def images(self) -> Path:
         return self.root / "images"
 
@@ -110,19 +116,27 @@ class Workspace:
 
     def admin_token(self) -> str:
         """The secret between this workspace's own processes, made on first use."""
-        file = self.run / "admin.token"
+        return self._secret("admin.token")
+
+    def instance_key(self) -> bytes:
+        """The key of this workspace's digests and signed tokens, made on first use. Who has it
+        knows units and prompts again from their digests; who loses it voids the tokens."""
+        return self._secret("instance.key").encode()
+
+    def _secret(self, name: str) -> str:
+        file = self.run / name
         if not file.exists():
             self.run.mkdir(parents=True, exist_ok=True)
-            try:
-                handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            except FileExistsError:
-                return self.admin_token()
+            handle, temporary = tempfile.mkstemp(dir=self.run, prefix=f".{name}.")  # mode 0600
             with os.fdopen(handle, "w") as out:
                 out.write(secrets.token_urlsafe(32))
-        token = file.read_text()
-        if not token:
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(temporary, file)
+            Path(temporary).unlink()
+        secret = file.read_text()
+        if not secret:
             raise StorageError(f"{file} is empty", hint="delete it and start again")
-        return token
+        return secret
 
     def announce(self, name: str, *, url: str | None = None, **facts: Json) -> ProcessInfo:
         """Write down that this process runs as ``name``."""

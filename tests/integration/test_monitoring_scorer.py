@@ -155,6 +155,25 @@ def test_scores_what_was_made_and_passes_on_what_was_not(workspace: Workspace, m
     assert beat["at"] == FakeClock().at
 
 
+def test_prompts_that_were_not_kept_give_no_data(workspace: Workspace, make: Make) -> None:
+    """Neither a vector nor a score, though the image is there: a guess would pass for evidence."""
+    write(
+        workspace,
+        [
+            record("f" * 64, "red", prompt_form="hash"),
+            record("a red", "red"),
+            record("", "red", prompt_form="none"),
+        ],
+    )
+    scorer = make()
+    assert drain(scorer) == 3
+    hashed, known, dropped = scored(workspace)
+    assert (hashed.prompt_embedding, dict(hashed.scores)) == ((), {})
+    assert (dropped.prompt_embedding, dict(dropped.scores)) == ((), {})
+    assert known.scores["clip"] == pytest.approx(1.0)
+    assert scorer.extractor.texts_seen == 1  # type: ignore[attr-defined]
+
+
 def test_a_line_that_is_no_record_is_skipped_and_counted(workspace: Workspace, make: Make) -> None:
     log = SegmentWriter(workspace.records, "gateway")
     log.append('{"nonsense": 1}')

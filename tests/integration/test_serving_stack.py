@@ -132,8 +132,10 @@ def test_life_of_a_service(stack: Stack) -> None:
         assert [m.id for m in api.models.list()] == ["tiny"]
         with pytest.raises(openai.NotFoundError, match="does not exist"):
             api.images.generate(prompt="x", model="dall-e-3")
-        with pytest.raises(openai.BadRequestError, match="does not stream"):
-            api.images.generate(prompt="x", stream=True)
+        *_, last = api.images.generate(prompt="x", stream=True)
+        assert last.type == "image_generation.completed"
+        with pytest.raises(openai.BadRequestError, match="n=1"):
+            api.images.generate(prompt="x", stream=True, n=2)
 
         # A probe reaches a challenger of weight 0, and it is another model.
         probe = router.probe(stack.challenger.release_id, "a handwritten two", 7)

@@ -40,7 +40,7 @@ def test_the_name_of_the_service_is_enough() -> None:
         ),
         (
             "service: s\nserving: {gateway: {prot: 80}}",
-            "intonaco.yaml: serving.gateway.prot: unknown field; allowed: breaker_failures,",
+            "intonaco.yaml: serving.gateway.prot: unknown field; allowed: api_keys,",
         ),
         (
             "service: s\ntraining: {recipes: {fine_tune: {lora: {rnak: 4}}}}",

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from intonaco.config import Generation
-from intonaco.serving.gateway.api import Limits, Refused, Wanted, parse
+from intonaco.serving.gateway.api import Limits, Wanted, parse
+from intonaco.serving.gateway.problems import Refused
 from intonaco.types import Json
 
 LIMITS = Limits(
@@ -61,7 +62,19 @@ def test_what_is_left_out_is_left_to_us() -> None:
         ({"steps": 41}, "steps", "invalid_value"),
         ({"seed": -1}, "seed", "invalid_value"),
         ({"guidance": 3}, "guidance", "unknown_parameter"),
-        ({"stream": True}, "stream", "unsupported_parameter"),
+        ({"stream": True, "n": 2}, "n", "invalid_value"),
+        ({"stream": True, "response_format": "url"}, "response_format", "invalid_value"),
+        ({"stream": True, "partial_images": 4}, "partial_images", "invalid_value"),
+        ({"partial_images": 1}, "partial_images", "invalid_value"),
+        ({"quality": "superb"}, "quality", "invalid_value"),
+        ({"background": "transparent"}, "background", "unsupported_value"),
+        ({"output_format": "gif"}, "output_format", "invalid_value"),
+        ({"output_compression": 50}, "output_compression", "invalid_value"),
+        ({"strength": 0.5}, "strength", "unknown_parameter"),
+        ({"image": "https://example.com/a.png"}, "image", "unknown_parameter"),
+        ({"prompt": "a\0b"}, "prompt", "invalid_value"),
+        ({"user": "\0"}, "user", "invalid_value"),
+        ({"prompt": "x" * 32_001}, "prompt", "invalid_value"),
         ({"model": "dall-e-3"}, "model", "model_not_found"),
     ],
 )

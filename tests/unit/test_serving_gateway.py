@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -155,8 +156,7 @@ async def started(root: Path, workers: Workers) -> AsyncIterator[Stage]:
     )
     async with upstream, public:
         yield Stage(workspace, gateway, workers, public)
-        await gateway.copies.stop()
-        gateway.recorder.writer.close()
+        await gateway.close()
 
 
 @pytest.fixture
@@ -515,6 +515,58 @@ async def test_metrics_count(stage: Stage) -> None:
     assert "intonaco_gateway_requests_total 8" in text
     assert 'intonaco_gateway_arm_weight{arm="challenger:x"} 0.25' in text
     assert 'le="+Inf"' in text
+
+
+async def test_metrics_have_the_form_and_the_times_that_people_expect(stage: Stage) -> None:
+    stage.gateway.state.apply(canary(1.0))
+    await stage.ask("alice", prompt="secret wish")
+    await stage.ask(n=99)
+    await stage.http.get("/nowhere/secret")
+    await stage.http.request("ODD", "/livez")
+    text = (await stage.http.get("/metrics")).text
+    who = f'arm="challenger:x",release="{NEW[:10]}"'
+    for line in (
+        f'attempt_queue_seconds_bucket{{{who},le="0.05"}} 1',
+        f"attempt_service_seconds_sum{{{who}}} 0.02",
+        f"attempt_service_seconds_count{{{who}}} 1",
+        'rejected_total{reason="invalid_value"} 1',
+        'http_requests_total{route="/v1/images/generations",method="POST",status="200"} 1',
+        'http_requests_total{route="other",method="GET",status="404"} 1',
+        'http_requests_total{route="/livez",method="other",status="405"} 1',
+        "users_in_flight 0",
+    ):
+        assert f"intonaco_gateway_{line}" in text.splitlines(), line
+    assert "secret" not in text
+    assert "alice" not in text
+    named = set(re.findall(r"# TYPE (\w+) (\w+)", text))
+    for name, kind in named:
+        assert name.endswith("_total") == (kind == "counter"), name
+        assert kind != "histogram" or name.endswith("_seconds"), name
+    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    sample = re.compile(r'\w+(\{\w+="[^"]*"(,\w+="[^"]*")*\})? [\d.e+-]+')
+    assert [s for s in samples if not sample.fullmatch(s)] == []
+    assert {re.sub(r"(_bucket|_sum|_count)?(\{.*)? .*", "", s) for s in samples} <= {
+        n for n, _ in named
+    }
+
+
+async def test_copies_do_not_stream(stage: Stage) -> None:
+    shadow = arm("shadow:x", NEW, 1.0, "new")
+    stage.gateway.state.apply(table(1, arm("champion", OLD, 1.0, "old"), shadow))
+    answer = await stage.ask(stream=True, partial_images=2)
+    assert answer.status_code == 200
+    await stage.gateway.copies.settle()
+    [first] = [a for h, a in stage.workers.asked if h == "old"]
+    [copy] = [a for h, a in stage.workers.asked if h == "new"]
+    assert (first.stream, first.partial_images) == (True, 2)
+    assert (copy.stream, copy.partial_images) == (False, 0)
+
+
+async def test_a_worker_that_cannot_stream_still_answers_a_stream(stage: Stage) -> None:
+    stage.gateway.state.apply(canary(0))
+    answer = await stage.ask(stream=True, partial_images=2)
+    assert answer.text.count("event: image_generation.completed") == 1
+    assert "partial_image" not in answer.text
 
 
 async def test_a_disk_that_fails_fails_no_user(

@@ -95,8 +95,10 @@ class Scorer:
             return None
 
     def _score(self, records: Sequence[Record]) -> list[ScoredRecord]:
-        texts = self.embed([r.prompt for r in records])
-        images = {i: image for i, r in enumerate(records) if (image := self._image(r)) is not None}
+        # A prompt that was hashed or dropped has no vector and no score: no data, never a guess.
+        known = [i for i, r in enumerate(records) if r.prompt_form == "text"]
+        texts = dict(zip(known, self.embed([records[i].prompt for i in known]), strict=True))
+        images = {i: image for i in known if (image := self._image(records[i])) is not None}
         cosines: dict[int, float] = {}
         if images:
             with self._lock:
@@ -106,7 +108,7 @@ class Scorer:
         return [
             ScoredRecord(
                 record=record,
-                prompt_embedding=tuple(round(float(v), 6) for v in texts[i]),
+                prompt_embedding=tuple(round(float(v), 6) for v in texts.get(i, ())),
                 scores={SCORE: cosines[i]} if i in cosines else {},
                 extractor=self.extractor.digest,
             )

@@ -85,7 +85,8 @@ class Copies:
     def _probe_context(self, arm: Arm, asked: Asked) -> Context:
         table = self.dispatcher.state.table
         return Context(
-            asked=replace(asked, unit="probe"),
+            # In a worker's queue too it is nobody's.
+            asked=replace(asked, unit="probe", request=replace(asked.request, unit="")),
             assigned_arm=arm.name,
             probability=1.0,
             routing_epoch=table.epoch if table else 0,
@@ -131,4 +132,6 @@ class Copies:
 
 
 def _again(asked: Asked, request_id: str) -> Asked:
-    return replace(asked, request=replace(asked.request, request_id=request_id))
+    """Nobody watches a copy being made."""
+    again = replace(asked.request, request_id=request_id, partial_images=0)
+    return replace(asked, request=again)

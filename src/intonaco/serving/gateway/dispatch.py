@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from intonaco.clock import Clock
 from intonaco.messages import ApiError, GenerateRequest
 from intonaco.serving.gateway.state import GatewayState
-from intonaco.serving.gateway.upstream import Reply, Upstream
+from intonaco.serving.gateway.upstream import OnEvent, Reply, Upstream
 from intonaco.types import Arm, ArmRole, Attempt, Json, Outcome
 
 REFUSED_S = 30.0  # how long the champion's replicas may all refuse before the user hears of it
@@ -25,6 +25,7 @@ GENERATION = ("steps", "guidance_scale", "width", "height")
 PROBES = 2
 PROBE_EVERY_S = 1.0
 REMEMBERED = 16
+REMEMBERED_CHARS = 2**20  # of a picture in base64; longer ones are not remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,28 +73,39 @@ class Dispatcher:
     _probed_at: dict[str, float] = field(default_factory=dict)
 
     async def serve(
-        self, asked: Asked, arm: Arm, deadline: float, attempts: list[Attempt]
+        self,
+        asked: Asked,
+        arm: Arm,
+        deadline: float,
+        attempts: list[Attempt],
+        on_event: OnEvent | None = None,
     ) -> Answer:
-        """Answer a user: by ``arm``, else by the champion."""
+        """Answer a user: by ``arm``, else by the champion. ``on_event`` hears of the image while it
+        is made, from each worker that tries."""
         failed: Reply | None = None
         if arm.role is not ArmRole.CHAMPION:
             limit = min(deadline, self.clock.now() + self.challenger_timeout_s)
-            reply = await self.try_arm(asked, arm, limit, attempts)
+            reply = await self.try_arm(asked, arm, limit, attempts, on_event)
             if reply.outcome is Outcome.OK:
                 self._served(asked, arm)
                 return as_answer(reply, attempts)
             failed = reply
             if reply.hard and self._breakable(arm) and not self.state.breaker(arm.release).failures:
                 self.probe(arm, asked.request)
-        reply = await self._champion(asked, deadline, attempts)
+        reply = await self._champion(asked, deadline, attempts, on_event)
         if reply.outcome is Outcome.OK:
-            self._good.append(asked)
+            self._remember(asked)
             if failed and failed.hard and self._breakable(arm):
                 self.hard_failure(asked, arm, failed)
         return as_answer(reply, attempts)
 
     async def try_arm(
-        self, asked: Asked, arm: Arm, deadline: float, attempts: list[Attempt]
+        self,
+        asked: Asked,
+        arm: Arm,
+        deadline: float,
+        attempts: list[Attempt],
+        on_event: OnEvent | None = None,
     ) -> Reply:
         """Try an arm's replicas: the next one where the first refused, was full or draining, and
         once where the connection broke or the worker failed. A seed makes a second try safe; after
@@ -104,7 +116,7 @@ class Dispatcher:
         for url in self.upstream.order(arm.urls):
             start = self.clock.now()
             try:
-                last = await self.upstream.generate(arm, url, request, deadline)
+                last = await self.upstream.generate(arm, url, request, deadline, on_event)
             except asyncio.CancelledError:
                 attempts.append(
                     Attempt(
@@ -126,14 +138,16 @@ class Dispatcher:
         assert last is not None  # tables without URLs are refused
         return last
 
-    async def _champion(self, asked: Asked, deadline: float, attempts: list[Attempt]) -> Reply:
+    async def _champion(
+        self, asked: Asked, deadline: float, attempts: list[Attempt], on_event: OnEvent | None
+    ) -> Reply:
         """The champion of the newest table, waiting a little while all its replicas refuse."""
         give_up = min(deadline, self.clock.now() + REFUSED_S)
         wait = FIRST_WAIT_S
         while True:
             table = self.state.table
             assert table is not None  # there was one when the request was assigned
-            reply = await self.try_arm(asked, table.champion(), deadline, attempts)
+            reply = await self.try_arm(asked, table.champion(), deadline, attempts, on_event)
             if not reply.refused or self.clock.now() + wait >= give_up:
                 return reply
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
@@ -147,9 +161,13 @@ class Dispatcher:
         return table is not None and arm.release != table.champion().release
 
     def _served(self, asked: Asked, arm: Arm) -> None:
-        self._good.append(asked)
+        self._remember(asked)
         if self._breakable(arm):
             self.state.breaker(arm.release).success()
+
+    def _remember(self, asked: Asked) -> None:
+        if len(asked.request.image or "") + len(asked.request.mask or "") <= REMEMBERED_CHARS:
+            self._good.append(asked)
 
     def hard_failure(self, asked: Asked, arm: Arm, reply: Reply) -> None:
         self.state.hard_failure(

@@ -12,6 +12,7 @@ import asyncio
 import ctypes
 import fcntl
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -26,9 +27,10 @@ from intonaco.config import Config, load
 from intonaco.config import Gateway as Settings
 from intonaco.errors import Conflict, IntonacoError
 from intonaco.segment_log import SegmentWriter
-from intonaco.serving.gateway.api import Limits
-from intonaco.serving.gateway.app import Gateway, new_id
+from intonaco.serving.gateway.access import new_id
+from intonaco.serving.gateway.app import Gateway, assemble
 from intonaco.serving.gateway.copies import Copies
+from intonaco.serving.gateway.digests import Digests
 from intonaco.serving.gateway.dispatch import Dispatcher
 from intonaco.serving.gateway.metrics import Metrics
 from intonaco.serving.gateway.recorder import Recorder
@@ -68,25 +70,23 @@ def build(
         settings.keep_images,
         metrics,
         SegmentWriter(workspace.records, name, fsync=settings.records_fsync),
+        Digests(workspace.instance_key()),
+        settings.prompts,
     )
     copies = Copies(
         dispatcher, recorder, metrics, clock, new_id, timeout_s=settings.challenger_timeout_s
     )
     dispatcher.send_probe = copies.breaker_probe
-    generation = config.model.generation
-    return Gateway(
-        service_id=config.service,
-        generation=generation,
-        limits=Limits(models=(config.model.name, config.service), generation=generation),
+    return assemble(
+        workspace,
+        config,
         state=state,
         dispatcher=dispatcher,
         recorder=recorder,
         copies=copies,
         metrics=metrics,
         clock=clock,
-        admin_token=workspace.admin_token(),
-        request_timeout_s=settings.request_timeout_s,
-        pinning=settings.pinning,
+        environ=os.environ,
     )
 
 
@@ -113,10 +113,11 @@ async def run(workspace: Workspace, config: Config, name: str = NAME) -> None:
         on_stop(*servers)
         log.info("listens at %s", url, extra={"action": "gateway.ready"})
         looking = asyncio.create_task(gateway.state.keep_looking())
+        housekeeping = asyncio.create_task(gateway.keep_house())
         await asyncio.gather(servers[0].serve(sockets=[public]), servers[1].serve(sockets=[admin]))
         looking.cancel()
-        await gateway.copies.stop()
-        gateway.recorder.writer.close()
+        housekeeping.cancel()
+        await gateway.close()
 
 
 @contextmanager
@@ -161,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for noisy in ("httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # broken forms are the client's
     keep_memory()
     workspace = Workspace(args.workspace.resolve())
     try:

@@ -1,15 +1,19 @@
-"""Counters of a gateway in Prometheus' text format (0.0.4). No unit, no prompt in a label."""
+"""Counters of a gateway in Prometheus' text format (0.0.4). No unit, no prompt in a label.
+
+Times are in seconds. Buckets reach from a small model on a CPU to a large one with many steps, up
+to the default request time-out.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from intonaco.serving.gateway.state import GatewayState
-from intonaco.types import Attempt, Record
+from intonaco.types import Attempt, Outcome, Record
 
-BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Labels = tuple[tuple[str, str], ...]
@@ -32,7 +36,28 @@ class Metrics:
     attempts: Counter[Labels] = field(default_factory=Counter)
     shed: Counter[Labels] = field(default_factory=Counter)
     seconds: dict[Labels, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+    queue: dict[Labels, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+    service: dict[Labels, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+    answers: Counter[Labels] = field(default_factory=Counter)
+    route_seconds: dict[Labels, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+    rejected: Counter[Labels] = field(default_factory=Counter)
+    feedback: Counter[Labels] = field(default_factory=Counter)
+    users_in_flight: Callable[[], int] = int  # images being made for users
     storage_errors: int = 0
+    pruned: int = 0
+
+    def http(self, route: str, method: str, status: int, seconds: float) -> None:
+        """One HTTP request. ``route``: a template, never the path that was asked for."""
+        at = ("route", route)
+        self.answers[(at, ("method", method), ("status", str(status)))] += 1
+        self.route_seconds[(at,)].observe(seconds)
+
+    def reject(self, reason: str) -> None:
+        self.rejected[(("reason", reason),)] += 1
+
+    def vote(self, *, kind: str, vote: str, arm: str, release: str) -> None:
+        labels = (("kind", kind), ("vote", vote), ("arm", arm), ("release", release[:10]))
+        self.feedback[labels] += 1
 
     def count(self, record: Record) -> None:
         kind = "probe" if record.probe else "shadow" if record.shadow_of else "user"
@@ -42,6 +67,10 @@ class Metrics:
             self.seconds[(arm,)].observe(record.seconds)
         for attempt in record.attempts:
             self.attempts[_attempt(attempt)] += 1
+            if attempt.outcome is Outcome.OK:
+                who = (("arm", attempt.arm), ("release", attempt.release[:10]))
+                self.queue[who].observe(attempt.queue_seconds)
+                self.service[who].observe(attempt.service_seconds)
 
     def text(self, state: GatewayState) -> str:
         return "\n".join(self._lines(state)) + "\n"
@@ -55,6 +84,13 @@ class Metrics:
         yield from _scalar(
             "storage_errors_total", "counter", "Records or images not kept.", self.storage_errors
         )
+        yield from _scalar("pruned_total", "counter", "Old files and folders gone.", self.pruned)
+        yield from _family("http_requests_total", "counter", "HTTP requests.", self.answers)
+        yield from _family("rejected_total", "counter", "Requests refused.", self.rejected)
+        yield from _family("feedback_total", "counter", "Feedback taken.", self.feedback)
+        yield from _scalar(
+            "users_in_flight", "gauge", "Images being made for users.", self.users_in_flight()
+        )
         observed = state.observed()
         yield from _scalar("routing_epoch", "gauge", "Epoch followed.", observed.epoch)
         weights: dict[Labels, float] = {(("arm", a),): w for a, w in observed.weights.items()}
@@ -66,6 +102,9 @@ class Metrics:
         trips: dict[Labels, float] = {(("release", t.release[:10]),): 1 for t in observed.trips}
         yield from _family("breaker_tripped", "gauge", "1: no traffic until untripped.", trips)
         yield from _histograms("request_seconds", "Images answered, end to end.", self.seconds)
+        yield from _histograms("attempt_queue_seconds", "Wait at the worker.", self.queue)
+        yield from _histograms("attempt_service_seconds", "Work on the batch.", self.service)
+        yield from _histograms("http_request_seconds", "HTTP requests.", self.route_seconds)
 
 
 def _attempt(attempt: Attempt) -> Labels:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from intonaco.codec import encode
 from intonaco.segment_log import SegmentWriter
+from intonaco.serving.gateway.digests import Digests
 from intonaco.serving.gateway.dispatch import Answer, Asked
 from intonaco.serving.gateway.metrics import Metrics
 from intonaco.serving.gateway.routing import position
@@ -42,6 +44,8 @@ class Recorder:
     keep_images: float
     metrics: Metrics
     writer: SegmentWriter
+    digests: Digests
+    prompts: Literal["keep", "hash", "drop"] = "keep"
 
     def keeps(self, request_id: str) -> bool:
         """Whether this image is in the share that is kept."""
@@ -50,6 +54,7 @@ class Recorder:
     def write(self, context: Context, answer: Answer, seconds: float, *, keep: bool) -> str | None:
         """Record one image. Returns the stored image's path, relative to the workspace."""
         request = context.asked.request
+        prompt, prompt_form = self._prompt(request.prompt)
         image: str | None = None
         try:
             if keep and answer.png is not None:
@@ -73,12 +78,14 @@ class Recorder:
             served_arm=answer.served_arm,
             status=answer.status,
             seconds=seconds,
-            prompt=request.prompt,
+            prompt=prompt,
+            prompt_form=prompt_form,
             seed=request.seed,
             steps=request.steps,
             guidance_scale=request.guidance_scale,
             width=request.width,
             height=request.height,
+            task="generate" if request.image is None else "edit",
             image=image,
             shadow_of=context.shadow_of,
             probe=context.probe,
@@ -89,6 +96,14 @@ class Recorder:
         except OSError as error:
             self._failed(error)
         return image
+
+    def _prompt(self, prompt: str) -> tuple[str, str]:
+        """What a record holds of a prompt, and in which form."""
+        if self.prompts == "hash":
+            return self.digests.prompt(prompt), "hash"
+        if self.prompts == "drop":
+            return "", "none"
+        return prompt, "text"
 
     def _store(self, request_id: str, at: float, png: bytes) -> str:
         # A folder a minute: no folder grows without end, and old ones can be deleted whole.

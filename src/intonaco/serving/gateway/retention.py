@@ -1,0 +1,88 @@
+"""Deleting what is older than the service keeps: images, records, scores and feedback.
+
+Ages are told by names and by the last write, so nothing is opened. The newest segment of a writer
+is never deleted (it may be open); ``SegmentWriter.roll`` once a day keeps it young. A segment of
+records that the scorer has not read to its end stays, however old, as long as the scorer's offset
+is there to tell. Who has read the scores is written in the ledger, which a gateway cannot see:
+they and the feedback go by age alone. Datasets, findings in the ledger and what registries or
+trackers were given are not touched.
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from intonaco.segment_log import Offset, expired
+from intonaco.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+DAY_S = 86_400.0
+MINUTE_S = 60.0
+
+
+def expired_minutes(names: Iterable[str], cutoff: float) -> list[str]:
+    """Of folders named YYYYMMDD/HHMM (UTC), those whose minute ended before the cutoff. Others are
+    not ours to judge."""
+    found = []
+    for name in names:
+        try:
+            minute = calendar.timegm(time.strptime(name, "%Y%m%d/%H%M"))
+        except ValueError:
+            continue
+        if minute + MINUTE_S <= cutoff:
+            found.append(name)
+    return found
+
+
+def prune(workspace: Workspace, now: float, days: float) -> int:
+    """Delete what is older than ``days``; returns how many files and folders went."""
+    cutoff = now - days * DAY_S
+    minutes = [p.relative_to(workspace.images).as_posix() for p in workspace.images.glob("*/*")]
+    gone = 0
+    for name in expired_minutes(minutes, cutoff):
+        shutil.rmtree(workspace.images / name, ignore_errors=True)
+        gone += 1
+    for day in workspace.images.glob("[0-9]*"):
+        _remove_empty(day)
+    for root, readers in (
+        (workspace.records, _scored(workspace)),
+        (workspace.scores, []),
+        (workspace.feedback, []),
+    ):
+        with contextlib.suppress(FileNotFoundError):  # another gateway is at it
+            for path in expired(root, cutoff, readers):
+                path.unlink()
+                gone += 1
+    log.info(
+        "deleted %d files and folders older than %g days",
+        gone,
+        days,
+        extra={"action": "gateway.prune", "deleted": gone},
+    )
+    return gone
+
+
+def _scored(workspace: Workspace) -> list[Offset]:
+    """How far the scorer has read the records; nothing where no scorer has ever run."""
+    try:
+        offset = json.loads((workspace.run / "scorer-offset.json").read_text())
+        return [{str(k): int(v) for k, v in offset["records"].items()}]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [{}]  # there was one, and nobody knows how far it is: keep
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return
