@@ -232,6 +232,20 @@ async def test_errors_have_openais_form(stage: Stage) -> None:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+async def test_a_later_failure_of_a_row_is_probed_too(stage: Stage) -> None:
+    """The first one's probes may have met an answer from before the release broke."""
+    state = stage.gateway.state
+    state.apply(canary(0))
+    for i in range(3):
+        await stage.ask(f"before{i}", prompt=f"a dog {i}")
+    state.apply(canary(1.0, epoch=2))
+    state.hard_failure(NEW, 0.0, unit="somebody", prompt="a cat", reason="500")
+    stage.workers.answers("new", 500)
+    await stage.ask("second")
+    assert sum(r.probe for r in await stage.records()) == 2
+    assert [t.release for t in stage.observed().trips] == [NEW]
+
+
 async def test_the_shield_and_the_breaker(stage: Stage) -> None:
     """A failing challenger is seen by no user, and its probes trip it after one failure."""
     state = stage.gateway.state

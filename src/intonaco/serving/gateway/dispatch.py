@@ -90,7 +90,7 @@ class Dispatcher:
                 self._served(asked, arm)
                 return as_answer(reply, attempts)
             failed = reply
-            if reply.hard and self._breakable(arm) and not self.state.breaker(arm.release).failures:
+            if reply.hard and self._breakable(arm):
                 self.probe(arm, asked.request)
         reply = await self._champion(asked, deadline, attempts, on_event)
         if reply.outcome is Outcome.OK:
@@ -180,7 +180,8 @@ class Dispatcher:
 
     def probe(self, arm: Arm, failed: GenerateRequest) -> None:
         """Send requests that were served a moment ago to an arm that just failed, so that the
-        breaker need not wait for the next users."""
+        breaker need not wait for the next users. Not only at the first failure of a row: an
+        answer that was under way before the release broke can end the row behind the probes."""
         now = self.clock.now()
         if self.send_probe is None or now - self._probed_at.get(arm.release, 0) < PROBE_EVERY_S:
             return
