@@ -194,7 +194,8 @@ class Monitoring(Section):
     requests_between_false_alarms: Positive = 50_000
     signals: dict[str, Signal] = DEFAULT_SIGNALS
     probes: tuple[str, ...] = ()  # prompts generated with fixed seeds to tell model from users
-    settle_requests: Annotated[int, Field(ge=0)] = 30  # between a finding and its diagnosis
+    # Between a finding and its diagnosis: a topic of 5 % of the requests is then seen five times.
+    settle_requests: Annotated[int, Field(ge=0)] = 100
 
 
 class Budget(Section):
