@@ -159,6 +159,14 @@ class Workspace:
             return None
         return info if alive(info) else None
 
+    def processes(self) -> list[ProcessInfo]:
+        """All processes that announced themselves and run."""
+        found = []
+        for file in sorted(self.run.glob("*.json")):
+            with contextlib.suppress(StorageError):  # other things lie there too: tables, offsets
+                found.append(self.process(file.stem))
+        return [info for info in found if info is not None]
+
     def gateways(self) -> list[ProcessInfo]:
         """The running gateways, in the order of their names."""
         names = [p.stem for p in self.run.glob("gateway*.json")]

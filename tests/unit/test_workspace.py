@@ -57,3 +57,11 @@ def test_a_dead_process_and_a_reused_pid_are_not_taken_for_it(tmp_path: Path) ->
     child.wait(10)
     write_atomic(w.run / "me.json", encode(dead))
     assert w.process("me") is None
+
+
+def test_running_processes_are_told_from_the_other_files(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.announce("worker-a")
+    write_atomic(workspace.run / "routing.json", '{"epoch": 3}')
+    write_atomic(workspace.run / "broken.json", "{")
+    assert [info.name for info in workspace.processes()] == ["worker-a"]

@@ -86,10 +86,10 @@ def make_workspace(root: Path) -> Workspace:
                 f"{root} is not empty and was not written by the demo",
                 hint="choose another folder with --workspace",
             )
-        running = [f.stem for f in workspace.run.glob("*.json") if workspace.process(f.stem)]
+        running = [info.name for info in workspace.processes()]
         if running:
             raise ConfigError(
-                f"{root} is in use: {', '.join(sorted(running))} runs",
+                f"{root} is in use: {', '.join(running)} runs",
                 hint="end it first, or choose another folder with --workspace",
             )
         shutil.rmtree(root)
