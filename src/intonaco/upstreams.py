@@ -130,13 +130,13 @@ def headers_of(upstream: Upstream, environ: Mapping[str, str]) -> dict[str, str]
     for name, value in upstream.headers.items():
         secret = SECRET.fullmatch(value)
         if secret is None:
-            headers[name] = value
+            headers[name.lower()] = value
             continue
         found = environ.get(secret[2], "").strip()
         if not _VISIBLE.fullmatch(found):
             what = "holds what no header may" if found else "is not set"
             raise ConfigError(f"headers.{name}: the environment's {secret[2]} {what}")
-        headers[name] = f"{secret[1]} {found}" if secret[1] else found
+        headers[name.lower()] = f"{secret[1]} {found}" if secret[1] else found
     return headers
 
 

@@ -165,6 +165,12 @@ def _parts(request: httpx.Request) -> dict[str, bytes]:
     return found
 
 
+def test_a_header_is_sent_once() -> None:
+    request = sent(theirs(headers={"User-Agent": "ours", "X-Api-Key": "env:THEIR_KEY"}))
+    assert request.headers.get_list("user-agent") == ["ours"]
+    assert request.headers["x-api-key"] == KEY
+
+
 def test_a_secret_that_is_missing_or_broken_is_named_without_its_value() -> None:
     with pytest.raises(ConfigError, match="THEIR_KEY is not set"):
         headers_of(theirs(), {})
@@ -260,7 +266,7 @@ def test_only_addresses_on_its_own_host_are_fetched(address: str, taken: str | N
     upstream = theirs(fetch_own_urls=True)
     answer = json.dumps({"data": [{"url": address}]}).encode()
     if taken is None:
-        with pytest.raises(Unusable, match="on another host|is none"):
+        with pytest.raises(Unusable, match=r"on another host|is none"):
             unpack(upstream, answer, PIXELS)
     else:
         assert unpack(upstream, answer, PIXELS) == taken
