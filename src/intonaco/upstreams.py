@@ -99,11 +99,16 @@ def _facts(name: str, upstream: Upstream) -> str:
     return canonical({"name": name, **upstream.declared()}) + "\n"
 
 
-def read_facts(folder: Path) -> tuple[str, Upstream]:
-    """Name and declaration of a release's folder. Raises StorageError."""
+def read_facts(folder: Path, release: Release | None = None) -> tuple[str, Upstream]:
+    """Name and declaration of a release's folder. With ``release`` the file must be the one that
+    it was made of: whoever changes an address there is sent a key. Raises StorageError."""
     file = folder / FACTS
     try:
-        facts = json.loads(file.read_text())
+        raw = file.read_bytes()
+        known = release.serving.weights.get(FACTS) if release is not None else None
+        if release is not None and hashlib.sha256(raw).hexdigest() != known:
+            raise StorageError(f"{file} was changed after the release was made")
+        facts = json.loads(raw)
         return str(facts.pop("name")), Upstream.model_validate(facts | _needs(facts))
     except (OSError, ValueError, KeyError, AttributeError, ValidationError) as error:
         raise StorageError(f"{file} cannot be read: {type(error).__name__}") from error

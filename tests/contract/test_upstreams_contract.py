@@ -144,7 +144,10 @@ def test_a_server_that_is_not_there_or_a_key_that_is_missing(place: Place) -> No
 def test_a_release_that_cannot_be_read_is_an_error_of_its_own(place: Place) -> None:
     backend = place.backend()
     backend.deploy(place.old)
-    facts_file(place.workspace, place.old).write_text("{}")
+    file = facts_file(place.workspace, place.old)
+    file.write_text(file.read_text().replace("127.0.0.1", "127.0.0.2"))
+    assert "was changed after the release was made" in backend.status(place.old.release_id).error
+    file.unlink()
     assert "upstream.json cannot be read" in backend.status(place.old.release_id).error
     backend.close()
 

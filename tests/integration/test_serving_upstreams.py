@@ -29,6 +29,7 @@ from tests.fixtures_upstreams import (
     OpenAIServer,
     WebUI,
     add_release,
+    facts_file,
     openai,
     opened,
     painted,
@@ -351,6 +352,15 @@ async def test_ready_while_the_champions_server_is(tmp_path: Path) -> None:
         stage.theirs.unwell = True
         assert (await stage.http.get("/readyz")).status_code == 503
         assert stage.theirs.health_asked == 2
+
+
+async def test_a_declaration_that_somebody_changed_is_not_followed(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        file = facts_file(stage.workspace, stage.old)
+        file.write_text(file.read_text().replace("gpt-image", "other"))
+        stage.route()
+        assert (await stage.ask()).status_code == 502
+        assert stage.theirs.asked == []
 
 
 async def test_a_release_without_its_declaration_is_an_error_not_a_crash(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def _declared(
             raise ConfigError(f"{field}: the model is served elsewhere, and its owner chooses it")
     name = str(change.get("upstream") or "")
     if not name and champion is not None:
-        name, _ = read_facts(p.releases.folder(champion))
+        name, _ = read_facts(p.releases.folder(champion), champion)
     upstream = p.config.serving.upstreams.get(name)
     if upstream is None:
         raise ConfigError(f"serving.upstreams: there is no {name!r}")

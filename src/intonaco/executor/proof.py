@@ -103,7 +103,7 @@ def _upstream(p: Parts, release: Release) -> Mapping[str, Json] | None:
     a release of ours. Raises StorageError."""
     if not is_upstream(release):
         return None
-    name, upstream = read_facts(p.releases.folder(release))
+    name, upstream = read_facts(p.releases.folder(release), release)
     return in_force(upstream, p.config.serving.upstreams.get(name)).operational()
 
 

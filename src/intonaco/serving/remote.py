@@ -98,7 +98,7 @@ class HttpServingBackend:
             release = store.get(release_id)
             if not is_upstream(release):
                 raise StorageError("it is a model of ours, and serving.type is http")
-            name, upstream = read_facts(store.folder(release))
+            name, upstream = read_facts(store.folder(release), release)
         except (NotFound, StorageError) as error:
             return _not_ready(release_id, f"release {release_id[:10]}: {error}")
         facts: dict[str, Json] = {
@@ -207,7 +207,7 @@ def smoke_test(
     StorageError."""
 
     def draw(url: str, release: Release) -> float:
-        name, upstream = read_facts(ReleaseStore(workspace, "").folder(release))
+        name, upstream = read_facts(ReleaseStore(workspace, "").folder(release), release)
         generation = release.serving.generation
         wanted = GenerateRequest(
             request_id="smoke",

@@ -71,7 +71,7 @@ class Foreign:
         if release not in self._known:
             store = ReleaseStore(self.workspace, "")
             manifest = store.get(release)
-            name, upstream = read_facts(store.folder(manifest))
+            name, upstream = read_facts(store.folder(manifest), manifest)
             upstream = in_force(upstream, self.declared.get(name))
             self._known[release] = (upstream, manifest.serving.generation)
         return self._known[release]
