@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from intonaco.plugins import resolve
 from intonaco.protocols import Matrix, Notifier, Registry, ServingBackend, Tracker, TrainingBackend
 from intonaco.releases import ReleaseStore
 from intonaco.sources import check_path, is_remote
+from intonaco.types import Release
+from intonaco.upstreams import headers_of
 from intonaco.workspace import Workspace
 
 # Built-ins of each kind: factories that take (config, workspace, clock). Entry points of the group
 # ``intonaco.KIND`` and ``module:attribute`` are called the same way.
-SERVING = {"local": "intonaco.app:_local_serving"}
+SERVING = {"local": "intonaco.app:_local_serving", "http": "intonaco.app:_http_serving"}
 TRAINING = {"local": "intonaco.app:_local_training"}
 REGISTRIES = {"mlflow": "intonaco.app:_mlflow_registry", "none": "intonaco.app:_no_registry"}
 TRACKERS = {"mlflow": "intonaco.app:_mlflow_tracker", "none": "intonaco.app:_no_tracker"}
@@ -71,9 +73,17 @@ class App:
             tracker=tracker,
             embed=embed,
             probe=router.probe,
-            smoke=smoke_test,
+            smoke=self._smoke(),
             clock=self.clock,
         )
+
+    def _smoke(self) -> Callable[[str, Release], float]:
+        if self.config.serving.type != "http":
+            return smoke_test
+        from intonaco.serving import remote
+
+        upstreams = self.config.serving.upstreams
+        return remote.smoke_test(self.workspace, upstreams, os.environ, self.clock)
 
     def _make(self, kind: str, name: str, builtins: dict[str, str]) -> Any:
         return resolve(kind, name, builtins)(self.config, self.workspace, self.clock)
@@ -123,6 +133,11 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         attempt(resolve, kind, name, builtins)
     for signal, settings in config.monitoring.signals.items():
         attempt(check_name, settings.detector, f"monitoring.signals.{signal}.detector")
+    for name, upstream in config.serving.upstreams.items():
+        try:
+            headers_of(upstream, os.environ)
+        except ConfigError as error:
+            problems.append(f"serving.upstreams.{name}.{error}")
     if config.model.path is not None:
         if is_remote(config.model.path):
             attempt(check_path, config.model.path)
@@ -157,6 +172,12 @@ def _local_serving(config: Config, workspace: Workspace, clock: Clock) -> Servin
     from intonaco.serving.local import LocalServingBackend
 
     return LocalServingBackend(workspace, config.serving, clock)
+
+
+def _http_serving(config: Config, workspace: Workspace, clock: Clock) -> ServingBackend:
+    from intonaco.serving.remote import HttpServingBackend
+
+    return HttpServingBackend(workspace, config.serving, clock)
 
 
 def _local_training(config: Config, workspace: Workspace, clock: Clock) -> TrainingBackend:

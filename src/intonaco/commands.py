@@ -81,16 +81,26 @@ def begin_update(
     )
 
 
+def given(parts: Parts) -> str | None:
+    """The model that the configuration says exists already, in words; None if it names none."""
+    if parts.config.serving.type == "http":
+        name, upstream = next(iter(parts.config.serving.upstreams.items()))
+        return f"{name} ({upstream.url})"
+    return parts.config.model.path
+
+
 def take_over(parts: Parts, actor: str, now: float) -> Update:
-    """The first update of a service whose model exists already, in the folder ``model.path``."""
+    """The first update of a service whose model exists already: in the folder ``model.path``, or
+    at the first of ``serving.upstreams``."""
+    first = next(iter(parts.config.serving.upstreams), None)
     plan = Plan(
-        plan_id=digest(["take over", parts.config.service, parts.config.model.path])[:12],
+        plan_id=digest(["take over", parts.config.service, given(parts)])[:12],
         service_id=parts.config.service,
         at=now,
         action=Action.ASSEMBLE,
         cause=Cause.FIRST_RELEASE,
-        reason=f"take the model of {parts.config.model.path} into care",
-        assemble={"name": "given"},
+        reason=f"take the model of {given(parts)} into care",
+        assemble={"name": first, "upstream": first} if first else {"name": "given"},
         requested_by=actor,
     )
     return loop.start(plan, None, now)
@@ -158,12 +168,13 @@ def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -
             hint="wait for it, or `intonaco update cancel` it",
         )
     champion = parts.ledger.champion()
-    given = champion is None and parts.config.model.path is not None and not a.get("recipes")
-    if given and not a.get("action"):
+    model = given(parts) if champion is None and not a.get("recipes") else None
+    if model is not None and not a.get("action"):
         begin_update(parts, tx, take_over(parts, command.actor, now), now, actor=command.actor)
-        return f"taking over the model of {parts.config.model.path}"
+        return f"taking over the model of {model}"
     default = Action.FULL_RETRAIN if champion is None else Action.FINE_TUNE
     action = Action(str(a.get("action") or default))
+    _upstream_is_known(parts, action, (a.get("assemble") or {}).get("upstream"))
     decision = parts.config.decision
     recipes = tuple(a.get("recipes") or ()) or {
         Action.FULL_RETRAIN: decision.full_retrain,
@@ -195,6 +206,19 @@ def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -
     update = loop.start(plan, champion, now)
     begin_update(parts, tx, update, now, actor=command.actor)
     return f"update {update.update_id} begins: {plan.reason}"
+
+
+def _upstream_is_known(parts: Parts, action: Action, upstream: Json) -> None:
+    """Raises Conflict, NotFound."""
+    upstreams = parts.config.serving.upstreams
+    if upstreams and action.trains:
+        raise Conflict(
+            "the model is served elsewhere and cannot be trained here: give --upstream NAME",
+        )
+    if upstream is not None and upstream not in upstreams:
+        raise NotFound(
+            f"no upstream {upstream!r}; serving.upstreams has: {', '.join(upstreams) or 'none'}"
+        )
 
 
 def _rollout(parts: Parts, tx: Transaction, command: Command, now: float) -> str:

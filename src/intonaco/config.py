@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from intonaco.declared import UPSTREAM_NAME, Upstream
 from intonaco.errors import ConfigError
 from intonaco.types import StepKind
 
@@ -145,7 +146,12 @@ class Worker(Section):
 
 
 class Serving(Section):
-    type: str = "local"  # a built-in, an entry point of `intonaco.serving`, or module:attribute
+    # "local", "http" (servers that run already), an entry point of `intonaco.serving`, or
+    # module:attribute
+    type: str = "local"
+    # With type http: the image servers, by name. The first is the one that a new service begins
+    # with; the others are challengers when an update asks for them.
+    upstreams: dict[Annotated[str, Field(pattern=UPSTREAM_NAME)], Upstream] = {}
     gateway: Gateway = Gateway()
     worker: Worker = Worker()
     replicas: Count = 1  # worker processes per release
@@ -158,6 +164,12 @@ class Serving(Section):
     # Openly injected faults for drills: release id or recipe/technique name -> one fault for each
     # deployment in turn, e.g. ["errors:after=20", "slow:after=20,seconds=1.5"]
     faults: dict[str, tuple[str, ...]] = {}
+
+    @model_validator(mode="after")
+    def _http_has_upstreams(self) -> Serving:
+        if (self.type == "http") != bool(self.upstreams):
+            raise ValueError("type: http and upstreams go together: give both, or neither")
+        return self
 
 
 class Extractor(Section):
@@ -416,6 +428,20 @@ class Config(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _upstreams_fit(self) -> Config:
+        if self.serving.type != "http":
+            return self
+        if self.model.path is not None:
+            raise ValueError("model.path is for a model that is served here; serving.type is http")
+        for name, upstream in self.serving.upstreams.items():
+            if self.monitoring.probes and not upstream.seed:
+                raise ValueError(
+                    f"monitoring.probes need the same image for the same seed, and"
+                    f" serving.upstreams.{name}.seed is false: leave the probes out"
+                )
+        return self
+
 
 def parse(text: str, *, source: str = "intonaco.yaml") -> Config:
     """Config of a YAML text. Raises ConfigError: path of the field, what was given, what is
@@ -466,7 +492,8 @@ def _explain(error: ValidationError, source: str) -> str:
         return f"{source}: {path}: required and not given"
     if not first["loc"]:
         return f"{source}: {message}"
-    if "api_keys" in first["loc"]:  # what was given may be a key
+    if {"api_keys", "upstreams"} & set(first["loc"]) or first["loc"] == ("serving",):
+        # what was given may hold a key
         return f"{source}: {path}: {message}"
     given = repr(first["input"])
     return (

@@ -70,7 +70,7 @@ class Controller:
     def _take_over(self, fence: int, now: float) -> None:
         """A new service whose configuration names a model begins with that model."""
         ledger = self.parts.ledger
-        if self.parts.config.model.path is None or ledger.champion() or ledger.all(Update):
+        if commands.given(self.parts) is None or ledger.champion() or ledger.all(Update):
             return
         with ledger.begin(fence=fence) as tx:
             update = commands.take_over(self.parts, "configuration", now)

@@ -129,6 +129,7 @@ def _context(
         previous_release_available=parts.ledger.previous() is not None,
         release_changed=_release_changed(parts, found),
         evaluation_seconds=_evaluation_seconds(updates, parts) or EVALUATION_SECONDS,
+        trainable=parts.config.serving.type != "http",
     )
 
 

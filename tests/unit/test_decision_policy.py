@@ -137,6 +137,15 @@ def test_quality_decline_rolls_back_a_release_and_else_retrains() -> None:
     assert plan.recipes == ("full",)
 
 
+@pytest.mark.parametrize("what", [CONCEPT, DECLINE], ids=["concept", "decline"])
+def test_a_model_that_is_served_elsewhere_is_never_trained(what: Diagnosis) -> None:
+    plan = decide(what, replace(CONTEXT, trainable=False), SETTINGS, NOW)
+    assert plan.action is Action.TELL
+    assert "update start --upstream" in plan.reason
+    tied = replace(CONTEXT, trainable=False, release_changed=True, previous_release_available=True)
+    assert decide(DECLINE, tied, SETTINGS, NOW).action is Action.ROLL_BACK
+
+
 def test_changed_probes_under_the_same_release_are_for_a_person() -> None:
     plan = decide(diagnosis(Cause.QUALITY_DECLINE, prompts(*NEW)), CONTEXT, SETTINGS, NOW)
     assert plan.action is Action.TELL

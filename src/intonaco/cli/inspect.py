@@ -63,7 +63,7 @@ def _print_status(facts: dict[str, Any], now: float) -> None:
             out.print(f"{role:<10} {releases[role]['short']}")
     update = facts["update"]
     if update is not None:
-        out.print(f"update     {update['update_id']} in {update['phase']}", markup=False)
+        out.print(f"update     {update['id']} in {update['phase']}", markup=False)
     running = [p["name"] for p in facts["processes"] if p["alive"]]
     out.print(f"processes  {', '.join(running) or 'none running: `intonaco up` starts them'}")
     budget = facts["budget"]

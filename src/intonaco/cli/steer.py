@@ -92,25 +92,30 @@ def update_start(
         str | None,
         typer.Option(help="No training: the champion in this environment (`environment add`)."),
     ] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="No training: this server of `serving.upstreams`.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the candidate.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Begin an update by hand: training, or a new technique or environment on the same weights."""
+    """Begin an update by hand: training, a new technique or environment on the same weights, or
+    another server."""
     app = opened(workspace)
     arguments: dict[str, Any] = {"reason": reason, "recipes": recipe or []}
-    if steps is not None or scheduler is not None or environment is not None:
+    if any(v is not None for v in (steps, scheduler, environment, upstream)):
         generation = {"steps": steps} if steps is not None else {}
         store = EnvironmentStore(app.workspace)
         found = store.find(environment) if environment is not None else None
-        only = found is not None and steps is None and scheduler is None
+        only = found is not None and steps is None and scheduler is None and upstream is None
         arguments |= {
             "action": Action.ASSEMBLE,
             "cause": Cause.CODE_CHANGE if only else Cause.NEW_TECHNIQUE,
             "assemble": {
-                "name": name or _technique(scheduler, steps, found),
+                "name": name or _technique(upstream, scheduler, steps, found),
                 "generation": generation,
                 "scheduler": {"class": scheduler} if scheduler else None,
                 "environment": found,
+                "upstream": upstream,
             },
         }
     elif full:
@@ -118,8 +123,11 @@ def update_start(
     ask(app, "update.start", arguments, as_json)
 
 
-def _technique(scheduler: str | None, steps: int | None, environment: str | None) -> str:
+def _technique(
+    upstream: str | None, scheduler: str | None, steps: int | None, environment: str | None
+) -> str:
     parts = (
+        upstream,
         scheduler,
         f"{steps}-steps" if steps else None,
         f"environment-{environment[:10]}" if environment else None,

@@ -29,7 +29,7 @@ class DecisionContext:
     estimated training time per recipe. ``spent``, ``reserved``: of this period's budget.
     ``request_rate``: requests a second. ``last_update_ended_at``: of the last update that trained.
     ``previous_release_available``: there is one to roll back to. ``release_changed``: the release
-    or its environment changed shortly before the findings."""
+    or its environment changed shortly before the findings. ``trainable``: the model is ours."""
 
     labelled_items: int
     recipe_seconds: Mapping[str, float]
@@ -41,6 +41,7 @@ class DecisionContext:
     previous_release_available: bool
     release_changed: bool = False
     evaluation_seconds: float = EVALUATION_SECONDS
+    trainable: bool = True
     assemble: Mapping[str, Json] = field(default_factory=dict)
 
 
@@ -138,6 +139,8 @@ def _data_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _C
 
 
 def _concept_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+    if not c.trainable:
+        return _not_ours(d)
     gap = min(max(d.quality_gap, 0.0), 1.0)
     lower = sum(m.share_now_interval[0] for m in _clusters(d) if m.moved)
     if c.labelled_items < s.min_labelled:
@@ -168,8 +171,18 @@ def _quality_decline(d: Diagnosis, c: DecisionContext, s: Decision, now: float) 
             reason="Probes changed under an unchanged release, so the machine or its environment "
             "did: a person has to look. Retraining would learn the fault.",
         )
+    if not c.trainable:
+        return _not_ours(d)
     return _train(
         Action.FULL_RETRAIN, s.full_retrain, min(max(fallen), 1.0), "everything", c, s, now
+    )
+
+
+def _not_ours(d: Diagnosis) -> _Choice:
+    return _Choice(
+        action=Action.TELL,
+        reason=f"The model is served elsewhere and cannot be trained here: tell its owner, or try "
+        f"another server (`intonaco update start --upstream NAME`). {d.reason}",
     )
 
 

@@ -4,7 +4,7 @@ PASS only if every guardrail is shown to be no worse than its margin, and, where
 meant to improve something, that is shown to be better by what is worth an update. All must hold (an
 intersection-union test), so no guardrail needs a correction of alpha. A guardrail that is beyond
 its margin with its whole interval is FAIL, one that is not decided INCONCLUSIVE, one that was not
-measured ERROR.
+measured ERROR. Of other people's servers the memory is not ours to guard, and the reasons say so.
 """
 
 from __future__ import annotations
@@ -71,11 +71,15 @@ def _decide_one(name: str, report: Mapping[str, Json], config: Evaluation) -> Ga
         return _error(f"the report cannot be read: {error}")
     if report.get("champion") is None:
         return _first_release(given, keep, config)
-    return _challenge(given, keep, improve, config)
+    return _challenge(given, keep, improve, config, report.get("not_ours", False) is True)
 
 
 def _challenge(
-    given: tuple[MetricResult, ...], keep: list[str], improve: list[str], config: Evaluation
+    given: tuple[MetricResult, ...],
+    keep: list[str],
+    improve: list[str],
+    config: Evaluation,
+    not_ours: bool,
 ) -> GateDecision:
     metrics = tuple(_judge(result, config.margins) for result in given)
     by_key: dict[Key, MetricResult] = {(r.metric, r.slice): r for r in metrics}
@@ -89,9 +93,12 @@ def _challenge(
         ("distance", None),
         ("recall", None),
         ("latency", None),
-        ("memory", None),
     ]
     said += [_guardrail(key, by_key.get(key)) for key in guardrails]
+    if not_ours:
+        said.append((Verdict.PASS, "memory is not judged: both arms are other people's servers"))
+    else:
+        said.append(_guardrail(("memory", None), by_key.get(("memory", None))))
     return _decision(said, metrics)
 
 

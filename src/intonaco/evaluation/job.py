@@ -5,7 +5,8 @@ Payload: ``champion`` ({"release_id", "path"} or null), ``candidates`` ([{"name"
 ({"type", "path", "digest"}), ``seeds_per_prompt``, ``batch_size``, ``latency_rounds``, ``threads``,
 ``generation`` (steps, guidance_scale, width, height), ``keep`` and ``improve`` (slices; neither
 given: all are kept); optional ``cache`` (folder), ``alpha`` (0.05), ``margins``, ``dtype``,
-``device``. An arm's own ``generation`` and ``dtype`` win over the common ones. Paths are absolute.
+``device``. An arm's own ``generation`` and ``dtype`` win over the common ones; one with
+``upstream`` (settings of a server that is not ours) is drawn by that server. Paths are absolute.
 
 Writes ``out/report.json`` (what ``gate.decide`` reads), ``out/images/NAME.npz``,
 ``out/grids/NAME.png``. Result: ``{"report": "out/report.json", "seconds"}``. A candidate that
@@ -44,6 +45,7 @@ from intonaco.evaluation.comparison import (
     describe,
 )
 from intonaco.evaluation.drawing import ApartSampler
+from intonaco.evaluation.elsewhere import ServerSampler
 from intonaco.evaluation.features import cosines, load_extractor
 from intonaco.evaluation.metrics import frechet_distance, precision_recall
 from intonaco.evaluation.prompts import Shot, read_prompts, shots, shots_digest
@@ -75,6 +77,7 @@ class ArmSpec:
     generation: Mapping[str, Json]
     dtype: str
     environment: str = ""  # id; empty: this interpreter's
+    upstream: Mapping[str, Json] | None = None  # settings of the server that draws it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +124,7 @@ class Evaluation:
         self.distance = f"{FRECHET}{self.extractor.name}"
         self.texts = self.extractor.texts([s.prompt.prompt for s in self.shots])
         self._generated = 0
-        self._apart: list[ApartSampler] = []
+        self._apart: list[ApartSampler | ServerSampler] = []
         self.environments = self._environments()
         self.cache = Path(payload["cache"]) if payload.get("cache") else None
 
@@ -159,7 +162,10 @@ class Evaluation:
             "extractor": {"name": self.extractor.name, "digest": self.extractor.digest},
             "shots": {"digest": shots_digest(self.shots), "images_per_arm": len(self.shots)},
             "reference_images": len(reference.features),
-            "latency_kind": latency_kind(self.device),
+            "latency_kind": "wall seconds of a server's answer"
+            if self._not_ours
+            else latency_kind(self.device),
+            "not_ours": self._not_ours,
             "memory_kind": "bytes of parameters and buffers",
             "arms": arms,
             "comparisons": comparisons,
@@ -212,7 +218,17 @@ class Evaluation:
             timeout_s=float(given["timeout_s"]),
         )
 
+    @property
+    def _not_ours(self) -> bool:
+        """Whether other people's servers draw every arm."""
+        arms = [*self.candidates, *([self.champion] if self.champion else [])]
+        return all(a.upstream is not None for a in arms)
+
     def _sampler(self, spec: ArmSpec) -> Drawer:
+        if spec.upstream is not None:
+            server = ServerSampler.start(spec.folder, spec.generation, spec.upstream)
+            self._apart.append(server)
+            return server
         if self.environments is None:
             return Sampler.load(spec.folder, spec.generation, dtype=spec.dtype, device=self.device)
         self.job.progress("environment", 0, 1, f"{spec.name}: in an environment of its own")
@@ -322,12 +338,13 @@ class Evaluation:
             generation={**self.payload.get("generation", {}), **(entry.get("generation") or {})},
             dtype=str(entry.get("dtype") or self.payload.get("dtype", "float32")),
             environment=str(entry.get("environment") or ""),
+            upstream=entry.get("upstream"),
         )
 
     def _key(self, spec: ArmSpec) -> str | None:
         """Names everything that decides an arm's images; None if they cannot be kept."""
-        if self.cache is None or spec.release_id is None:
-            return None
+        if self.cache is None or spec.release_id is None or spec.upstream is not None:
+            return None  # what a server draws today it need not draw tomorrow
         return digest(
             {
                 "release": spec.release_id,

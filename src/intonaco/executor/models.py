@@ -27,6 +27,7 @@ from intonaco.types import (
     ServingSpec,
     Update,
 )
+from intonaco.upstreams import read_facts, serving_spec, write_facts
 
 
 def train(p: Parts, effect: Effect) -> Outcome:
@@ -105,7 +106,8 @@ def _base(p: Parts, recipe: Recipe, champion: Release | None) -> str | None:
 
 def assemble(p: Parts, effect: Effect) -> Outcome:
     """A release from the champion's weights with another sampler, other defaults or in another
-    environment; without a champion, from the folder that ``model.path`` names."""
+    environment; without a champion, from the folder that ``model.path`` names. Where other people's
+    servers serve, a release of what is declared of one."""
     update = p.ledger.get(Update, effect.subject)
     champion = p.releases.get(update.champion) if update.champion else None
     change = update.plan.assemble
@@ -117,17 +119,20 @@ def assemble(p: Parts, effect: Effect) -> Outcome:
     dataset_version = champion.provenance.dataset_version if champion else None
     with tempfile.TemporaryDirectory(dir=p.workspace.root) as temporary:
         folder = Path(temporary) / "pipeline"
-        shutil.copytree(_weights(p, champion), folder)
-        if change.get("scheduler"):
-            _change_scheduler(folder, change["scheduler"])
-        spec = read_serving_spec(
-            folder,
-            generation=generation,
-            **(_options_of(serving) if serving else _options(p)),
-            adapters=serving.adapters if serving else p.config.model.adapters,
-            fused=serving.fused if serving else p.config.model.fused,
-            environment=_environment(p, change.get("environment"), champion),
-        )
+        if p.config.serving.type == "http":
+            spec = _declared(p, folder, change, champion, generation)
+        else:
+            shutil.copytree(_weights(p, champion), folder)
+            if change.get("scheduler"):
+                _change_scheduler(folder, change["scheduler"])
+            spec = read_serving_spec(
+                folder,
+                generation=generation,
+                **(_options_of(serving) if serving else _options(p)),
+                adapters=serving.adapters if serving else p.config.model.adapters,
+                fused=serving.fused if serving else p.config.model.fused,
+                environment=_environment(p, change.get("environment"), champion),
+            )
         release = p.releases.add(
             folder,
             spec,
@@ -143,6 +148,28 @@ def assemble(p: Parts, effect: Effect) -> Outcome:
         )
     _have_release(p, release)
     return Done({"release_id": release.release_id, "dataset_version": dataset_version})
+
+
+def _declared(
+    p: Parts,
+    folder: Path,
+    change: Mapping[str, Json],
+    champion: Release | None,
+    generation: Mapping[str, Json],
+) -> ServingSpec:
+    """The declaration of the upstream that is asked for, else of the champion's, as it is now.
+    Raises ConfigError."""
+    for field in ("scheduler", "environment"):
+        if change.get(field):
+            raise ConfigError(f"{field}: the model is served elsewhere, and its owner chooses it")
+    name = str(change.get("upstream") or "")
+    if not name and champion is not None:
+        name, _ = read_facts(p.releases.folder(champion), champion)
+    upstream = p.config.serving.upstreams.get(name)
+    if upstream is None:
+        raise ConfigError(f"serving.upstreams: there is no {name!r}")
+    write_facts(folder, name, upstream)
+    return serving_spec(name, upstream, generation)
 
 
 def _environment(p: Parts, wanted: Json, champion: Release | None) -> str | None:

@@ -20,6 +20,7 @@ from intonaco.types import (
     Release,
     Update,
 )
+from intonaco.upstreams import in_force, is_upstream, read_facts
 
 
 def evaluate(p: Parts, effect: Effect) -> Outcome:
@@ -86,13 +87,24 @@ def _scorers_digest(p: Parts) -> str | None:
 
 def _arm(p: Parts, name: str, release_id: str) -> Mapping[str, Json]:
     release = p.releases.get(release_id)
+    upstream = _upstream(p, release)
     return {
+        **({"upstream": upstream} if upstream is not None else {}),
         "name": name,
         "release_id": release_id,
         "path": str(p.releases.folder(release).resolve()),
         "generation": dict(release.serving.generation),
         "environment": release.serving.environment,
     }
+
+
+def _upstream(p: Parts, release: Release) -> Mapping[str, Json] | None:
+    """How to ask the server that a release is, as far as the configuration may change it; None for
+    a release of ours. Raises StorageError."""
+    if not is_upstream(release):
+        return None
+    name, upstream = read_facts(p.releases.folder(release), release)
+    return in_force(upstream, p.config.serving.upstreams.get(name)).operational()
 
 
 def _environments(p: Parts, releases: Sequence[Release]) -> Mapping[str, Json] | None:
@@ -103,6 +115,8 @@ def _environments(p: Parts, releases: Sequence[Release]) -> Mapping[str, Json] |
         return None
     store = EnvironmentStore(p.workspace)
     for release in releases:
+        if is_upstream(release):
+            continue
         environment = release.serving.environment
         store.adopt(environment, p.releases.folder(release).parent / "lock.txt")
         # "Never since": a build that failed for serving may be tried again by the job.

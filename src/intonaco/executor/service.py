@@ -35,7 +35,8 @@ def stage(p: Parts, effect: Effect) -> Outcome:
         p.serving.retire(release.release_id)
         return Failed(f"the worker loaded {status.attested}, not {release.release_id}")
     seconds = p.smoke(status.urls[0], release)
-    return Done({"text": f"staged: identity attested, first picture in {seconds * 1000:.0f} ms"})
+    identity = status.facts.get("identity", "attested")
+    return Done({"text": f"staged: identity {identity}, first picture in {seconds * 1000:.0f} ms"})
 
 
 def retire(p: Parts, effect: Effect) -> Outcome:

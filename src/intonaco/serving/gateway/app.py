@@ -83,9 +83,7 @@ class Gateway:
         """Ready when a champion's worker is: after a restart the table of before may name workers
         that are gone."""
         table = self.state.table
-        ready = table is not None and await self.dispatcher.upstream.any_ready(
-            table.champion().urls
-        )
+        ready = table is not None and await self.dispatcher.upstream.any_ready(table.champion())
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metrics_text(self, request: Request) -> Response:
@@ -118,6 +116,8 @@ class Gateway:
 
     async def close(self) -> None:
         await self.copies.stop()
+        if self.dispatcher.upstream.foreign is not None:
+            await self.dispatcher.upstream.foreign.close()
         self.recorder.writer.close()
         self.desk.close()
 

@@ -32,6 +32,7 @@ from intonaco.serving.gateway.app import Gateway, assemble
 from intonaco.serving.gateway.copies import Copies
 from intonaco.serving.gateway.digests import Digests
 from intonaco.serving.gateway.dispatch import Dispatcher
+from intonaco.serving.gateway.foreign import Foreign
 from intonaco.serving.gateway.metrics import Metrics
 from intonaco.serving.gateway.recorder import Recorder
 from intonaco.serving.gateway.state import GatewayState
@@ -58,9 +59,18 @@ def build(
     metrics = Metrics()
     state = GatewayState(workspace, settings.breaker_failures)
     state.load()
+    foreign = Foreign(
+        workspace,
+        config.serving.upstreams,
+        os.environ,
+        clock,
+        most_bytes=settings.max_response_bytes,
+        pixels=settings.limits.upload_pixels,
+        decodes=settings.limits.decodes,
+    )
     dispatcher = Dispatcher(
         state,
-        Upstream(state, http, clock, most_bytes=settings.max_response_bytes),
+        Upstream(state, http, clock, settings.max_response_bytes, foreign),
         clock,
         challenger_timeout_s=settings.challenger_timeout_s,
     )

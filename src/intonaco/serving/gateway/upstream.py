@@ -24,6 +24,7 @@ from intonaco.messages import (
     StreamEvent,
     WorkerError,
 )
+from intonaco.serving.gateway.foreign import Foreign, is_foreign
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.transport import WorkerTransport
 from intonaco.serving.http import GATEWAY_KEEP_ALIVE_S
@@ -76,6 +77,7 @@ class Upstream:
     http: httpx.AsyncClient
     clock: Clock
     most_bytes: int = 2**27  # of an answer
+    foreign: Foreign | None = None  # for arms that are other people's servers
     _busy: Counter[str] = field(default_factory=Counter)
     _down: dict[str, float] = field(default_factory=dict)
 
@@ -84,9 +86,13 @@ class Upstream:
         now = self.clock.now()
         return sorted(urls, key=lambda u: (now - self._down.get(u, 0) < DOWN_S, self._busy[u]))
 
-    async def any_ready(self, urls: Sequence[str]) -> bool:
-        """Whether a worker says it is ready."""
-        for url in self.order(urls):
+    async def any_ready(self, arm: Arm) -> bool:
+        """Whether a worker of the arm says it is ready."""
+        for url in self.order(arm.urls):
+            if is_foreign(url):
+                if self.foreign is not None and await self.foreign.ready(arm.release):
+                    return True
+                continue
             try:
                 async with asyncio.timeout(READY_S):
                     response = await self.http.get(f"{url}/readyz")
@@ -120,7 +126,10 @@ class Upstream:
         try:
             with self.state.flight(arm.release):
                 async with asyncio.timeout(max(0.0, left)):
-                    end = await self._ask(url, wanted, told)
+                    if is_foreign(url):
+                        end = await self._elsewhere(arm, wanted)
+                    else:
+                        end = await self._ask(url, wanted, told)
             if end.generated is not None and end.generated.release != arm.release:
                 # A port can pass to another process: never credit an image to a stranger.
                 end = _End(error=f"answered as release {end.generated.release[:10]}")
@@ -143,6 +152,25 @@ class Upstream:
         if told is not None:
             await told.finish(max(0.0, deadline - self.clock.now()))
         return Reply(attempt=attempt, png=end.png, refused=refused)
+
+    async def _elsewhere(self, arm: Arm, wanted: GenerateRequest) -> _End:
+        """By somebody else's server, which tells no times of its own: all of its answer's time
+        counts as service. Raises httpx.HTTPError."""
+        if self.foreign is None:
+            return _End(error="no upstream is configured here")
+        start = self.clock.now()
+        answer = await self.foreign.draw(arm.release, wanted)
+        if answer.png is None:
+            return _End(outcome=answer.outcome, error=answer.error)
+        generated = Generated(
+            request_id=wanted.request_id,
+            release=arm.release,
+            queue_seconds=0.0,
+            service_seconds=self.clock.now() - start,
+            batch_size=1,
+            padded_size=1,
+        )
+        return _End(outcome=Outcome.OK, error="", generated=generated, png=answer.png)
 
     async def _ask(self, url: str, wanted: GenerateRequest, told: _Teller | None) -> _End:
         """Raises httpx.HTTPError, StorageError, TimeoutError."""
