@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test verify lint format bench clean
+.PHONY: help demo test verify fuzz lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: lint  ## lint, then the tests that take minutes
 verify: lint  ## lint, then all tests: full simulations and the crash matrix too
 	$(BIN)/pytest $(ARGS)
 
+fuzz: .venv/.stamp  ## schemathesis against a running gateway and console; ARGS='--examples 500'
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 bench: .venv/.stamp  ## run the benchmarks, write benchmarks/results.json; ARGS='NAME ...'
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
@@ -52,6 +55,6 @@ format: .venv/.stamp  ## put the code into its style
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and everything that tools left
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-fuzz build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from PIL import Image
@@ -41,6 +41,9 @@ from intonaco.serving.gateway.main import build
 from intonaco.serving.http import bind, server, unless_gone
 from intonaco.types import Arm, ArmRole, Json, Record, RoutingTable
 from intonaco.workspace import Workspace
+
+if TYPE_CHECKING:
+    from intonaco.serving.gateway.spans import GatewayTracing
 
 OLD, NEW = "a" * 64, "b" * 64
 CONFIG = """
@@ -92,6 +95,7 @@ class FakeWorker:
 
     release: str
     asked: list[GenerateRequest] = field(default_factory=list)
+    traceparents: list[str | None] = field(default_factory=list)
     fail_status: int | None = None  # before anything is sent
     fail_after: int | None = None  # a stream breaks off after so many partial images
     hold: asyncio.Event | None = None  # waited for before the last image
@@ -115,6 +119,7 @@ class FakeWorker:
         assert request.headers[PROTOCOL_HEADER] == PROTOCOL_VERSION
         wanted = decode(GenerateRequest, await request.body())
         self.asked.append(wanted)
+        self.traceparents.append(request.headers.get("traceparent"))
         headers = {PROTOCOL_HEADER: PROTOCOL_VERSION}
         if self.fail_status is not None:
             code = {429: "full", 400: "invalid"}.get(self.fail_status, "internal")
@@ -256,9 +261,15 @@ class Stage:
         return (await self.http.get("/metrics")).text
 
 
-def _make(root: Path, more: str, http: httpx.AsyncClient, clock: Clock) -> tuple[Gateway, Declared]:
+def _make(
+    root: Path,
+    more: str,
+    http: httpx.AsyncClient,
+    clock: Clock,
+    tracing: GatewayTracing | None = None,
+) -> tuple[Gateway, Declared]:
     config = parse(CONFIG.replace("MORE", more or "pinning: false"))
-    gateway = build(Workspace(root), config, http=http, clock=clock)
+    gateway = build(Workspace(root), config, http=http, clock=clock, tracing=tracing)
     return gateway, Declared(gateway.public_app(), openapi.document(gateway.limits))
 
 
@@ -269,6 +280,7 @@ async def in_one_loop(
     *,
     clock: Clock | None = None,
     client: tuple[str, int] = ("192.0.2.1", 1),
+    tracing: GatewayTracing | None = None,
 ) -> AsyncIterator[Stage]:
     """Without sockets. ``more``: settings of ``serving.gateway`` in YAML's flow style."""
     old, new = FakeWorker(OLD), FakeWorker(NEW)
@@ -278,7 +290,7 @@ async def in_one_loop(
     }
     headers = {PROTOCOL_HEADER: PROTOCOL_VERSION}
     async with httpx.AsyncClient(mounts=mounts, headers=headers) as upstream:
-        gateway, app = _make(root, more, upstream, clock or SystemClock())
+        gateway, app = _make(root, more, upstream, clock or SystemClock(), tracing)
         public = httpx.AsyncClient(
             transport=httpx.ASGITransport(app, client=client), base_url="http://gateway"
         )

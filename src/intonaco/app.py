@@ -18,7 +18,7 @@ from intonaco.executor import Parts
 from intonaco.executor.service import smoke_test
 from intonaco.folders import check_adapters, check_folder
 from intonaco.ledger import Ledger
-from intonaco.plugins import resolve
+from intonaco.plugins import OTEL, need_extra, resolve
 from intonaco.protocols import Matrix, Notifier, Registry, ServingBackend, Tracker, TrainingBackend
 from intonaco.releases import ReleaseStore
 from intonaco.sources import check_path, is_remote
@@ -131,6 +131,8 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         ("tracking", config.tracker.type, TRACKERS),
     ):
         attempt(resolve, kind, name, builtins)
+    if config.serving.tracing is not None:
+        attempt(need_extra, "serving.tracing", *OTEL)
     for signal, settings in config.monitoring.signals.items():
         attempt(check_name, settings.detector, f"monitoring.signals.{signal}.detector")
     for name, upstream in config.serving.upstreams.items():

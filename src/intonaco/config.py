@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -145,6 +146,31 @@ class Worker(Section):
     ready_timeout_s: Positive = 300.0
 
 
+class Tracing(Section):
+    """Spans of requests for an OpenTelemetry collector; needs the extra ``otel``. Credentials and
+    other settings of the way there come from the environment (``OTEL_EXPORTER_OTLP_HEADERS``)."""
+
+    endpoint: str  # of OTLP over HTTP; one without a path gets /v1/traces
+    sample: Share = 0.1  # of requests
+    # Requests that come with a `traceparent` are traced as it says, not by `sample`. Only where
+    # clients are your own: whoever sets it can have everything traced, or nothing.
+    clients_decide: bool = False
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, endpoint: str) -> str:
+        try:
+            parts = urlsplit(endpoint)
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("not http://HOST:PORT or https://HOST")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("credentials do not belong in here; set OTEL_EXPORTER_OTLP_HEADERS")
+        return endpoint
+
+
 class Serving(Section):
     # "local", "http" (servers that run already), an entry point of `intonaco.serving`, or
     # module:attribute
@@ -154,6 +180,7 @@ class Serving(Section):
     upstreams: dict[Annotated[str, Field(pattern=UPSTREAM_NAME)], Upstream] = {}
     gateway: Gateway = Gateway()
     worker: Worker = Worker()
+    tracing: Tracing | None = None  # none: nothing is traced
     replicas: Count = 1  # worker processes per release
     # For a release whose environment is not this one: build it, refuse the release, or start it
     # here all the same (its worker then attests another id and gets no traffic)
@@ -492,7 +519,7 @@ def _explain(error: ValidationError, source: str) -> str:
         return f"{source}: {path}: required and not given"
     if not first["loc"]:
         return f"{source}: {message}"
-    if {"api_keys", "upstreams"} & set(first["loc"]) or first["loc"] == ("serving",):
+    if {"api_keys", "endpoint", "upstreams"} & set(first["loc"]) or first["loc"] == ("serving",):
         # what was given may hold a key
         return f"{source}: {path}: {message}"
     given = repr(first["input"])

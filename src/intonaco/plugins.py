@@ -10,9 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from intonaco.errors import ConfigError
+
+OTEL = ("opentelemetry.exporter.otlp.proto.http", "otel")
+
+
+def need_extra(field: str, module: str, extra: str) -> None:
+    """Imports nothing but the packages above ``module``. Raises ConfigError unless the extra that
+    ``field`` of the configuration asks for is installed."""
+    try:
+        found = find_spec(module)
+    except ImportError:  # a package above it
+        found = None
+    if found is None:
+        raise ConfigError(
+            f"{field} needs the extra {extra!r}, which is not installed in this environment",
+            hint=f"pip install 'intonaco[{extra}]', or leave {field} out",
+        )
 
 
 def group(kind: str) -> str:

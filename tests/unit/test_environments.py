@@ -24,7 +24,14 @@ from intonaco.environments import (
     environment_versions,
 )
 from intonaco.environments.build import MARKER, Build, Tools, plan, variables
-from intonaco.environments.lock import WORKER_LIKES, WORKER_NEEDS, difference, normal, parse
+from intonaco.environments.lock import (
+    WORKER_LIKES,
+    WORKER_NEEDS,
+    WORKER_TRACES,
+    difference,
+    normal,
+    parse,
+)
 from intonaco.environments.store import RETRY_S
 from intonaco.errors import BackendError, ConfigError, Conflict, IntonacoError, NotFound
 from intonaco.releases import ReleaseStore, read_serving_spec
@@ -52,6 +59,7 @@ def test_the_captured_lock_is_this_environment_and_holds_no_tools() -> None:
     assert HERE.versions == environment_versions()
     assert HERE.digest == environment_lock() == digest(dict(environment_versions()))
     assert {*WORKER_NEEDS, *WORKER_LIKES, "tokenizers", "pydantic-core", "anyio"} <= set(HERE.pins)
+    assert {*WORKER_TRACES, "opentelemetry-sdk"} <= set(HERE.pins)
     assert not {"pytest", "ruff", "mypy", "mlflow-skinny", "intonaco"} & set(HERE.pins)
 
 

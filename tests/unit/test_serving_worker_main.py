@@ -47,7 +47,8 @@ def test_settings_reach_the_worker(
                 "queue_limit": 9,
                 "warm_up": False,
                 "threads": 2,
-            }
+            },
+            **({"tracing": {"endpoint": "http://c:4318"}} if strict else {}),
         }
     )
     backend = local.LocalServingBackend(Workspace(tmp_path), serving)
@@ -57,6 +58,7 @@ def test_settings_reach_the_worker(
     assert told.strict is strict
     assert (told.batch_sizes, told.batch_wait_ms, told.queue_limit) == ("1,4", 7.5, 9)
     assert (told.threads, told.no_warm_up, told.release) == (2, True, RELEASE.release_id)
+    assert told.trace == ("http://c:4318" if strict else None)
 
 
 def test_a_worker_without_batch_sizes_is_refused() -> None:

@@ -1,4 +1,5 @@
 """The console's web application: server-rendered pages and the same facts as JSON. Read-only.
+``/openapi.json`` says what there is.
 
 Pages refresh themselves by asking for their inner part every second. Prompts are other people's
 words: templates escape everything, and the content security policy lets no script in but our own.
@@ -6,51 +7,32 @@ words: templates escape everything, and the content security policy lets no scri
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import (
-    FileResponse,
-    HTMLResponse,
-    JSONResponse,
-    PlainTextResponse,
-    Response,
-)
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from intonaco import readmodel
 from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config
-from intonaco.console import images
+from intonaco.console import images, openapi
+from intonaco.console.openapi import MAX_EVENTS, MOST_ID, PAGES
+from intonaco.console.problems import Guard, failed, http_error, not_found, unavailable
 from intonaco.console.templating import HERE, environment
 from intonaco.errors import IntonacoError, NotFound
 from intonaco.ledger import Ledger
 from intonaco.types import Observed
 from intonaco.workspace import Workspace
 
-logger = logging.getLogger(__name__)
-
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_EVENTS = 1000
-SECURITY_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-PAGES = ("overview", "updates", "releases", "events")
 
 
 def create_app(
@@ -82,10 +64,7 @@ class _Console:
         self.templates = environment()
 
     def app(self) -> Starlette:
-        # A page of another site must not read this one by pointing its own name here.
-        hosts = ["127.0.0.1", "localhost", "[::1]"]
-        local = self.config.console.host in LOOPBACK
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/", self.overview),
                 Route("/releases/{release_id}", self.release),
@@ -98,23 +77,21 @@ class _Console:
                 Route("/api/updates", self.api_updates),
                 Route("/images/{path:path}", self.image),
                 Route("/livez", self.livez),
+                Route("/openapi.json", self.openapi),
                 Mount("/static", StaticFiles(directory=HERE / "static")),
                 Route("/{page}", self.page),
             ],
-            middleware=[
-                *(
-                    [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
-                    if local
-                    else []
-                ),
-                Middleware(_SecurityHeaders),
-            ],
+            middleware=[Middleware(Guard, local=self.config.console.host in LOOPBACK)],
             exception_handlers={
-                NotFound: _not_found,
-                IntonacoError: _unavailable,
-                SQLAlchemyError: _unavailable,
+                HTTPException: http_error,
+                NotFound: not_found,
+                IntonacoError: unavailable,
+                SQLAlchemyError: unavailable,
+                Exception: failed,
             },
         )
+        app.router.redirect_slashes = False  # an address is what /openapi.json says, or nothing
+        return app
 
     # ------------------------------------------------------------------ pages
 
@@ -176,13 +153,8 @@ class _Console:
 
     def api_events(self, request: Request) -> Response:
         """``after``: only events with a higher id; without it the newest ``limit``."""
-        try:
-            after = int(request.query_params.get("after", "0"))
-            limit = int(request.query_params.get("limit", "200"))
-        except ValueError:
-            raise HTTPException(400, "after and limit are whole numbers") from None
-        if after < 0 or not 1 <= limit <= MAX_EVENTS:
-            raise HTTPException(400, f"after is at least 0, limit from 1 to {MAX_EVENTS}")
+        after = _whole(request, "after", 0, least=0, most=MOST_ID)
+        limit = _whole(request, "limit", 200, least=1, most=MAX_EVENTS)
         return _json(self._events(after, limit))
 
     def api_releases(self, request: Request) -> Response:
@@ -198,10 +170,14 @@ class _Console:
 
     def image(self, request: Request) -> Response:
         file = images.find(self.workspace.images, request.path_params["path"])
-        if file is None:
+        try:
+            content = None if file is None else file.read_bytes()
+        except OSError:  # deleted this moment
+            content = None
+        if file is None or content is None:
             raise HTTPException(404, "no such picture")
-        return FileResponse(
-            file,
+        return Response(
+            content,
             media_type=images.PICTURES[file.suffix.lower()],
             headers={"cache-control": "private, max-age=3600"},
         )
@@ -209,22 +185,8 @@ class _Console:
     def livez(self, request: Request) -> Response:
         return PlainTextResponse("ok")
 
-
-class _SecurityHeaders:
-    """Sets ``SECURITY_HEADERS`` on every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
+    def openapi(self, request: Request) -> Response:
+        return JSONResponse(openapi.document())
 
 
 def _known(page: str) -> str:
@@ -233,14 +195,15 @@ def _known(page: str) -> str:
     return page
 
 
+def _whole(request: Request, name: str, default: int, *, least: int, most: int) -> int:
+    """A whole number of the query. Raises HTTPException 400."""
+    given = request.query_params.getlist(name) or [str(default)]
+    # Digits only, and few: Python's own reading also takes signs, spaces and other scripts.
+    value = int(given[0]) if re.fullmatch(r"[0-9]{1,19}", given[0], re.ASCII) else -1
+    if len(given) > 1 or not least <= value <= most:
+        raise HTTPException(400, f"{name}: one whole number from {least} to {most}")
+    return value
+
+
 def _json(value: Any) -> Response:
     return JSONResponse(value, headers={"cache-control": "no-store"})
-
-
-async def _not_found(request: Request, error: Exception) -> Response:
-    return PlainTextResponse(str(error), status_code=404)
-
-
-async def _unavailable(request: Request, error: Exception) -> Response:
-    logger.warning("cannot read: %s", error, extra={"action": "console_read_failed"})
-    return PlainTextResponse("the ledger cannot be read now", status_code=503)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from intonaco import config as configuration
 from intonaco.clock import SystemClock
@@ -18,6 +19,7 @@ from intonaco.console.observe import Observer
 from intonaco.errors import ConfigError, IntonacoError
 from intonaco.ledger import Ledger
 from intonaco.serving.client import GatewayRouter
+from intonaco.serving.http import BoundedHead
 from intonaco.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,20 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def settings(app: ASGIApp) -> uvicorn.Config:
+    """A server that takes heads of a bounded size, and no web sockets."""
+    return uvicorn.Config(
+        app,
+        http=BoundedHead,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+    )
+
+
 def serve(root: Path) -> None:
     """Serve until told to stop. Raises IntonacoError."""
     workspace = Workspace(root)
@@ -50,9 +66,7 @@ def serve(root: Path) -> None:
         url = f"http://{host}:{port}"
         workspace.announce("console", url=url)
         logger.info("console at %s", url, extra={"action": "console_started"})
-        uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)
-        ).run(sockets=[server])
+        uvicorn.Server(settings(app)).run(sockets=[server])
         router.close()
         ledger.close()
 

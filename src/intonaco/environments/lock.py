@@ -55,6 +55,7 @@ WORKER_NEEDS = (
     "uvicorn",
 )
 WORKER_LIKES = ("accelerate", "peft")
+WORKER_TRACES = ("opentelemetry-exporter-otlp-proto-http",)  # where it is installed
 
 _HEADER = "# intonaco environment lock, python "
 _HASH = re.compile(r"\s--hash=(sha(?:256|384|512):[0-9a-f]+)")
@@ -219,7 +220,8 @@ def capture() -> Lock:
 
     pins: dict[str, str] = {}
     extras: dict[str, set[str]] = {}
-    todo: list[tuple[str, set[str]]] = [(n, set()) for n in (*WORKER_NEEDS, *WORKER_LIKES)]
+    begin = (*WORKER_NEEDS, *WORKER_LIKES, *WORKER_TRACES)
+    todo: list[tuple[str, set[str]]] = [(n, set()) for n in begin]
     while todo:
         name, wanted = todo.pop()
         key = normal(name)

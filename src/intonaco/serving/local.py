@@ -230,7 +230,7 @@ class LocalServingBackend:
         return self._environments.choose(environment, mode=mode, now=self.clock.now())
 
     def _start(self, release: Release, name: str, fault: str, choice: Choice) -> Replica:
-        settings = self.config.worker
+        settings, tracing = self.config.worker, self.config.tracing
         arguments = [
             *("--workspace", str(self.workspace.root.resolve())),
             *("--release", release.release_id),
@@ -246,6 +246,7 @@ class LocalServingBackend:
             *(("--strict",) if settings.strict else ()),
             *(() if settings.warm_up else ("--no-warm-up",)),
             *(("--fault", fault) if fault else ()),
+            *(("--trace", tracing.endpoint) if tracing else ()),
         ]
         self.workspace.logs.mkdir(parents=True, exist_ok=True)
         if fault:

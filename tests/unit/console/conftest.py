@@ -67,7 +67,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace.root.mkdir()
     workspace.config_file.write_text(f"service: {SERVICE}\nconsole: {{port: 0}}\n")
     ledger = Ledger.open(workspace.ledger, SERVICE)
-    _seed(ledger, workspace)
+    fill(ledger, workspace)
     ledger.close()
     return workspace.root
 
@@ -118,7 +118,7 @@ def observed() -> Observed:
     )
 
 
-def _seed(ledger: Ledger, workspace: Workspace) -> None:
+def fill(ledger: Ledger, workspace: Workspace) -> None:
     images = _pictures(workspace)
     moved = ClusterMove(
         cluster=4,

@@ -39,6 +39,7 @@ class Facts:
     """What is known of a request so far. ``said`` goes into the access log."""
 
     request_id: str
+    route: str = "other"  # once it is answered
     said: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,7 +86,7 @@ class AccessLog:
             if not begun:
                 await server_error()(scope, receive, counted)
         finally:
-            route = self._route(scope)
+            route = known.route = self._route(scope)
             method = scope["method"] if scope["method"] in METHODS else "other"
             seconds = self.clock.now() - start
             self.metrics.http(route, method, status, seconds)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,6 +34,9 @@ from intonaco.serving.gateway.retention import DAY_S, prune
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.workspace import Workspace
 
+if TYPE_CHECKING:
+    from intonaco.serving.gateway.spans import GatewayTracing
+
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +56,7 @@ class Gateway:
     desk: FeedbackDesk
     admin: Admin
     retention_days: float | None
+    tracing: GatewayTracing | None = None
 
     # ------------------------------------------------------------------ small endpoints
 
@@ -120,6 +125,8 @@ class Gateway:
             await self.dispatcher.upstream.foreign.close()
         self.recorder.writer.close()
         self.desk.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     # ------------------------------------------------------------------ apps
 
@@ -145,15 +152,17 @@ class Gateway:
             metrics=self.metrics,
             clock=self.clock,
         )
-        return Starlette(
+        app = Starlette(
             routes=routes,
-            middleware=[access],
+            middleware=[access] if self.tracing is None else [self.tracing.middleware(), access],
             exception_handlers={
                 HTTPException: http_error,
                 Refused: self._refused,
                 ClientDisconnect: _gone,
             },
         )
+        app.router.redirect_slashes = False  # an address is what /openapi.json says, or nothing
+        return app
 
     def admin_app(self) -> Starlette:
         return Starlette(
@@ -191,6 +200,7 @@ def assemble(
     metrics: Metrics,
     clock: Clock,
     environ: Mapping[str, str],
+    tracing: GatewayTracing | None = None,
 ) -> Gateway:
     """The gateway of these parts and the configuration. Raises ConfigError where ``environ`` lacks
     an API key that the configuration names."""
@@ -246,4 +256,5 @@ def assemble(
         ),
         admin=admin,
         retention_days=settings.retention_days,
+        tracing=tracing,
     )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intonaco.clock import Clock
 from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher, as_answer
 from intonaco.serving.gateway.metrics import Metrics
 from intonaco.serving.gateway.recorder import Context, Recorder
 from intonaco.types import Arm, Attempt
+
+if TYPE_CHECKING:
+    from intonaco.serving.gateway.spans import GatewayTracing
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,7 @@ class Copies:
     clock: Clock
     new_id: NewId
     timeout_s: float
+    tracing: GatewayTracing | None = None
     users_in_flight: int = 0
     _shadows: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -59,7 +64,8 @@ class Copies:
 
     async def _shadow(self, arm: Arm, context: Context) -> None:
         try:
-            await self._run(arm, context, keep=True)
+            with self._traced("shadow", arm):
+                await self._run(arm, context, keep=True)
         finally:
             self._shadows -= 1
 
@@ -73,7 +79,8 @@ class Copies:
     async def _breaker_probe(self, arm: Arm, context: Context) -> None:
         attempts: list[Attempt] = []
         limit = self.clock.now() + self.timeout_s
-        reply = await self.dispatcher.try_arm(context.asked, arm, limit, attempts)
+        with self._traced("probe", arm):
+            reply = await self.dispatcher.try_arm(context.asked, arm, limit, attempts)
         self.dispatcher.probe_ended(context.asked, arm, reply)
         self._record(context, as_answer(reply, attempts), keep=False)
 
@@ -107,6 +114,9 @@ class Copies:
     def _record(self, context: Context, answer: Answer, *, keep: bool) -> str | None:
         seconds = self.clock.now() - context.at
         return self.recorder.write(context, answer, seconds, keep=keep)
+
+    def _traced(self, kind: str, arm: Arm) -> AbstractContextManager[None]:
+        return nullcontext() if self.tracing is None else self.tracing.copy(kind, arm)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import uvloop
@@ -26,6 +27,7 @@ from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config, load
 from intonaco.config import Gateway as Settings
 from intonaco.errors import Conflict, IntonacoError
+from intonaco.plugins import OTEL, need_extra
 from intonaco.segment_log import SegmentWriter
 from intonaco.serving.gateway.access import new_id
 from intonaco.serving.gateway.app import Gateway, assemble
@@ -40,6 +42,9 @@ from intonaco.serving.gateway.upstream import Upstream, client
 from intonaco.serving.http import GATEWAY_KEEP_ALIVE_S, bind, on_stop, server
 from intonaco.workspace import Workspace
 
+if TYPE_CHECKING:
+    from intonaco.serving.gateway.spans import GatewayTracing
+
 log = logging.getLogger(__name__)
 
 NAME = "gateway"
@@ -53,6 +58,7 @@ def build(
     http: httpx.AsyncClient,
     clock: Clock,
     name: str = NAME,
+    tracing: GatewayTracing | None = None,
 ) -> Gateway:
     """The gateway of a workspace, with the table it followed last."""
     settings = config.serving.gateway
@@ -70,7 +76,14 @@ def build(
     )
     dispatcher = Dispatcher(
         state,
-        Upstream(state, http, clock, settings.max_response_bytes, foreign),
+        Upstream(
+            state,
+            http,
+            clock,
+            most_bytes=settings.max_response_bytes,
+            foreign=foreign,
+            tracing=tracing,
+        ),
         clock,
         challenger_timeout_s=settings.challenger_timeout_s,
     )
@@ -84,7 +97,13 @@ def build(
         settings.prompts,
     )
     copies = Copies(
-        dispatcher, recorder, metrics, clock, new_id, timeout_s=settings.challenger_timeout_s
+        dispatcher,
+        recorder,
+        metrics,
+        clock,
+        new_id,
+        timeout_s=settings.challenger_timeout_s,
+        tracing=tracing,
     )
     dispatcher.send_probe = copies.breaker_probe
     return assemble(
@@ -97,13 +116,36 @@ def build(
         metrics=metrics,
         clock=clock,
         environ=os.environ,
+        tracing=tracing,
+    )
+
+
+def open_tracing(config: Config, clock: Clock, name: str) -> GatewayTracing | None:
+    """None unless the configuration asks for it: then nothing of OpenTelemetry is imported. Raises
+    ConfigError if it is not installed."""
+    settings = config.serving.tracing
+    if settings is None:
+        return None
+    need_extra("serving.tracing", *OTEL)
+    from intonaco.serving.gateway.spans import GatewayTracing
+    from intonaco.serving.tracing import exporting
+
+    return GatewayTracing(
+        exporting(settings.endpoint),
+        service=config.service,
+        name=name,
+        share=settings.sample,
+        clients_decide=settings.clients_decide,
+        now=clock.now,
     )
 
 
 async def run(workspace: Workspace, config: Config, name: str = NAME) -> None:
-    """Serve until SIGTERM. Raises ConfigError for a taken port, Conflict if a gateway of that name
-    runs."""
+    """Serve until SIGTERM. Raises ConfigError for a taken port and for an extra that is missing,
+    Conflict if a gateway of that name runs."""
     settings = config.serving.gateway
+    clock = SystemClock()
+    tracing = open_tracing(config, clock, name)
     admin, admin_url = bind("127.0.0.1", 0, what="gateway (admin)")
     async with client(settings.max_response_bytes) as http:
         with _alone(workspace):
@@ -113,7 +155,7 @@ async def run(workspace: Workspace, config: Config, name: str = NAME) -> None:
                     hint="stop it first, or give this one a workspace of its own",
                 )
             public, url = _public(workspace, settings, name)
-            gateway = build(workspace, config, http=http, clock=SystemClock(), name=name)
+            gateway = build(workspace, config, http=http, clock=clock, name=name, tracing=tracing)
             workspace.announce(name, url=url, admin_url=admin_url, service_id=config.service)
         grace = int(settings.request_timeout_s)
         servers = (

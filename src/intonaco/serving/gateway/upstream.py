@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import httpx
 import pybase64
@@ -29,6 +30,9 @@ from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.transport import WorkerTransport
 from intonaco.serving.http import GATEWAY_KEEP_ALIVE_S
 from intonaco.types import Arm, Attempt, Outcome
+
+if TYPE_CHECKING:
+    from intonaco.serving.gateway.spans import GatewayTracing
 
 CONNECT_S = 2.0
 DOWN_S = 1.0  # how long a URL that refused a connection is tried last
@@ -78,6 +82,7 @@ class Upstream:
     clock: Clock
     most_bytes: int = 2**27  # of an answer
     foreign: Foreign | None = None  # for arms that are other people's servers
+    tracing: GatewayTracing | None = None
     _busy: Counter[str] = field(default_factory=Counter)
     _down: dict[str, float] = field(default_factory=dict)
 
@@ -121,6 +126,8 @@ class Upstream:
         wanted = replace(request, deadline=deadline, stream=on_event is not None)
         end = _End(error="")
         refused = False
+        span = None if self.tracing is None else self.tracing.attempt(arm, request, start)
+        headers = None if span is None else span.headers
         self._busy[url] += 1
         told = None if on_event is None else _Teller(on_event)
         try:
@@ -129,7 +136,7 @@ class Upstream:
                     if is_foreign(url):
                         end = await self._elsewhere(arm, wanted)
                     else:
-                        end = await self._ask(url, wanted, told)
+                        end = await self._ask(url, wanted, told, headers)
             if end.generated is not None and end.generated.release != arm.release:
                 # A port can pass to another process: never credit an image to a stranger.
                 end = _End(error=f"answered as release {end.generated.release[:10]}")
@@ -145,10 +152,14 @@ class Upstream:
         except BaseException:
             if told is not None:
                 told.stop()
+            if span is not None:
+                span.cancel()
             raise
         finally:
             self._busy[url] -= 1
         attempt = _attempt(arm, start, self.clock.now() - start, end)
+        if span is not None:
+            span.end(attempt)
         if told is not None:
             await told.finish(max(0.0, deadline - self.clock.now()))
         return Reply(attempt=attempt, png=end.png, refused=refused)
@@ -172,9 +183,16 @@ class Upstream:
         )
         return _End(outcome=Outcome.OK, error="", generated=generated, png=answer.png)
 
-    async def _ask(self, url: str, wanted: GenerateRequest, told: _Teller | None) -> _End:
+    async def _ask(
+        self,
+        url: str,
+        wanted: GenerateRequest,
+        told: _Teller | None,
+        headers: Mapping[str, str] | None,
+    ) -> _End:
         """Raises httpx.HTTPError, StorageError, TimeoutError."""
-        sent = self.http.stream("POST", f"{url}/generate", content=encode(wanted))
+        content = encode(wanted)
+        sent = self.http.stream("POST", f"{url}/generate", content=content, headers=headers)
         async with sent as response:
             theirs = response.headers.get(PROTOCOL_HEADER, "")
             if theirs.partition(".")[0] != PROTOCOL_VERSION.partition(".")[0]:

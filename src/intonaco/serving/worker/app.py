@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -60,6 +60,9 @@ from intonaco.serving.worker.job import (
 from intonaco.serving.worker.metrics import CONTENT_TYPE, WorkerMetrics
 from intonaco.serving.worker.streaming import LineStream, Mailbox, Progress
 from intonaco.types import ServingSpec
+
+if TYPE_CHECKING:
+    from intonaco.serving.worker.spans import WorkerTracing
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +128,7 @@ class Worker:
     monotonic: Callable[[], float] = time.monotonic
     loaded: Loaded | None = None
     ready: bool = False
+    tracing: WorkerTracing | None = None
     batcher: MicroBatcher[Item] = field(init=False)
     metrics: WorkerMetrics = field(init=False)
     _ordinal: Any = field(init=False, default_factory=itertools.count)
@@ -214,7 +218,7 @@ class Worker:
             return self._answer(problem_of(error))
         finally:
             ended()
-        headers = HEADERS | {GENERATED_HEADER: encode(_generated(job, done, loaded))}
+        headers = HEADERS | {GENERATED_HEADER: encode(self._generated(job, done, loaded))}
         return Response(await _png(loaded, done.image), media_type="image/png", headers=headers)
 
     async def _lines(
@@ -236,7 +240,7 @@ class Worker:
                 yield _line(event)
             done = job.future.result()
             png = _text(await _png(loaded, done.image))
-            generated = _generated(job, done, loaded)
+            generated = self._generated(job, done, loaded)
             yield _line(StreamEvent(kind="completed", png=png, generated=generated))
         except Exception as error:
             if not job.future.done() or error is not job.future.exception():
@@ -317,6 +321,7 @@ class Worker:
                 Route("/readyz", self.readyz),
                 Route("/drain", self.drain, methods=["POST"]),
             ],
+            middleware=[] if self.tracing is None else [self.tracing.middleware()],
             exception_handlers={HTTPException: http_error, Exception: server_error},
         )
 
@@ -325,7 +330,27 @@ class Worker:
     def _note(self, problem: Problem) -> Problem:
         if problem.refusal:
             self.metrics.refused[problem.code] += 1
+        if self.tracing is not None:
+            self.tracing.failed(problem.code)
         return problem
+
+    def _generated(self, job: Job[Item], done: Done, loaded: Loaded) -> Generated:
+        request = job.item.request
+        if self.tracing is not None:
+            self.tracing.made(job, request, done, loaded.engine.release_id)
+        return Generated(
+            request_id=request.request_id,
+            release=loaded.engine.release_id,
+            queue_seconds=done.queue_seconds,
+            service_seconds=done.service_seconds,
+            encode_seconds=done.cost.encode_seconds,
+            denoise_seconds=done.cost.denoise_seconds,
+            decode_seconds=done.cost.decode_seconds,
+            batch_size=done.batch_size,
+            padded_size=done.padded_size,
+            gpu_seconds=done.gpu_seconds,
+            peak_memory_bytes=done.cost.peak_memory_bytes,
+        )
 
     def _answer(self, problem: Problem) -> Response:
         return error_response(self._note(problem))
@@ -355,22 +380,6 @@ async def _png(loaded: Loaded, image: Any) -> bytes:
     if image.width * image.height <= 256 * 256:
         return loaded.png(image)
     return await asyncio.to_thread(loaded.png, image)
-
-
-def _generated(job: Job[Item], done: Done, loaded: Loaded) -> Generated:
-    return Generated(
-        request_id=job.item.request.request_id,
-        release=loaded.engine.release_id,
-        queue_seconds=done.queue_seconds,
-        service_seconds=done.service_seconds,
-        encode_seconds=done.cost.encode_seconds,
-        denoise_seconds=done.cost.denoise_seconds,
-        decode_seconds=done.cost.decode_seconds,
-        batch_size=done.batch_size,
-        padded_size=done.padded_size,
-        gpu_seconds=done.gpu_seconds,
-        peak_memory_bytes=done.cost.peak_memory_bytes,
-    )
 
 
 def _line(event: StreamEvent) -> bytes:

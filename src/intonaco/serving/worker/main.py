@@ -14,10 +14,12 @@ import logging
 import os
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from intonaco.errors import ConfigError, Conflict, IntonacoError
+from intonaco.plugins import OTEL, need_extra
 from intonaco.releases import ReleaseStore, check_folder
 from intonaco.serving.faults import parse_fault
 from intonaco.serving.http import WORKER_KEEP_ALIVE_S, bind, on_stop, server
@@ -26,6 +28,9 @@ from intonaco.serving.worker.gpu import find_gpu
 from intonaco.sources import is_remote
 from intonaco.types import Release
 from intonaco.workspace import Workspace
+
+if TYPE_CHECKING:
+    from intonaco.serving.worker.spans import WorkerTracing
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +53,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queue-limit", type=int, default=64)
     parser.add_argument("--no-warm-up", action="store_true")
     parser.add_argument("--grace-s", type=int, default=600)
+    parser.add_argument("--trace", metavar="ENDPOINT", help="where spans go")
     parser.add_argument("--fault", default="", help="for drills, e.g. errors:after=20")
     return parser.parse_args(argv)
 
@@ -85,6 +91,28 @@ def _lock(workspace: Workspace, name: str) -> IO[str]:
     return file
 
 
+def open_tracing(endpoint: str | None, release: Release, name: str) -> WorkerTracing | None:
+    """None if nothing is to be traced: then nothing of OpenTelemetry is imported. None too where it
+    is not installed, which the log says: an environment of before must not lose its release."""
+    if endpoint is None:
+        return None
+    try:
+        need_extra("serving.tracing", *OTEL)
+    except ConfigError as error:
+        log.warning("not traced: %s", error, extra={"action": "worker.tracing"})
+        return None
+    from intonaco.serving.tracing import exporting
+    from intonaco.serving.worker.spans import WorkerTracing
+
+    return WorkerTracing(
+        exporting(endpoint),
+        service=release.service_id,
+        name=name,
+        now=time.time,
+        monotonic=time.monotonic,
+    )
+
+
 async def _serve(
     args: argparse.Namespace, workspace: Workspace, release: Release, name: str
 ) -> int:
@@ -108,6 +136,7 @@ async def _serve(
         queue_limit=args.queue_limit,
         strict=args.strict,
         fault=fault,
+        tracing=open_tracing(args.trace, release, name),
     )
     http = server(worker.app(), keep_alive_s=WORKER_KEEP_ALIVE_S, grace_s=args.grace_s)
     failed: list[BaseException] = []
@@ -155,6 +184,8 @@ async def _serve(
     thread.start()
     await http.serve(sockets=[sock])  # on a stop: takes no new work, answers what it took
     worker.batcher.stop()
+    if worker.tracing is not None:
+        await asyncio.to_thread(worker.tracing.close)
     if failed:
         error = failed[0]
         refused = isinstance(error, ConfigError)

@@ -1,0 +1,150 @@
+"""Send a running gateway and a running console what their OpenAPI allows, and what it does not.
+
+``make fuzz``: a gateway with a worker of a tiny model, a console of a seeded service, and
+schemathesis against both. It ends with 1 on a server error, an answer that is not declared or does
+not have the declared form, a broken rule taken, a method that should be refused. Schemathesis has
+an environment of its own, ``.venv-fuzz``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests import fixtures_tiny
+from tests.fixtures_serving import gateway_process, until
+from tests.unit.console.conftest import SERVICE, fill
+
+from intonaco.config import Serving
+from intonaco.ledger import Ledger
+from intonaco.serving.client import GatewayRouter
+from intonaco.serving.local import LocalServingBackend
+from intonaco.types import Arm, ArmRole, RoutingTable
+from intonaco.workspace import Workspace
+
+SCHEMATHESIS = "schemathesis==4.32.5"
+ENVIRONMENT = Path(__file__).parents[1] / ".venv-fuzz"
+GATEWAY = """
+service: tiny
+model: {name: tiny, generation: {steps: 2, guidance_scale: 1.5, width: 32, height: 32}}
+serving: {gateway: {port: 0, limits: {images: 3}}}
+"""
+# What a schema cannot say (a size in multiples of eight, a token that was really given out) is
+# refused although the schema allows it.
+LEFT_OUT = "positive_data_acceptance"
+# By default a body that is too large does not count as refused.
+SETTINGS = """
+[checks]
+negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 409, 413, 415, 429]
+"""
+
+
+def outside() -> dict[str, str]:
+    """This process's variables without those that would lead it to our own packages."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+def schemathesis() -> Path:
+    """The program, installed on first use and when its version changed here."""
+    stamp = ENVIRONMENT / "stamp"
+    if not stamp.exists() or stamp.read_text() != SCHEMATHESIS:
+        venv.create(ENVIRONMENT, with_pip=True, clear=True)
+        python = ENVIRONMENT / "bin" / "python"
+        install = [str(python), "-m", "pip", "install", "--quiet", SCHEMATHESIS]
+        subprocess.run(install, check=True, env=outside())
+        stamp.write_text(SCHEMATHESIS)
+    return ENVIRONMENT / "bin" / "schemathesis"
+
+
+@contextmanager
+def gateway(root: Path) -> Iterator[str]:
+    """URL of a gateway whose champion is a real worker with a tiny model."""
+    workspace = Workspace(root / "gateway")
+    workspace.root.mkdir()
+    workspace.config_file.write_text(GATEWAY)
+    release = fixtures_tiny.add_release(workspace, fixtures_tiny.save(root / "model", seed=0))
+    backend = LocalServingBackend(workspace, Serving())
+    try:
+        backend.deploy(release)
+        seen = until(lambda: backend.status(release.release_id), lambda s: s.ready or bool(s.error))
+        assert seen.ready, seen.error
+        champion = Arm(
+            name="champion",
+            role=ArmRole.CHAMPION,
+            release=release.release_id,
+            urls=seen.urls,
+            weight=1.0,
+        )
+        with gateway_process(workspace) as info:
+            router = GatewayRouter(workspace)
+            router.apply(RoutingTable(service_id="tiny", epoch=1, salt="s", arms=(champion,)))
+            router.close()
+            assert info.url
+            yield info.url
+    finally:
+        backend.retire(release.release_id)
+        backend.close()
+
+
+@contextmanager
+def console(root: Path) -> Iterator[str]:
+    """URL of a console of a service in the middle of an update."""
+    workspace = Workspace(root / "console")
+    workspace.root.mkdir()
+    workspace.config_file.write_text(f"service: {SERVICE}\nconsole: {{port: 0}}\n")
+    ledger = Ledger.open(workspace.ledger, SERVICE)
+    fill(ledger, workspace)
+    ledger.close()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "intonaco.console.main", "--workspace", str(workspace.root)]
+    )
+    try:
+        info = until(
+            lambda: (process.poll(), workspace.process("console")),
+            lambda s: s[0] is not None or s[1] is not None,
+        )[1]
+        assert info is not None
+        assert info.url
+        yield info.url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
+    parser.add_argument("--examples", type=int, default=50, help="of each operation")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=("gateway", "console"))
+    args = parser.parse_args()
+    program = schemathesis()
+    found = 0
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        (Path(folder) / "schemathesis.toml").write_text(SETTINGS)  # found where it is run
+        for name, serve in (("gateway", gateway), ("console", console)):
+            if args.only not in (None, name):
+                continue
+            url = stack.enter_context(serve(Path(folder)))
+            print(f"{name}: {url}", flush=True)
+            command = [
+                *(str(program), "run", f"{url}/openapi.json"),
+                *("--exclude-checks", LEFT_OUT),
+                *("--max-examples", str(args.examples)),
+                *("--seed", str(args.seed)),
+                *("--generation-database", "none"),
+                "--continue-on-failure",
+            ]
+            ended = subprocess.run(command, cwd=folder, env={**outside(), "NO_PROXY": "127.0.0.1"})
+            found += ended.returncode != 0
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
