@@ -83,8 +83,9 @@ class Gateway:
         """Ready when a champion's worker is: after a restart the table of before may name workers
         that are gone."""
         table = self.state.table
-        ready = table is not None and await self.dispatcher.upstream.any_ready(
-            table.champion().urls
+        champion = table.champion() if table is not None else None
+        ready = champion is not None and await self.dispatcher.upstream.any_ready(
+            champion.urls, champion.release
         )
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 

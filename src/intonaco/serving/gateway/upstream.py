@@ -44,7 +44,7 @@ OnEvent = Callable[[StreamEvent], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """``refused``: nothing was sent, so another try is surely safe."""
+    """``refused``: nothing was sent or begun, so another try is surely safe."""
 
     attempt: Attempt
     png: bytes | None = None
@@ -84,12 +84,12 @@ class Upstream:
         now = self.clock.now()
         return sorted(urls, key=lambda u: (now - self._down.get(u, 0) < DOWN_S, self._busy[u]))
 
-    async def any_ready(self, urls: Sequence[str]) -> bool:
-        """Whether a worker says it is ready."""
+    async def any_ready(self, urls: Sequence[str], release: str) -> bool:
+        """Whether a worker says it is ready for the release."""
         for url in self.order(urls):
             try:
                 async with asyncio.timeout(READY_S):
-                    response = await self.http.get(f"{url}/readyz")
+                    response = await self.http.get(f"{url}/readyz?release={release}")
             except (httpx.HTTPError, TimeoutError):
                 continue
             if response.status_code == 200:
@@ -112,7 +112,9 @@ class Upstream:
         cancelled or what ``on_event`` raises."""
         start = self.clock.now()
         left = deadline - start
-        wanted = replace(request, deadline=deadline, stream=on_event is not None)
+        wanted = replace(
+            request, deadline=deadline, stream=on_event is not None, release=arm.release
+        )
         end = _End(error="")
         refused = False
         self._busy[url] += 1
@@ -142,7 +144,7 @@ class Upstream:
         attempt = _attempt(arm, start, self.clock.now() - start, end)
         if told is not None:
             await told.finish(max(0.0, deadline - self.clock.now()))
-        return Reply(attempt=attempt, png=end.png, refused=refused)
+        return Reply(attempt=attempt, png=end.png, refused=refused or end.refused)
 
     async def _ask(self, url: str, wanted: GenerateRequest, told: _Teller | None) -> _End:
         """Raises httpx.HTTPError, StorageError, TimeoutError."""
@@ -163,10 +165,12 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _End:
-    """How a try ended. ``generated`` and ``png`` exactly when it was good."""
+    """How a try ended. ``generated`` and ``png`` exactly when it was good. ``refused``: the worker
+    does not hold the release, and began nothing."""
 
     outcome: Outcome = Outcome.ERROR
     error: str
+    refused: bool = False
     generated: Generated | None = None
     png: bytes | None = None
 
@@ -312,4 +316,5 @@ def _judge(status: int, problem: WorkerError | None) -> _End:
         return _End(outcome=Outcome.INVALID, error=text)
     if status == 504:
         return _End(outcome=Outcome.TIMEOUT, error=text)
-    return _End(outcome=Outcome.ERROR, error=text)
+    gone = problem is not None and problem.code == "release"
+    return _End(outcome=Outcome.ERROR, error=text, refused=gone)
