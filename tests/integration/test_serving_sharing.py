@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.fixtures_sharing import Made, make
+from tests.fixtures_tiny import picture
 
 from intonaco.codec import decode, encode
 from intonaco.errors import ConfigError, NotFound
@@ -34,7 +35,7 @@ from intonaco.messages import (
 from intonaco.releases import ReleaseStore, base_id
 from intonaco.serving.http import bind, server
 from intonaco.serving.worker.app import Worker
-from intonaco.serving.worker.base import SharedBase
+from intonaco.serving.worker.base import Over, SharedBase
 from intonaco.serving.worker.core import Images, StepWatch
 from intonaco.serving.worker.engine import Engine, load, png
 from intonaco.types import Release
@@ -323,12 +324,14 @@ async def test_mixed_load_is_never_mixed_in_a_batch(
 
 
 async def test_a_release_is_named_attested_and_drained_by_itself(
-    made: Made, shared: SharedBase
+    made: Made, shared: SharedBase, spy: Spy
 ) -> None:
     async with serving(shared, warm_up=True) as stack:
         assert code(await stack.ask(None, 1)) == (409, "release")
         assert (await stack.http.get("/readyz")).status_code == 503
         await stack.hold(made.a)
+        ((adapter, _, size),) = spy.batches
+        assert (adapter, size) == (f"r{made.a.release_id[:16]}", SIZE), "warm before it is ready"
         own(await stack.ask(None, 1), made.a)  # the only one
         assert code(await stack.ask(made.b, 1)) == (409, "release")
         await stack.hold(made.b, fault="errors:after=1")
@@ -383,6 +386,29 @@ async def test_what_waits_when_a_release_leaves_is_refused(
         assert (await again).state == "ready"
         assert own(await stack.ask(made.a, 3), made.a) == pictures(made, alone, made.a, 3)
         assert code(await stack.remove(made.base)) == (404, "release")
+
+
+async def test_a_release_that_leaves_while_a_picture_is_looked_at_takes_no_work(
+    made: Made, shared: SharedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, seen = threading.Event(), threading.Event()
+
+    def look(engine: Over, request: GenerateRequest) -> None:
+        if request.image is not None:
+            looking.set()
+            assert seen.wait(20)
+
+    monkeypatch.setattr(Over, "check", look)
+    async with serving(shared) as stack:
+        for release in (made.a, made.b):
+            await stack.hold(release)
+        request = replace(ASK, image=picture(), release=made.a.release_id)
+        task = asyncio.create_task(stack.http.post("/generate", content=encode(request)))
+        await asyncio.to_thread(looking.wait, 20)
+        await stack.remove(made.a)
+        await stack.hold(made.a)  # another stay of the same release is none of its business
+        seen.set()
+        assert code(await task) == (409, "release")
 
 
 async def test_a_bad_adapter_is_refused_and_the_others_serve_on(

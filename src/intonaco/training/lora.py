@@ -82,7 +82,7 @@ def continue_lora(
         for layer in layers.values()
     ):
         raise ConfigError(
-            f"the champion's adapter has rank {config.r} and alpha {config.lora_alpha} on "
+            f"the champion's adapter has rank {config.r} and alpha {config.lora_alpha:g} on "
             f"{len(layers)} layers, and the recipe says otherwise",
             hint="give the recipe the lora settings of the one before, or lora.fused: true",
         )
