@@ -188,6 +188,10 @@ class Serving(Section):
     # "auto": build only what differs, as a layer over this interpreter, where that is sound
     environment_base: Literal["auto", "none"] = "auto"
     environment_timeout_s: Positive = 3600.0  # of a build
+    # One worker for all releases over the same base weights, each with its LoRA adapters: a second
+    # one costs no second copy. They share its fate: a crash or a fault of memory that one causes
+    # takes the others with it, the champion too, and the breaker may trip the wrong one.
+    share_base: bool = False
     # Openly injected faults for drills: release id or recipe/technique name -> one fault for each
     # deployment in turn, e.g. ["errors:after=20", "slow:after=20,seconds=1.5"]
     faults: dict[str, tuple[str, ...]] = {}
@@ -196,6 +200,15 @@ class Serving(Section):
     def _http_has_upstreams(self) -> Serving:
         if (self.type == "http") != bool(self.upstreams):
             raise ValueError("type: http and upstreams go together: give both, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _a_shared_base_stays_in_place(self) -> Serving:
+        if self.share_base and self.worker.offload != "none":
+            raise ValueError(
+                f"share_base keeps the base on the device, and worker.offload is "
+                f"{self.worker.offload!r}: leave one of them out"
+            )
         return self
 
 
@@ -266,9 +279,14 @@ class VaeRecipe(Section):
 
 
 class LoraRecipe(Section):
+    """``fused``: added to the weights, which serves fastest. Else the release is the base's own
+    files and an adapter beside them, which a worker with ``serving.share_base`` needs no second
+    base for; a champion with such an adapter has it trained further."""
+
     rank: Count = 16
     alpha: Positive = 32.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    fused: bool = True
 
 
 class Recipe(Section):
@@ -297,6 +315,18 @@ class Recipe(Section):
     def _lora_has_settings(self) -> Recipe:
         if self.method == "lora" and self.lora is None:
             object.__setattr__(self, "lora", LoraRecipe())
+        return self
+
+    @model_validator(mode="after")
+    def _an_adapter_has_a_base(self) -> Recipe:
+        if self.method == "lora" and self.lora is not None and not self.lora.fused:
+            if self.vae is not None:
+                raise ValueError("lora.fused: false leaves the base as it is, so it trains no vae")
+            if ":" in self.init:
+                raise ValueError(
+                    f"lora.fused: false needs a base on disk, and init is {self.init!r}: "
+                    "give champion or a folder"
+                )
         return self
 
 

@@ -32,7 +32,8 @@ class GenerateRequest:
 
     ``image`` and ``mask`` are base64 PNGs (checked by the gateway, EXIF rotation applied, at most
     RGBA): a picture to start from, and where in it to paint (white) or keep (black). ``unit`` is
-    an opaque digest of who asks, for a queue that is fair between users.
+    an opaque digest of who asks, for a queue that is fair between users. ``release``: who is to
+    answer; none means the worker's only one.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class GenerateRequest:
     strength: float | None = None  # share of the noise put on ``image``; None: the pipeline's own
     stream: bool = False  # answer with StreamEvents
     partial_images: int = 0  # how many unfinished pictures the stream shows
+    release: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,15 +96,36 @@ class StreamEvent:
 class WorkerError:
     """Body of a worker's non-200 answer. ``code``: "full" (429), "draining" and
     "deadline_unmeetable" (503: another worker may do it, or this one later), "deadline" (504: it
-    passed in the queue), "invalid" (400), "internal" (500), "protocol" (409)."""
+    passed in the queue), "invalid" (400), "internal" (500), "protocol" (409), "release" (409: it
+    does not hold the release that was asked for)."""
 
     code: str
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HoldRelease:
+    """To a worker that shares a base, ``POST /releases``: serve this release of the workspace too.
+    ``fault``: injected for a drill, as of ``serving.faults``."""
+
+    release_id: str
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldRelease:
+    """What became of it, ``GET /releases/ID``. ``error``: why it was refused."""
+
+    release_id: str
+    state: Literal["adding", "ready", "refused"]
+    draining: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attestation:
-    """Worker's ``GET /attest``: the release id it works out itself from what it loaded."""
+    """Worker's ``GET /attest?release=ID``: the release id it works out itself from what it
+    loaded. Without ``release``: of its only one."""
 
     release_id: str
     protocol: str

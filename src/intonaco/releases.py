@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from intonaco.codec import decode, digest, encode
@@ -21,7 +22,7 @@ from intonaco.environments.lock import (
 )
 from intonaco.environments.store import EnvironmentStore
 from intonaco.errors import ConfigError, NotFound
-from intonaco.folders import PICKLES, check_adapters, check_folder, read_index
+from intonaco.folders import ADAPTERS, PICKLES, check_adapters, check_folder, read_index
 from intonaco.sources import fetch, file_digest, is_remote
 from intonaco.types import Json, Provenance, Release, ServingSpec
 from intonaco.workspace import Workspace, write_atomic
@@ -30,10 +31,13 @@ __all__ = [
     "ENVIRONMENT_PACKAGES",
     "PICKLES",
     "ReleaseStore",
+    "base_id",
+    "base_spec",
     "check_folder",
     "environment_lock",
     "environment_versions",
     "file_digest",
+    "link_base",
     "read_serving_spec",
     "release_id",
 ]
@@ -87,6 +91,30 @@ def read_serving_spec(
 def release_id(spec: ServingSpec) -> str:
     """sha256 of the canonical JSON of the serving section."""
     return digest(spec)
+
+
+def base_spec(spec: ServingSpec) -> ServingSpec:
+    """The serving section without its adapters: of the base that it stands on."""
+    weights = {f: d for f, d in spec.weights.items() if not f.startswith(f"{ADAPTERS}/")}
+    return replace(spec, weights=weights, adapters=(), fused=False)
+
+
+def base_id(spec: ServingSpec) -> str | None:
+    """Digest of what releases must agree in to share one loaded base: all but their adapters and
+    the defaults that a request may change anyway. None for one that cannot share: its adapters are
+    added to the weights on loading, or it is compiled, and every switch would compile again."""
+    if spec.compile or (spec.fused and spec.adapters):
+        return None
+    return digest(replace(base_spec(spec), generation={}))
+
+
+def link_base(folder: Path, target: Path) -> None:
+    """A pipeline folder again, without its adapters; hard links where the disk allows."""
+
+    def adapters(at: str, names: list[str]) -> set[str]:
+        return {ADAPTERS} & set(names) if Path(at) == folder else set()
+
+    shutil.copytree(folder, target, copy_function=_link_or_copy, ignore=adapters)
 
 
 class ReleaseStore:

@@ -120,8 +120,8 @@ def test_fine_tuning_changes_what_it_should(
         assert changed == {name for name in before if name.endswith(targets)}
         assert not list(folder.rglob("*lora*"))
     assert set(result) == {
-        "pipeline", "steps", "seconds", "cpu_seconds", "images_per_second", "loss_first",
-        "loss_last", "items",
+        "pipeline", "adapters", "steps", "seconds", "cpu_seconds", "images_per_second",
+        "loss_first", "loss_last", "items",
     }  # fmt: skip
     assert result["items"] == len(read_captioned(train_folder))
 

@@ -45,7 +45,7 @@ def test_the_name_of_the_service_is_enough() -> None:
         (
             "service: s\ntraining: {recipes: {fine_tune: {lora: {rnak: 4}}}}",
             "intonaco.yaml: training.recipes.fine_tune.lora.rnak: unknown field; "
-            "allowed: alpha, rank, targets",
+            "allowed: alpha, fused, rank, targets",
         ),
         (
             "service: s\nmonitoring: {signals: {p: {of: errors, tolerence: 1}}}",
@@ -99,6 +99,21 @@ def test_the_name_of_the_service_is_enough() -> None:
             "service: s\ndecision: {fine_tune: [quick]}",
             "intonaco.yaml: decision.fine_tune names the recipe 'quick'; "
             "training.recipes has: fine_tune, full",
+        ),
+        (
+            "service: s\nserving: {share_base: true, worker: {offload: model}}",
+            "intonaco.yaml: serving: share_base keeps the base on the device, and worker.offload "
+            "is 'model'",
+        ),
+        (
+            "service: s\ntraining: {recipes: {fine_tune: {init: 'a:b', lora: {fused: false}}, "
+            "full: {}}}",
+            "intonaco.yaml: training.recipes.fine_tune: lora.fused: false needs a base on disk",
+        ),
+        (
+            "service: s\ntraining: {recipes: {fine_tune: {vae: {steps: 1}, lora: {fused: false}}, "
+            "full: {}}}",
+            "intonaco.yaml: training.recipes.fine_tune: lora.fused: false leaves the base as it is",
         ),
         # no configuration at all
         ("", "intonaco.yaml: expected a mapping at the top, got NoneType"),

@@ -479,3 +479,67 @@ def test_a_preview_that_fails_costs_nobody_the_image(caplog: pytest.LogCaptureFi
     assert listener.heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert pipeline.previews == 1, "it is not tried again in this batch"
     assert "a preview failed" in caplog.text
+
+
+# ---------------------------------------------------------------------- errands
+
+
+def test_an_errand_comes_between_batches_on_their_thread() -> None:
+    pipeline = FakePipeline()
+    seen: list[tuple[str, int]] = []
+
+    def errand() -> int:
+        seen.append((threading.current_thread().name, len(pipeline.batches)))
+        return 7
+
+    with held(pipeline) as batcher:
+        waiting = batcher.submit("a", "a")
+        future = batcher.between(errand)
+        broken = batcher.between(lambda: 1 // 0)
+        assert not future.done()
+        pipeline.gate.set()
+        assert future.result(10) == 7
+        with pytest.raises(ZeroDivisionError):
+            broken.result(10)
+        assert result(waiting).image == "image of a", "what an errand raises harms nobody"
+    assert [batches for _, batches in seen] == [1], "after the one that ran, before the one queued"
+    assert seen[0][0] != threading.current_thread().name
+    assert pipeline.batches[1] == (("a",), 1)
+
+
+def test_errands_that_a_stop_leaves_are_refused() -> None:
+    pipeline = FakePipeline()
+    with held(pipeline) as batcher:
+        left = batcher.between(lambda: 1)
+        batcher.stop()
+        pipeline.gate.set()
+        with pytest.raises(Draining):
+            left.result(10)
+        with pytest.raises(Draining):
+            batcher.between(lambda: 1).result(10)
+
+
+def test_only_what_waits_and_is_meant_is_refused() -> None:
+    pipeline = FakePipeline()
+    with held(pipeline) as batcher:
+        jobs = {i: batcher.submit(i, "k", unit=i[0]) for i in ("a1", "b1", "a2", "b2")}
+        assert batcher.refuse(lambda item: item.startswith(("a", "first"))) == 2
+        for name in ("a1", "a2"):
+            with pytest.raises(Draining):
+                result(jobs[name])
+        assert batcher.waiting == 2
+        pipeline.gate.set()
+        assert [result(jobs[name]).image for name in ("b1", "b2")] == ["image of b1", "image of b2"]
+    assert pipeline.batches[0][0] == ("first",), "what ran went on"
+
+
+def test_a_warm_up_can_be_taken_size_by_size() -> None:
+    pipeline = FakePipeline()
+    pipeline.memory = 4
+    with serving(pipeline) as batcher:
+        tried = set[int]()
+        more = []
+        for _ in range(6):
+            more.append(batcher.between(lambda: batcher.warm_up_next("w", "k", tried)).result(10))
+    assert more == [True, True, True, True, False, False]
+    assert [size for _, size in pipeline.batches] == [1, 2, 4, 8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -14,7 +14,7 @@ from intonaco.app import check
 from intonaco.config import Recipe, Serving, Worker
 from intonaco.environments.store import Choice, Way
 from intonaco.errors import ConfigError
-from intonaco.executor.models import _base
+from intonaco.executor.models import _adapters_of
 from intonaco.releases import ReleaseStore, read_serving_spec
 from intonaco.serving import local
 from intonaco.serving.worker.main import arguments
@@ -91,7 +91,9 @@ def test_an_unknown_option_is_refused_at_once() -> None:
         config.parse("service: s\nserving: {worker: {offload: disk}}\n")
 
 
-def test_a_champion_with_adapters_beside_it_is_not_trained_on(tmp_path: Path) -> None:
-    """The training would start from the base without them."""
-    with pytest.raises(ConfigError, match="would leave out"):
-        _base(cast(Any, None), Recipe(), release(tmp_path, "style"))
+def test_a_training_is_told_of_the_champions_adapters(tmp_path: Path) -> None:
+    """It would start from the base without them."""
+    champion = release(tmp_path, "style")
+    assert _adapters_of(Recipe(), champion) == {"adapters": ["style"], "fused": False}
+    assert _adapters_of(Recipe(), None) == {}
+    assert _adapters_of(Recipe(init="a folder"), champion) == {}

@@ -151,6 +151,17 @@ async def test_an_error_means_the_same_in_a_stream(
         assert reply.png is None
 
 
+async def test_a_worker_without_the_release_leaves_it_to_another(tmp_path: Path) -> None:
+    problem = WorkerError(code="release", message="release aaaaaaaaaa is not held here")
+    worker = Worker(plain=plainly(409, encode(problem).encode()))
+    reply = await worker.generate(tmp_path, None)
+    assert worker.asked[0].release == ARM.release
+    assert (reply.outcome, reply.refused, reply.hard) == (Outcome.ERROR, True, True)
+    other = WorkerError(code="protocol", message="m")
+    reply = await Worker(plain=plainly(409, encode(other).encode())).generate(tmp_path, None)
+    assert (reply.outcome, reply.refused) == (Outcome.ERROR, False)
+
+
 @pytest.mark.parametrize(
     ("last", "text"),
     [

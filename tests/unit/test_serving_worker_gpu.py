@@ -100,7 +100,7 @@ def _metrics(gpu: Gpu | None) -> str:
         raise AssertionError
 
     batcher = MicroBatcher[str](run, sizes=(1,), wait_s=0, limit=1)
-    return WorkerMetrics(batcher, release=lambda: None, gpu=lambda: gpu).text().decode()
+    return WorkerMetrics(batcher, releases=lambda: (), gpu=lambda: gpu).text().decode()
 
 
 def test_metrics_tell_what_is_known_and_leave_out_the_rest() -> None:

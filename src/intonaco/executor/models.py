@@ -42,6 +42,7 @@ def train(p: Parts, effect: Effect) -> Outcome:
             "recipe": recipe.model_dump(mode="json"),
             "dataset": str(p.datasets.open(str(candidate.dataset_version)).resolve()),
             "base": _base(p, recipe, champion),
+            **_adapters_of(recipe, champion),
         },
         max_seconds=p.config.training.max_seconds,
     )
@@ -50,11 +51,13 @@ def train(p: Parts, effect: Effect) -> Outcome:
         return status
     folder = job_folder(p.workspace, effect.key) / str(status.result["pipeline"])
     generation = champion.serving.generation if champion else p.config.model.generation.model_dump()
+    adapters = tuple(status.result.get("adapters", ()))
     serving = read_serving_spec(
         folder,
         generation=generation,
         **_options(p),
-        fused=recipe.method == "lora",
+        adapters=adapters,
+        fused=recipe.method == "lora" and not adapters,
     )
     release = p.releases.add(
         folder,
@@ -92,16 +95,17 @@ def _base(p: Parts, recipe: Recipe, champion: Release | None) -> str | None:
                 "training.recipes: init is 'champion', but there is no champion yet",
                 hint="give a folder or module:callable as init of the recipe",
             )
-        if champion.serving.adapters:
-            raise ConfigError(
-                "training.recipes: the champion has LoRA adapters beside its weights, which a"
-                " training of them would leave out",
-                hint="save a pipeline with the adapters fused and make that a release first",
-            )
         return str(p.releases.folder(champion).resolve())
     if ":" in recipe.init:
         return None
     return str(p.workspace.resolve(recipe.init).resolve())
+
+
+def _adapters_of(recipe: Recipe, champion: Release | None) -> Mapping[str, Json]:
+    """What stands beside the weights that the recipe starts from."""
+    if recipe.init != "champion" or champion is None:
+        return {}
+    return {"adapters": list(champion.serving.adapters), "fused": champion.serving.fused}
 
 
 def assemble(p: Parts, effect: Effect) -> Outcome:

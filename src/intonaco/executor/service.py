@@ -87,6 +87,7 @@ def smoke_test(url: str, release: Release) -> float:
         guidance_scale=float(generation["guidance_scale"]),
         width=int(generation["width"]),
         height=int(generation["height"]),
+        release=release.release_id,
     )
     try:
         response = httpx.post(

@@ -4,6 +4,9 @@ Workers are detached: they outlive the process that started them, and whoever co
 by name, pid and start time. What was started for a release is written down in
 ``run/deployment-RELEASE.json``, what it printed in ``logs/worker-RELEASE.log``.
 
+With ``serving.share_base`` one worker, ``worker-base-BASE``, holds all releases over one base: each
+is put into it and taken out of it, and the process ends with the last one.
+
 A worker runs in the environment that its release names. If that is this interpreter's, it is forked
 or started here; else it is started in one that was built from the release's lock, or built first by
 the very process that then becomes the worker.
@@ -29,10 +32,19 @@ from intonaco.config import Serving
 from intonaco.environments import Choice, EnvironmentStore, State, Way, environment_lock
 from intonaco.errors import BackendError, StorageError
 from intonaco.forkserver import spawn
-from intonaco.messages import Attestation, ProcessInfo
+from intonaco.messages import (
+    PROTOCOL_HEADER,
+    PROTOCOL_VERSION,
+    Attestation,
+    HeldRelease,
+    HoldRelease,
+    ProcessInfo,
+)
+from intonaco.releases import base_id
+from intonaco.serving.deployments import Deployment, Deployments, Replica
 from intonaco.serving.faults import parse_fault
 from intonaco.types import Release, ServingStatus
-from intonaco.workspace import Workspace, alive, write_atomic
+from intonaco.workspace import Workspace, alive
 
 log = logging.getLogger(__name__)
 
@@ -46,34 +58,6 @@ TAIL_LINES = 8
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replica:
-    """A worker process that was started."""
-
-    name: str
-    pid: int
-    started: float  # the operating system's start time of the pid
-
-    @property
-    def process(self) -> ProcessInfo:
-        return ProcessInfo(name=self.name, pid=self.pid, started=self.started)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
-    """``count``: how many times the release was deployed from nothing. ``environment``: that of its
-    workers, empty if they run in this interpreter's. ``refused``: why none was started."""
-
-    release_id: str
-    count: int = 0
-    fault: str = ""
-    at: float = 0.0
-    retired: bool = False
-    environment: str = ""
-    refused: str = ""
-    replicas: tuple[Replica, ...] = ()
-
-
 @dataclass(slots=True)
 class LocalServingBackend:
     """Raises ConfigError at once for a fault spec that cannot be read."""
@@ -84,12 +68,16 @@ class LocalServingBackend:
     grace_s: float = GRACE_S
     _http: httpx.Client = field(init=False)
     _environments: EnvironmentStore = field(init=False)
+    _deployments: Deployments = field(init=False)
 
     def __post_init__(self) -> None:
         for specs in self.config.faults.values():
             for spec in specs:
                 parse_fault(spec)
-        self._http = httpx.Client(timeout=CALL_S, trust_env=False)
+        self._http = httpx.Client(
+            timeout=CALL_S, trust_env=False, headers={PROTOCOL_HEADER: PROTOCOL_VERSION}
+        )
+        self._deployments = Deployments(self.workspace)
         self._environments = EnvironmentStore(
             self.workspace,
             base=self.config.environment_base,
@@ -103,29 +91,40 @@ class LocalServingBackend:
         draining takes work again. Returns at once, also where an environment must be built first;
         ``status`` says how far that is, or why it cannot be done."""
         _reap()
-        deployment = self._deployment(release.release_id)
-        names = [self._name(release.release_id, k) for k in range(self.config.replicas)]
-        live = {name: info for name in names if (info := self._live(deployment, name))}
+        deployment = self._deployments.get(release.release_id)
+        base = self._base(release, deployment)
+        names = [_name(base, release.release_id, k) for k in range(self.config.replicas)]
+        live = {
+            name: info for name in names if (info := self._live(deployment, name, base)) is not None
+        }
         choice = self._choose(release) if len(live) < len(names) else Choice(way=Way.HERE)
-        if not live and choice.way is not Way.REFUSED:
+        if not self._known(deployment, live, base) and choice.way is not Way.REFUSED:
             count = deployment.count + 1
             away = choice.way in (Way.BUILT, Way.BUILD)
+            if live:  # others' worker, which may be built yet
+                away = any(d.environment for d in self._beside(deployment, base))
             deployment = replace(
                 deployment,
                 count=count,
                 at=self.clock.now(),
                 fault=self._fault(release, count),
                 environment=release.serving.environment if away else "",
+                base=base,
             )
         replicas: list[Replica] = []
         for name in names:
             info = live.get(name)
             if info is not None:
                 replicas.append(Replica(name=name, pid=info.pid, started=info.started))
-                self._call("POST", self.workspace.process(name), "/drain?off=1")
+                announced = self.workspace.process(name)
+                if base:
+                    self._hold(announced, release.release_id, deployment.fault)
+                else:
+                    self._call("POST", announced, "/drain?off=1")
             elif choice.way is not Way.REFUSED:
-                replicas.append(self._start(release, name, deployment.fault, choice))
-        self._write(
+                fault = deployment.fault
+                replicas.append(self._start(release, name, fault, choice, share=bool(base)))
+        self._deployments.put(
             replace(deployment, replicas=tuple(replicas), retired=False, refused=choice.text)
         )
 
@@ -133,7 +132,7 @@ class LocalServingBackend:
         """Ready when every replica is. URLs are of those that are; a release whose replicas attest
         something else is shown with what they attest."""
         _reap()
-        deployment = self._deployment(release_id)
+        deployment = self._deployments.get(release_id)
         if deployment.retired or not (deployment.replicas or deployment.refused):
             return ServingStatus(release=release_id, ready=False, error="not deployed")
         urls: list[str] = []
@@ -145,10 +144,15 @@ class LocalServingBackend:
                 error = error or f"{replica.name} ended: {self._tail(replica.name)}"
                 continue
             info = self.workspace.process(replica.name)
-            ready = self._call("GET", info, "/readyz")
+            which = ""
+            if deployment.base:
+                held = self._held(info, deployment)
+                error = error or (held.error if held is not None else "")
+                which = f"?release={release_id}"
+            ready = self._call("GET", info, f"/readyz{which}")
             if info is None or info.url is None or ready is None or ready.status_code != 200:
                 continue
-            attestation = self._attestation(info)
+            attestation = self._attestation(info, which)
             if attestation is None:
                 continue
             urls.append(info.url)
@@ -158,6 +162,7 @@ class LocalServingBackend:
                 "load_seconds": attestation.load_seconds,
                 "peak_memory_bytes": attestation.peak_memory_bytes,
                 "versions": dict(attestation.versions),
+                **({"base": deployment.base} if deployment.base else {}),
             }
         since = deployment.at
         if deployment.environment and not urls:
@@ -185,15 +190,29 @@ class LocalServingBackend:
 
     def drain(self, release_id: str) -> None:
         """Take no new work, finish what was taken."""
-        for replica in self._deployment(release_id).replicas:
-            self._call("POST", self.workspace.process(replica.name), "/drain")
+        deployment = self._deployments.get(release_id)
+        which = f"?release={release_id}" if deployment.base else ""
+        for replica in deployment.replicas:
+            self._call("POST", self.workspace.process(replica.name), f"/drain{which}")
 
     def retire(self, release_id: str) -> None:
         """End its workers: SIGTERM, and SIGKILL for those still there after the grace. Never
-        touches a pid that passed on to another process."""
-        deployment = self._deployment(release_id)
-        known = {r.name: r.process for r in deployment.replicas}
-        for path in self.workspace.run.glob(f"{self._name(release_id, 0)}*.json"):
+        touches a pid that passed on to another process. A worker that holds other releases lets
+        go of this one and lives."""
+        deployment = self._deployments.get(release_id)
+        needed = self._deployments.needed_by_others(deployment)
+        for replica in deployment.replicas:
+            if replica in needed:
+                info = self.workspace.process(replica.name)
+                if self._call("DELETE", info, f"/releases/{release_id}") is None:
+                    log.warning(
+                        "%s does not answer and holds %s on",
+                        replica.name,
+                        release_id[:10],
+                        extra={"action": "worker.release_left", "release": release_id},
+                    )
+        known = {r.name: r.process for r in deployment.replicas if r not in needed}
+        for path in self.workspace.run.glob(f"{_name('', release_id, 0)}*.json"):
             info = self.workspace.process(path.stem)  # one that nobody wrote down
             if info and info.facts.get("release_id") == release_id:
                 known[info.name] = info
@@ -212,7 +231,7 @@ class LocalServingBackend:
         psutil.wait_procs(stuck, timeout=self.grace_s)
         _reap()
         if deployment.replicas or deployment.refused:
-            self._write(replace(deployment, replicas=(), refused="", retired=True))
+            self._deployments.put(replace(deployment, replicas=(), refused="", retired=True))
 
     def close(self) -> None:
         """Let go of connections; workers run on."""
@@ -229,7 +248,26 @@ class LocalServingBackend:
         mode = self.config.environments
         return self._environments.choose(environment, mode=mode, now=self.clock.now())
 
-    def _start(self, release: Release, name: str, fault: str, choice: Choice) -> Replica:
+    def _base(self, release: Release, deployment: Deployment) -> str:
+        """The base whose worker the release belongs into, empty for one of its own. Workers that
+        run stay what they are, whatever the configuration says since."""
+        if any(alive(replica.process) for replica in deployment.replicas):
+            return deployment.base
+        return (base_id(release.serving) or "") if self.config.share_base else ""
+
+    def _known(self, deployment: Deployment, live: Mapping[str, ProcessInfo], base: str) -> bool:
+        """Whether a live worker was this release's before, so that it is not deployed anew."""
+        if not base:
+            return bool(live)
+        return any(
+            info.pid == replica.pid
+            for replica in deployment.replicas
+            if (info := live.get(replica.name)) is not None
+        )
+
+    def _start(
+        self, release: Release, name: str, fault: str, choice: Choice, *, share: bool = False
+    ) -> Replica:
         settings, tracing = self.config.worker, self.config.tracing
         arguments = [
             *("--workspace", str(self.workspace.root.resolve())),
@@ -245,6 +283,7 @@ class LocalServingBackend:
             *("--grace-s", str(int(self.config.gateway.request_timeout_s))),
             *(("--strict",) if settings.strict else ()),
             *(() if settings.warm_up else ("--no-warm-up",)),
+            *(("--share",) if share else ()),
             *(("--fault", fault) if fault else ()),
             *(("--trace", tracing.endpoint) if tracing else ()),
         ]
@@ -290,28 +329,59 @@ class LocalServingBackend:
         _CHILDREN[child.pid] = child
         return Replica(name=name, pid=child.pid, started=started)
 
-    def _live(self, deployment: Deployment, name: str) -> ProcessInfo | None:
+    def _live(self, deployment: Deployment, name: str, base: str) -> ProcessInfo | None:
         """A running worker of that name: one written down, or one that announced itself though
         whoever started it was killed before it could write it down."""
-        for replica in deployment.replicas:
+        about = [deployment, *self._beside(deployment, base)]
+        for replica in (r for d in about for r in d.replicas):
             if replica.name == name and alive(replica.process):
                 return replica.process
         info = self.workspace.process(name)
-        if info and info.facts.get("release_id") == deployment.release_id:
+        if info and (
+            info.facts.get("base") == base
+            if base
+            else info.facts.get("release_id") == deployment.release_id
+        ):
             return info
         return None
 
-    def _call(self, method: str, info: ProcessInfo | None, path: str) -> httpx.Response | None:
+    def _beside(self, deployment: Deployment, base: str) -> list[Deployment]:
+        return self._deployments.others(deployment.release_id, base) if base else []
+
+    # ------------------------------------------------------------------ calls
+
+    def _hold(self, info: ProcessInfo | None, release_id: str, fault: str) -> None:
+        """Ask a worker to hold the release. One that has not announced itself is asked later, by
+        ``status``."""
+        self._call(
+            "POST", info, "/releases", encode(HoldRelease(release_id=release_id, fault=fault))
+        )
+
+    def _held(self, info: ProcessInfo | None, deployment: Deployment) -> HeldRelease | None:
+        """What a shared worker says of the release; one that never heard of it is told."""
+        response = self._call("GET", info, f"/releases/{deployment.release_id}")
+        if response is not None and response.status_code == 404:
+            self._hold(info, deployment.release_id, deployment.fault)
+        if response is None or response.status_code != 200:
+            return None
+        try:
+            return decode(HeldRelease, response.content)
+        except StorageError:
+            return None
+
+    def _call(
+        self, method: str, info: ProcessInfo | None, path: str, content: str | None = None
+    ) -> httpx.Response | None:
         """Answer of a worker, None if it gave none."""
         if info is None or info.url is None:
             return None
         try:
-            return self._http.request(method, f"{info.url}{path}")
+            return self._http.request(method, f"{info.url}{path}", content=content)
         except httpx.HTTPError:
             return None
 
-    def _attestation(self, info: ProcessInfo) -> Attestation | None:
-        response = self._call("GET", info, "/attest")
+    def _attestation(self, info: ProcessInfo, which: str) -> Attestation | None:
+        response = self._call("GET", info, f"/attest{which}")
         if response is None or response.status_code != 200:
             return None
         try:
@@ -320,9 +390,6 @@ class LocalServingBackend:
             return None
 
     # ------------------------------------------------------------------ files
-
-    def _name(self, release_id: str, replica: int) -> str:
-        return f"worker-{release_id[:10]}" + (f"-{replica}" if replica else "")
 
     def _log(self, name: str) -> Path:
         return self.workspace.logs / f"{name}.log"
@@ -336,23 +403,16 @@ class LocalServingBackend:
             return "no log"
         return "\n".join(lines[-TAIL_LINES:]) or "empty log"
 
-    def _file(self, release_id: str) -> Path:
-        return self.workspace.run / f"deployment-{release_id[:10]}.json"
-
-    def _deployment(self, release_id: str) -> Deployment:
-        try:
-            return decode(Deployment, self._file(release_id).read_bytes())
-        except FileNotFoundError:
-            return Deployment(release_id=release_id)
-
-    def _write(self, deployment: Deployment) -> None:
-        write_atomic(self._file(deployment.release_id), encode(deployment))
-
     def _fault(self, release: Release, count: int) -> str:
         specs = self.config.faults.get(release.release_id)
         if specs is None and release.provenance.recipe:
             specs = self.config.faults.get(release.provenance.recipe)
         return specs[count - 1] if specs and count <= len(specs) else ""
+
+
+def _name(base: str, release_id: str, replica: int) -> str:
+    whose = f"base-{base[:10]}" if base else release_id[:10]
+    return f"worker-{whose}" + (f"-{replica}" if replica else "")
 
 
 def _environment(threads: int) -> Mapping[str, str]:

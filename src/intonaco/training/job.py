@@ -1,15 +1,17 @@
 """The training job: ``python -m intonaco.training.job JOB_FOLDER``.
 
 Payload: ``recipe`` (a config.Recipe as JSON), ``dataset`` (image folder), ``base`` (pipeline
-folder, or null to build one with the recipe's ``init``), ``seed`` (optional, else the recipe's).
-Result: ``pipeline`` (folder, relative to the job's), steps, seconds, cpu_seconds,
-images_per_second, loss_first, loss_last, items.
+folder, or null to build one with the recipe's ``init``), ``adapters`` and ``fused`` (optional: of
+the base, as in its release), ``seed`` (optional, else the recipe's).
+Result: ``pipeline`` (folder, relative to the job's), ``adapters`` (beside its weights), steps,
+seconds, cpu_seconds, images_per_second, loss_first, loss_last, items.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +23,23 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from intonaco import lora
 from intonaco.config import Recipe
 from intonaco.errors import BackendError, ConfigError
+from intonaco.folders import ADAPTERS
 from intonaco.jobs import JobFolder, main
-from intonaco.releases import check_folder
+from intonaco.releases import check_folder, link_base
 from intonaco.training.cache import build_cache, image_size, load_images, read_captioned
 from intonaco.training.loop import Progress, train_denoiser
-from intonaco.training.lora import add_lora, fuse_lora
+from intonaco.training.lora import (
+    ADAPTER,
+    RELEASED,
+    adapter_state,
+    add_lora,
+    continue_lora,
+    fuse_lora,
+    save_adapter,
+)
 from intonaco.training.objective import objective_of
 from intonaco.training.vae import train_vae
 from intonaco.types import Json
@@ -45,7 +57,13 @@ def run(job: JobFolder) -> Mapping[str, Json]:
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(seed)
     job.progress("prepare", 0, recipe.steps, "loading the model and the data")
-    pipeline = load_pipeline(payload.get("base"), recipe)
+    base = payload.get("base")
+    pipeline = load_pipeline(base, recipe)
+    adapters = [str(a) for a in payload.get("adapters", ())]
+    fused = bool(payload.get("fused", False))
+    beside = recipe.lora is not None and recipe.method == "lora" and not recipe.lora.fused
+    if base is not None and adapters and not beside:  # what is trained is what was served
+        lora.load_all(pipeline, Path(base) / ADAPTERS, adapters, fused=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     items = read_captioned(Path(payload["dataset"]))
     images = load_images([item.file for item in items], image_size(pipeline))
@@ -78,19 +96,28 @@ def run(job: JobFolder) -> Mapping[str, Json]:
     unet = pipeline.unet
     if recipe.method == "lora":
         assert recipe.lora is not None  # config fills it in
-        adapters = add_lora(unet, recipe.lora, seed=seed)
-        log.info("%d layers adapted", adapters, extra={"action": "lora"})
+        if beside and adapters:
+            assert base is not None
+            layers = continue_lora(pipeline, Path(base), adapters, fused=fused, recipe=recipe.lora)
+        else:
+            layers = add_lora(unet, recipe.lora, seed=seed)
+        log.info("%d layers adapted", layers, extra={"action": "lora"})
     else:
         unet.requires_grad_(True)
     trained = train_denoiser(
         unet, cache, objective_of(pipeline.scheduler), recipe, seed=seed, report=report
     )
-    expected = fuse_lora(unet) if recipe.method == "lora" else unet.state_dict()
     folder = job.out / "pipeline"
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    verify_saved(folder, {"unet": expected, "vae": pipeline.vae.state_dict()})
+    if beside:
+        assert base is not None  # config refuses a recipe that builds one
+        save_beside(pipeline, Path(base), folder)
+    else:
+        expected = fuse_lora(unet) if recipe.method == "lora" else unet.state_dict()
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        verify_saved(folder, {"unet": expected, "vae": pipeline.vae.state_dict()})
     return {
         "pipeline": "out/pipeline",
+        "adapters": [RELEASED] if beside else [],
         "steps": trained.steps,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu_started,
@@ -127,6 +154,30 @@ def load_pipeline(base: str | None, recipe: Recipe) -> Any:
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
     return pipeline
+
+
+def save_beside(pipeline: Any, base: Path, folder: Path) -> None:
+    """The base's own files, and the trained adapter beside them. Loaded again and compared: the
+    adapter bit by bit, and the weights that it was trained over. Raises BackendError, ConfigError.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    link_base(base, folder)
+    save_adapter(pipeline, folder / ADAPTERS / RELEASED)
+    check_folder(folder)
+    reloaded = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    lora.load(reloaded, ADAPTER, folder / ADAPTERS / RELEASED)
+    trained, saved = adapter_state(pipeline.unet), adapter_state(reloaded.unet)
+    ours, theirs = pipeline.unet.state_dict(), reloaded.unet.state_dict()
+    frozen = [name for name in ours if ".lora_" not in name]
+    lost = [n for n in trained if n not in saved or not torch.equal(trained[n], saved[n])]
+    lost += [n for n in frozen if n not in theirs or not _same(ours[n], theirs[n])]
+    if lost or set(saved) != set(trained):
+        raise BackendError(
+            f"the saved adapter is not the trained one: {len(lost)} tensors differ"
+            + (f", {lost[0]} for one" if lost else ""),
+            backend="training",
+            retriable=False,
+        )
 
 
 def verify_saved(folder: Path, expected: Mapping[str, Mapping[str, Tensor]]) -> None:

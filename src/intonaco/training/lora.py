@@ -1,23 +1,31 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685), trained as an adapter and fused into the base.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685), trained as an adapter and fused into the base, or kept
+beside it.
 
-A fused release serves about 1.5 times faster and loads without peft. It also sidesteps a silent
-loss: diffusers' adapter loader drops layers whose keys are of another style than the file's first
-key, and an alpha without metadata reloads as the rank.
+A fused release serves about 1.5 times faster and loads without peft. An adapter beside the base
+lets a worker serve several releases over one base (``serving.share_base``). It is saved with the
+keys that PEFT gives, and with its rank and alpha: diffusers' adapter loader drops layers whose keys
+are of another style than the file's first key, and an alpha without metadata reloads as the rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
+from intonaco import lora
 from intonaco.config import LoraRecipe
 from intonaco.errors import BackendError, ConfigError
+from intonaco.folders import ADAPTERS, parse_adapter
 
 ADAPTER = "default"
+RELEASED = "trained"  # its name beside the base, in a release
 
 
 def add_lora(denoiser: Any, recipe: LoraRecipe, *, seed: int) -> int:
@@ -44,6 +52,58 @@ def add_lora(denoiser: Any, recipe: LoraRecipe, *, seed: int) -> int:
         missing = ", ".join(sorted(wanted ^ adapted))
         raise BackendError(f"adapters differ at {missing}", backend="training", retriable=False)
     return len(adapted)
+
+
+def continue_lora(
+    pipeline: Any, folder: Path, adapters: Sequence[str], *, fused: bool, recipe: LoraRecipe
+) -> int:
+    """Have the adapter of a release trained further, over the base that it stands on; returns how
+    many layers it has. Raises ConfigError unless it is one alone, beside the weights, over the
+    denoiser, at its full scale and as the recipe says."""
+    named = [parse_adapter(a) for a in adapters]
+    if fused or len(named) != 1 or named[0].scale != 1.0:
+        raise ConfigError(
+            f"lora.fused: false trains one adapter at scale 1 further, and the champion has "
+            f"{', '.join(adapters)}{' fused on loading' if fused else ''}",
+            hint="set lora.fused: true, which starts from the champion with its adapters added",
+        )
+    lora.load(pipeline, ADAPTER, folder / ADAPTERS / named[0].name)
+    if getattr(pipeline.text_encoder, "peft_config", None):
+        raise ConfigError(
+            "lora.fused: false: the champion's adapter is over the text encoder too, which is not"
+            " trained here",
+            hint="set lora.fused: true",
+        )
+    denoiser = pipeline.unet
+    config, layers = denoiser.peft_config[ADAPTER], _layers(denoiser)
+    scale = recipe.alpha / recipe.rank
+    if set(layers) != _matching(denoiser, recipe) or any(
+        layer.r[ADAPTER] != recipe.rank or abs(layer.scaling[ADAPTER] - scale) > 1e-6 * scale
+        for layer in layers.values()
+    ):
+        raise ConfigError(
+            f"the champion's adapter has rank {config.r} and alpha {config.lora_alpha:g} on "
+            f"{len(layers)} layers, and the recipe says otherwise",
+            hint="give the recipe the lora settings of the one before, or lora.fused: true",
+        )
+    for name, parameter in denoiser.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    return len(layers)
+
+
+def adapter_state(denoiser: Any) -> Mapping[str, Tensor]:
+    """The adapter's tensors, by PEFT's names."""
+    state: Mapping[str, Tensor] = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
+def save_adapter(pipeline: Any, folder: Path) -> None:
+    """Write the adapter as it is, with its rank and alpha."""
+    pipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=dict(adapter_state(pipeline.unet)),
+        unet_lora_adapter_metadata=pipeline.unet.peft_config[ADAPTER].to_dict(),
+    )
 
 
 def fuse_lora(denoiser: Any) -> dict[str, Tensor]:

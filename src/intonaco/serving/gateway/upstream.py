@@ -49,7 +49,7 @@ OnEvent = Callable[[StreamEvent], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """``refused``: nothing was sent, so another try is surely safe."""
+    """``refused``: nothing was sent or begun, so another try is surely safe."""
 
     attempt: Attempt
     png: bytes | None = None
@@ -100,7 +100,7 @@ class Upstream:
                 continue
             try:
                 async with asyncio.timeout(READY_S):
-                    response = await self.http.get(f"{url}/readyz")
+                    response = await self.http.get(f"{url}/readyz?release={arm.release}")
             except (httpx.HTTPError, TimeoutError):
                 continue
             if response.status_code == 200:
@@ -123,7 +123,9 @@ class Upstream:
         cancelled or what ``on_event`` raises."""
         start = self.clock.now()
         left = deadline - start
-        wanted = replace(request, deadline=deadline, stream=on_event is not None)
+        wanted = replace(
+            request, deadline=deadline, stream=on_event is not None, release=arm.release
+        )
         end = _End(error="")
         refused = False
         span = None if self.tracing is None else self.tracing.attempt(arm, request, start)
@@ -162,7 +164,7 @@ class Upstream:
             span.end(attempt)
         if told is not None:
             await told.finish(max(0.0, deadline - self.clock.now()))
-        return Reply(attempt=attempt, png=end.png, refused=refused)
+        return Reply(attempt=attempt, png=end.png, refused=refused or end.refused)
 
     async def _elsewhere(self, arm: Arm, wanted: GenerateRequest) -> _End:
         """By somebody else's server, which tells no times of its own: all of its answer's time
@@ -209,10 +211,12 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _End:
-    """How a try ended. ``generated`` and ``png`` exactly when it was good."""
+    """How a try ended. ``generated`` and ``png`` exactly when it was good. ``refused``: the worker
+    does not hold the release, and began nothing."""
 
     outcome: Outcome = Outcome.ERROR
     error: str
+    refused: bool = False
     generated: Generated | None = None
     png: bytes | None = None
 
@@ -358,4 +362,5 @@ def _judge(status: int, problem: WorkerError | None) -> _End:
         return _End(outcome=Outcome.INVALID, error=text)
     if status == 504:
         return _End(outcome=Outcome.TIMEOUT, error=text)
-    return _End(outcome=Outcome.ERROR, error=text)
+    gone = problem is not None and problem.code == "release"
+    return _End(outcome=Outcome.ERROR, error=text, refused=gone)

@@ -18,12 +18,16 @@ class Adapters:
 
     pipeline: Any
     own: Sequence[Adapter] = ()  # of the release, on in every picture
-    shared: dict[str, Adapter] = field(default_factory=dict)  # on by `use` only
+    shared: dict[str, Sequence[Adapter]] = field(default_factory=dict)  # on by `use` only
     _active: str | None = None
 
     def add(self, name: str, folder: Path, scale: float) -> None:
         """Load one more, off until it is used. Raises ConfigError, with nothing changed."""
-        adapter = parse_adapter(f"{name}:{scale}")
+        self.add_all(name, [(parse_adapter(f"{name}:{scale}"), folder)])
+
+    def add_all(self, name: str, adapters: Sequence[tuple[Adapter, Path]]) -> None:
+        """Load several that are on together, under one name. Theirs must be no other's. Raises
+        ConfigError, with nothing changed."""
         if self.own:
             raise ConfigError(
                 f"adapter {name!r}: the release has unfused adapters of its own",
@@ -31,17 +35,24 @@ class Adapters:
             )
         if name in self.shared:
             raise ConfigError(f"adapter {name!r} is loaded already")
+        loaded: list[Adapter] = []
         try:
-            lora.load(self.pipeline, name, folder)
-            self.shared[name] = adapter
+            for adapter, folder in adapters:
+                lora.load(self.pipeline, adapter.name, folder)
+                loaded.append(adapter)
+            self.shared[name] = loaded
+        except BaseException:
+            for adapter in loaded:
+                lora.forget(self.pipeline, adapter.name)
+            raise
         finally:
             self._off()  # PEFT turns a new adapter on, and sometimes the next one of a removed one
 
     def remove(self, name: str) -> None:
         """Raises NotFound."""
         self._known(name)
-        del self.shared[name]
-        lora.forget(self.pipeline, name)
+        for adapter in self.shared.pop(name):
+            lora.forget(self.pipeline, adapter.name)
         self._off()
 
     def use(self, name: str | None) -> None:
@@ -54,7 +65,7 @@ class Adapters:
         else:
             self._known(name)
             self.pipeline.enable_lora()
-            lora.activate(self.pipeline, [self.shared[name]])
+            lora.activate(self.pipeline, self.shared[name])
             self._active = name
 
     def _off(self) -> None:

@@ -32,6 +32,12 @@ class Problem:
         return self.code != "internal"
 
 
+def not_held(release_id: str) -> Problem:
+    """It was asked for a release that it does not hold; another worker may."""
+    which = f"release {release_id[:10]} is not held here" if release_id else "name a release"
+    return Problem(409, "release", which)
+
+
 def problem_of(error: Exception) -> Problem:
     """What is said of a job that was not taken or not done."""
     match error:

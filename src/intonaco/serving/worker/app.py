@@ -1,5 +1,5 @@
 """The worker's HTTP side: ``/generate``, ``/attest``, ``/metrics``, ``/livez``, ``/readyz``,
-``/drain``.
+``/drain``, and where it shares a base ``/releases`` (``sharing.py``).
 
 Before the engine is loaded the worker lives but is not ready. This module imports no torch: the
 engine is handed in once it is loaded.
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -43,12 +42,13 @@ from intonaco.serving.worker.answers import (
     Problem,
     error_response,
     http_error,
+    not_held,
     problem_of,
     server_error,
 )
 from intonaco.serving.worker.batcher import MicroBatcher
 from intonaco.serving.worker.core import Images, InvalidRequest, StepWatch
-from intonaco.serving.worker.gpu import Gpu
+from intonaco.serving.worker.held import Engine, Held, Hits, Item, Loaded, batch_key
 from intonaco.serving.worker.job import (
     DeadlinePassed,
     DeadlineUnmeetable,
@@ -58,8 +58,10 @@ from intonaco.serving.worker.job import (
     QueueFull,
 )
 from intonaco.serving.worker.metrics import CONTENT_TYPE, WorkerMetrics
+from intonaco.serving.worker.sharing import Sharing
 from intonaco.serving.worker.streaming import LineStream, Mailbox, Progress
-from intonaco.types import ServingSpec
+
+__all__ = ["Engine", "Item", "Loaded", "Worker"]
 
 if TYPE_CHECKING:
     from intonaco.serving.worker.spans import WorkerTracing
@@ -72,58 +74,18 @@ MAX_PARTIAL_IMAGES = 16
 NO_LONGER_THERE = 499
 
 
-class Engine(Protocol):
-    """A loaded release."""
-
-    @property
-    def spec(self) -> ServingSpec: ...
-    @property
-    def release_id(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def load_seconds(self) -> float: ...
-    def check(self, request: GenerateRequest) -> None:
-        """Raises InvalidRequest. From any thread."""
-        ...
-
-    def batch_key(self, request: GenerateRequest) -> Hashable:
-        """Requests that agree in it can share a batch."""
-        ...
-
-    def warm_up_request(self) -> GenerateRequest:
-        """One that this release can do, with its generation defaults."""
-        ...
-
-    def generate(
-        self, requests: Sequence[GenerateRequest], size: int, watch: StepWatch | None = None
-    ) -> Images: ...
-    def peak_memory_bytes(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    engine: Engine
-    png: Callable[[Any], bytes]
-    gpu: Gpu | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    request: GenerateRequest
-    slow: float = 0.0  # injected seconds
-
-
 @dataclass(slots=True)
 class Worker:
-    """``loaded`` is set once the release is loaded, ``ready`` once it is warm. ``now``: epoch
-    seconds, of deadlines; ``monotonic``: of everything else."""
+    """``loaded`` is set once the release is loaded, ``ready`` once it is warm; with ``share``
+    neither: ``sharing`` says what it holds. ``now``: epoch seconds, of deadlines; ``monotonic``:
+    of everything else."""
 
     sizes: Sequence[int]
     wait_s: float
     queue_limit: int
     strict: bool = False
     fault: Fault | None = None
+    share: bool = False
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     loaded: Loaded | None = None
@@ -131,7 +93,8 @@ class Worker:
     tracing: WorkerTracing | None = None
     batcher: MicroBatcher[Item] = field(init=False)
     metrics: WorkerMetrics = field(init=False)
-    _ordinal: Any = field(init=False, default_factory=itertools.count)
+    sharing: Sharing | None = field(init=False, default=None)
+    _hits: Hits = field(init=False)
 
     def __post_init__(self) -> None:
         self.batcher = MicroBatcher(
@@ -143,10 +106,13 @@ class Worker:
             now=self.now,
             monotonic=self.monotonic,
         )
+        self._hits = Hits(self.fault)
+        if self.share:
+            self.sharing = Sharing(self.batcher, monotonic=self.monotonic)
         self.metrics = WorkerMetrics(
             self.batcher,
-            release=lambda: self.loaded.engine.release_id if self.loaded else None,
-            gpu=lambda: self.loaded.gpu if self.loaded else None,
+            releases=lambda: [one.engine.release_id for one in self._all()],
+            gpu=lambda: next((one.gpu for one in self._all()), None),
         )
 
     def warm_up(self) -> None:
@@ -154,14 +120,33 @@ class Worker:
         serves. Raises OutOfMemory, and what the pipeline raises."""
         assert self.loaded is not None
         request = self.loaded.engine.warm_up_request()
-        self.batcher.warm_up(Item(request), self.loaded.engine.batch_key(request))
+        engine = self.loaded.engine
+        self.batcher.warm_up(Item(request, engine), batch_key(engine, request))
 
     def _run(self, items: Sequence[Item], size: int, watch: StepWatch) -> Images:
-        assert self.loaded is not None
         slow = max(i.slow for i in items)
         if slow:  # an injected fault, said at the start of the log
             time.sleep(slow)
-        return self.loaded.engine.generate([i.request for i in items], size, watch)
+        (engine,) = {id(i.engine): i.engine for i in items}.values()
+        return engine.generate([i.request for i in items], size, watch)
+
+    # ------------------------------------------------------------------ what it holds
+
+    def _all(self) -> Sequence[Loaded]:
+        if self.sharing is not None:
+            return self.sharing.loaded()
+        return [self.loaded] if self.loaded is not None else []
+
+    def _find(self, release_id: str) -> Held | Problem:
+        """The release of that id that takes work; of none, the only one."""
+        if self.sharing is not None:
+            return self.sharing.find(release_id)
+        if self.loaded is None or not self.ready:
+            return Problem(503, "draining", "not ready yet", 1)
+        own = self.loaded.engine.release_id
+        if release_id not in ("", own):
+            return not_held(release_id)
+        return Held(release_id=own, loaded=self.loaded, hits=self._hits, state="ready")
 
     # ------------------------------------------------------------------ POST /generate
 
@@ -177,9 +162,11 @@ class Worker:
             return self._answer(Problem(400, "invalid", str(error)))
         except ClientDisconnect:
             return error_response(Problem(NO_LONGER_THERE, "internal", "the client hung up"))
-        loaded = self.loaded
-        if loaded is None or not self.ready:
-            return self._answer(Problem(503, "draining", "not ready yet", 1))
+        held = self._find(wanted.release)
+        if isinstance(held, Problem):
+            return self._answer(held)
+        loaded = held.loaded
+        assert loaded is not None  # it takes work
         try:
             if wanted.image is None:
                 loaded.engine.check(wanted)
@@ -187,15 +174,16 @@ class Worker:
                 await asyncio.to_thread(loaded.engine.check, wanted)
         except InvalidRequest as error:
             return self._answer(Problem(400, "invalid", str(error)))
-        ordinal = next(self._ordinal)
-        hit = self.fault if self.fault and self.fault.hits(ordinal) else None
+        if held.gone:  # while the picture was looked at
+            return self._answer(not_held(held.release_id))
+        hit = held.hits.next()
         if hit and hit.kind == "errors":
             return self._answer(Problem(500, "internal", "injected fault"))
         mailbox = Mailbox(wanted.partial_images) if wanted.stream else None
         try:
             job = self.batcher.submit(
-                Item(wanted, hit.seconds if hit else 0.0),
-                loaded.engine.batch_key(wanted),
+                Item(wanted, loaded.engine, hit.seconds if hit else 0.0),
+                batch_key(loaded.engine, wanted),
                 unit=wanted.unit,
                 deadline=wanted.deadline,
                 listener=mailbox,
@@ -274,9 +262,15 @@ class Worker:
     # ------------------------------------------------------------------ the other endpoints
 
     async def attest(self, request: Request) -> Response:
-        if self.loaded is None:
+        """Of the release that ``?release=ID`` names, or of the only one."""
+        wanted = request.query_params.get("release", "")
+        there = [one.engine for one in self._all()]
+        if not there and self.sharing is None:
             return self._answer(Problem(503, "draining", "still loading", 1))
-        engine = self.loaded.engine
+        engines = [engine for engine in there if wanted in ("", engine.release_id)]
+        if len(engines) != 1:
+            return self._answer(not_held(wanted))
+        engine = engines[0]
         value = Attestation(
             release_id=engine.release_id,
             protocol=PROTOCOL_VERSION,
@@ -295,20 +289,35 @@ class Worker:
         return JSONResponse({"live": True}, headers=HEADERS)
 
     async def readyz(self, request: Request) -> Response:
-        serving = self.ready and not self.batcher.draining
+        """Whether the release that ``?release=ID`` names takes work; without it, any does."""
+        wanted = request.query_params.get("release", "")
+        if self.sharing is not None and not wanted:
+            takes = self.sharing.any_ready()
+        else:
+            takes = isinstance(self._find(wanted), Held)
+        serving = takes and not self.batcher.draining
+        there = [one.engine.release_id for one in self._all()]
         state = {
             "ready": serving,
             "draining": self.batcher.draining,
             "in_flight": self.batcher.in_flight,
-            "release_id": self.loaded.engine.release_id if self.loaded else None,
+            "release_id": there[0] if len(there) == 1 else None,
+            "releases": there,
         }
         return JSONResponse(state, 200 if serving else 503, headers=HEADERS)
 
     async def drain(self, request: Request) -> Response:
-        """Take no new work; ``?off=1`` takes it again."""
-        self.batcher.drain("off" not in request.query_params)
-        log.info("draining=%s", self.batcher.draining, extra={"action": "worker.drain"})
-        state = {"draining": self.batcher.draining, "in_flight": self.batcher.in_flight}
+        """Take no new work, of the release that ``?release=ID`` names or of any; ``?off=1`` takes
+        it again."""
+        on = "off" not in request.query_params
+        wanted = request.query_params.get("release", "")
+        if wanted and self.sharing is not None:
+            if not self.sharing.drain(wanted, on):
+                return self._answer(not_held(wanted))
+        else:
+            self.batcher.drain(on)
+        log.info("draining=%s", on, extra={"action": "worker.drain", "release": wanted})
+        state = {"draining": on, "in_flight": self.batcher.in_flight}
         return JSONResponse(state, headers=HEADERS)
 
     def app(self) -> Starlette:
@@ -320,6 +329,7 @@ class Worker:
                 Route("/livez", self.livez),
                 Route("/readyz", self.readyz),
                 Route("/drain", self.drain, methods=["POST"]),
+                *(self.sharing.routes() if self.sharing is not None else ()),
             ],
             middleware=[] if self.tracing is None else [self.tracing.middleware()],
             exception_handlers={HTTPException: http_error, Exception: server_error},

@@ -15,7 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
 
 from intonaco.serving.worker.core import Aborted, Images, OutOfMemory, Preview, StepWatch
 from intonaco.serving.worker.fair_queue import FairQueue
@@ -26,6 +27,7 @@ from intonaco.serving.worker.job import (
     DeadlineUnmeetable,
     Done,
     Draining,
+    Errand,
     I,
     Job,
     Listener,
@@ -35,6 +37,7 @@ from intonaco.serving.worker.sizes import Sizes
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Run = Callable[[Sequence[I], int, StepWatch], Images]
 
 
@@ -61,6 +64,7 @@ class MicroBatcher(Generic[I]):
         self._now = now
         self._monotonic = monotonic
         self._queue: FairQueue[Job[I]] = FairQueue()
+        self._errands: deque[Errand[Any]] = deque()
         self._changed = threading.Condition()
         self._running = 0
         self._busy_since: float | None = None
@@ -123,6 +127,29 @@ class MicroBatcher(Generic[I]):
             waited = self._queue.discard(job)
         if waited and job.future.set_running_or_notify_cancel():
             job.future.set_exception(DeadlinePassed())
+
+    def refuse(self, meant: Callable[[I], bool]) -> int:
+        """End what waits and is meant with Draining; how many that were. What runs goes on."""
+        with self._changed:
+            left = [job for job in self._queue if meant(job.item)]
+            for job in left:
+                self._queue.discard(job)
+        for job in left:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(Draining())
+        return len(left)
+
+    def between(self, call: Callable[[], T]) -> Future[T]:
+        """Have something done on the denoise thread, after the batch that runs and before those
+        that wait. The future has its result, or raises what it raised, or Draining after a stop."""
+        errand = Errand(call=call)
+        with self._changed:
+            if not self._stopped:
+                self._errands.append(errand)
+                self._changed.notify()
+                return errand.future
+        errand.refuse()
+        return errand.future
 
     def drain(self, on: bool = True) -> None:
         with self._changed:
@@ -192,34 +219,49 @@ class MicroBatcher(Generic[I]):
         """Run one item at each size. Sizes that the device cannot hold are left out for that key.
         Raises OutOfMemory if it holds none, and what else the run raises."""
         tried = set[int]()
-        while todo := [s for s in self._sizes.every(key, self._monotonic()) if s not in tried]:
-            size = todo[0]
-            tried.add(size)
-            try:
-                self._run([item], size, _unwatched)
-            except OutOfMemory:
-                if not self._out_of_memory(key, size):
-                    raise
+        while self.warm_up_next(item, key, tried):
+            pass
+
+    def warm_up_next(self, item: I, key: Hashable, tried: set[int]) -> bool:
+        """As ``warm_up``, one size that was not tried yet. False: there is none left."""
+        todo = [s for s in self._sizes.every(key, self._monotonic()) if s not in tried]
+        if not todo:
+            return False
+        tried.add(todo[0])
+        try:
+            self._run([item], todo[0], _unwatched)
+        except OutOfMemory:
+            if not self._out_of_memory(key, todo[0]):
+                raise
+        return True
 
     def serve(self) -> None:
         """Run batches until ``stop``. Give it a thread of its own."""
-        while (batch := self._take()) is not None:
+        while (todo := self._take()) is not None:
+            if isinstance(todo, Errand):
+                todo.run()
+                continue
             try:
-                self._serve(batch)
+                self._serve(todo)
             finally:
                 with self._changed:
                     self._running = 0
         with self._changed:
             left, self._queue = list(self._queue), FairQueue()
+            errands, self._errands = list(self._errands), deque()
+        for errand in errands:
+            errand.refuse()
         for job in left:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(Draining())
 
-    def _take(self) -> list[Job[I]] | None:
-        """The next batch; None at the end."""
+    def _take(self) -> list[Job[I]] | Errand[Any] | None:
+        """The next errand or batch; None at the end."""
         free_at = self._monotonic()
         with self._changed:
             while not self._stopped:
+                if self._errands:
+                    return self._errands.popleft()
                 batch = self._queue.next(self._largest)
                 if not batch:
                     self._changed.wait()

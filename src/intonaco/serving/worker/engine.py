@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from intonaco.errors import ConfigError
-from intonaco.folders import ADAPTERS
+from intonaco.folders import ADAPTERS, Adapter, parse_adapter
 from intonaco.lora import load_all
 from intonaco.messages import GenerateRequest
-from intonaco.releases import read_serving_spec, release_id
+from intonaco.releases import base_spec, read_serving_spec, release_id
 from intonaco.serving.worker.adapters import Adapters
 from intonaco.serving.worker.core import Images, InvalidRequest, OutOfMemory, Preview, StepWatch
 from intonaco.serving.worker.devices import (
@@ -44,7 +44,7 @@ from intonaco.serving.worker.loading import (
 from intonaco.serving.worker.pictures import conditioning_image, mask_image, png
 from intonaco.serving.worker.run import Stage, Step, call
 from intonaco.serving.worker.tasks import Conditioning, Limits, Task, limits_of, shape_key, task_of
-from intonaco.types import Release, ServingSpec
+from intonaco.types import Json, Release, ServingSpec
 
 __all__ = ["Engine", "InvalidRequest", "batch_key", "load", "png"]
 
@@ -197,12 +197,16 @@ class Engine:
     def add_adapter(self, name: str, folder: Path, scale: float = 1.0) -> None:
         """Load a LoRA to be chosen batch by batch over the same base, verified tensor by tensor.
         Without it the base's bits stay what they were. Raises ConfigError, with nothing changed."""
+        self.add_adapters(name, [(parse_adapter(f"{name}:{scale}"), folder)])
+
+    def add_adapters(self, name: str, adapters: Sequence[tuple[Adapter, Path]]) -> None:
+        """As ``add_adapter``, several that are on together under one name."""
         if self.spec.compile:
             raise ConfigError(
                 f"adapter {name!r}: the release is compiled, and every switch would compile again",
                 hint="share a base that is not compiled",
             )
-        self._adapters.add(name, folder, scale)
+        self._adapters.add_all(name, adapters)
         log.info("adapter added", extra={"action": "engine.adapter", "adapter": name})
 
     def remove_adapter(self, name: str) -> None:
@@ -211,10 +215,10 @@ class Engine:
 
     # ------------------------------------------------------------------ facts
 
-    def warm_up_request(self) -> GenerateRequest:
-        """One that this pipeline can do, with the release's generation defaults: with a grey
-        picture and a white mask where it needs them."""
-        given = self.spec.generation
+    def warm_up_request(self, generation: Mapping[str, Json] | None = None) -> GenerateRequest:
+        """One that this pipeline can do, with the release's generation defaults or others: with a
+        grey picture and a white mask where it needs them."""
+        given = self.spec.generation if generation is None else generation
         width, height = self.limits.native_size or (
             int(given.get("width", self.limits.size_factor * 8)),
             int(given.get("height", self.limits.size_factor * 8)),
@@ -233,6 +237,22 @@ class Engine:
             mask=_plain("L", width, height, 255) if task is Task.INPAINT else None,
         )
 
+    def check_defaults(self, generation: Mapping[str, Json]) -> None:
+        """Raises ConfigError for generation defaults that every request would be refused with."""
+        size = self.limits.native_size
+        if size is not None and size != (
+            generation.get("width", size[0]),
+            generation.get("height", size[1]),
+        ):
+            raise ConfigError(
+                f"generation: {self.limits.name} makes {size[0]}x{size[1]} only",
+                hint="set width and height of model.generation to that",
+            )
+        try:
+            self.check(self.warm_up_request(generation))
+        except InvalidRequest as error:
+            raise ConfigError(f"generation: {error}") from error
+
     def peak_memory_bytes(self) -> int:
         """Of the GPU, or of the process on a CPU."""
         return max(self._peak, peak_memory_bytes(self.device))
@@ -250,26 +270,19 @@ def load(
     device: str = "auto",
     threads: int = 1,
     offload: str = "none",
+    base_only: bool = False,
 ) -> Engine:
     """Load a pipeline folder as the release's serving section says, and work out the id of what
     was loaded. ``offload``: "model" or "sequential" keep weights in main memory between uses.
-    Raises ConfigError for a folder that must not be loaded and for an option that cannot be had."""
+    ``base_only``: without the release's adapters, which makes it another release. Raises
+    ConfigError for a folder that must not be loaded and for an option that cannot be had."""
     start = time.monotonic()
     quiet()
     device = resolve_device(device)
     torch.set_num_threads(threads)
-    serving = release.serving
-    spec = read_serving_spec(
-        folder,
-        generation=serving.generation,
-        dtype=serving.dtype,
-        attention=serving.attention,
-        compile=serving.compile,
-        options=serving.options,
-        adapters=serving.adapters,
-        fused=serving.fused,
-        safety_filter=serving.safety_filter,
-    )
+    spec = read_spec(release, folder)
+    if base_only:
+        spec = base_spec(spec)
     pipeline = open_pipeline(folder, spec)
     apply_options(pipeline, spec)
     own = load_all(pipeline, folder / ADAPTERS, spec.adapters, fused=spec.fused)
@@ -288,23 +301,25 @@ def load(
         _offload=offload,
         _placed=pipeline,
     )
-    _check_defaults(engine)
+    engine.check_defaults(spec.generation)
     return engine
 
 
-def _check_defaults(engine: Engine) -> None:
-    """Raises ConfigError for generation defaults that every request would be refused with."""
-    size = engine.limits.native_size
-    given = engine.spec.generation
-    if size is not None and (given.get("width", size[0]), given.get("height", size[1])) != size:
-        raise ConfigError(
-            f"generation: {engine.limits.name} makes {size[0]}x{size[1]} only",
-            hint="set width and height of model.generation to that",
-        )
-    try:
-        engine.check(engine.warm_up_request())
-    except InvalidRequest as error:
-        raise ConfigError(f"generation: {error}") from error
+def read_spec(release: Release, folder: Path) -> ServingSpec:
+    """The serving section of what would be loaded: the release's options, the folder's bytes, the
+    environment here. Raises ConfigError."""
+    serving = release.serving
+    return read_serving_spec(
+        folder,
+        generation=serving.generation,
+        dtype=serving.dtype,
+        attention=serving.attention,
+        compile=serving.compile,
+        options=serving.options,
+        adapters=serving.adapters,
+        fused=serving.fused,
+        safety_filter=serving.safety_filter,
+    )
 
 
 def _part_of(watch: StepWatch | None, number: int, batches: int) -> Step | None:

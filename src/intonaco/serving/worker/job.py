@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from intonaco.serving.worker.core import Images
 
+T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741 (item)
 
 
@@ -78,6 +79,25 @@ class Job(Generic[I]):
     listener: Listener | None
     future: Future[Done] = field(default_factory=Future)
     gone: bool = False  # nobody waits for it
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Errand(Generic[T]):
+    """Something that only the denoise thread may do, and that is no image."""
+
+    call: Callable[[], T]
+    future: Future[T] = field(default_factory=Future)
+
+    def run(self) -> None:
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self.call())
+            except BaseException as error:
+                self.future.set_exception(error)
+
+    def refuse(self) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(Draining())
 
 
 @dataclass(slots=True)

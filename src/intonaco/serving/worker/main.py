@@ -3,6 +3,10 @@
 It listens and announces itself at once (not ready), loads, warms up, and announces itself ready.
 A release that cannot be loaded ends the process with exit code 4 (2: refused) and a last line in
 its log that says why.
+
+With ``--share`` it loads the release's base alone and holds the release over it, and others that
+``POST /releases`` names (``sharing.py``). One that cannot be loaded is refused then, and the
+process goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import IO, TYPE_CHECKING
 
 from intonaco.errors import ConfigError, Conflict, IntonacoError
 from intonaco.plugins import OTEL, need_extra
-from intonaco.releases import ReleaseStore, check_folder
+from intonaco.releases import ReleaseStore, base_id, check_folder
 from intonaco.serving.faults import parse_fault
 from intonaco.serving.http import WORKER_KEEP_ALIVE_S, bind, on_stop, server
 from intonaco.serving.worker.app import Loaded, Worker
@@ -54,6 +58,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-warm-up", action="store_true")
     parser.add_argument("--grace-s", type=int, default=600)
     parser.add_argument("--trace", metavar="ENDPOINT", help="where spans go")
+    parser.add_argument(
+        "--share", action="store_true", help="serve further releases of the same base weights too"
+    )
     parser.add_argument("--fault", default="", help="for drills, e.g. errors:after=20")
     return parser.parse_args(argv)
 
@@ -121,6 +128,13 @@ async def _serve(
         check_folder(workspace.resolve(release.path))  # refused before anything is imported for it
     sock, url = bind(args.host, args.port, what=name)
     facts = {"release_id": release.release_id, "fault": args.fault}
+    if args.share:
+        base = base_id(release.serving)
+        if base is None:
+            raise ConfigError(
+                f"release {release.short} is fused on loading or compiled: no --share"
+            )
+        facts = {"base": base, "release_id": ""}  # whose it is changes
     workspace.announce(name, url=url, ready=False, **facts)
     if fault:
         log.warning(
@@ -135,9 +149,11 @@ async def _serve(
         wait_s=args.batch_wait_ms / 1000,
         queue_limit=args.queue_limit,
         strict=args.strict,
-        fault=fault,
+        fault=None if args.share else fault,  # it is one release's
+        share=args.share,
         tracing=open_tracing(args.trace, release, name),
     )
+    sharing = worker.sharing
     http = server(worker.app(), keep_alive_s=WORKER_KEEP_ALIVE_S, grace_s=args.grace_s)
     failed: list[BaseException] = []
 
@@ -146,16 +162,30 @@ async def _serve(
         try:
             # The heavy import comes after the announcement, so that a backend can adopt this
             # process, and here, so that the process answers meanwhile.
+            from intonaco.serving.worker.base import SharedBase
             from intonaco.serving.worker.engine import load, png
 
+            store = ReleaseStore(workspace, "")
             engine = load(
                 release,
-                ReleaseStore(workspace, "").folder(release),  # fetched, if it lies at a URL
+                store.folder(release),  # fetched, if it lies at a URL
                 device=args.device,
                 threads=args.threads,
                 offload=args.offload,
+                base_only=args.share,
             )
-            worker.loaded = Loaded(engine=engine, png=png, gpu=find_gpu(engine.device, os.environ))
+            gpu = find_gpu(engine.device, os.environ)
+            if sharing is not None:
+                sharing.base.set_result(SharedBase(engine, store, gpu))
+                workspace.announce(name, url=url, ready=True, **facts)
+                log.info(
+                    "base loaded after %.1f s",
+                    engine.load_seconds,
+                    extra={"action": "worker.base", "base": facts["base"]},
+                )
+                worker.batcher.serve()
+                return
+            worker.loaded = Loaded(engine=engine, png=png, gpu=gpu)
             if engine.release_id != release.release_id:
                 # Not ended here: whoever deploys compares the attested id and decides.
                 log.error(
@@ -181,6 +211,9 @@ async def _serve(
 
     thread = threading.Thread(target=denoise, name="denoise", daemon=True)
     on_stop(http)
+    if sharing is not None:
+        sharing.warm_up = not args.no_warm_up
+        sharing.add(release.release_id, args.fault)
     thread.start()
     await http.serve(sockets=[sock])  # on a stop: takes no new work, answers what it took
     worker.batcher.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -19,18 +19,18 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class WorkerMetrics(Collector):
-    """Reads what others count when it is asked. ``release`` and ``gpu`` are asked for each time:
-    they are known only once the release is loaded."""
+    """Reads what others count when it is asked. ``releases`` and ``gpu`` are asked for each time:
+    they are known only once a release is loaded."""
 
     def __init__(
         self,
         batcher: MicroBatcher[Any],
         *,
-        release: Callable[[], str | None],
+        releases: Callable[[], Sequence[str]],
         gpu: Callable[[], Gpu | None],
     ) -> None:
         self._batcher = batcher
-        self._release = release
+        self._releases = releases
         self._gpu = gpu
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -43,9 +43,8 @@ class WorkerMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         batcher, counts = self._batcher, self._batcher.counts
-        release = self._release()
-        if release is not None:
-            yield _by("release", "Release loaded.", "release", {release[:10]: 1}, gauge=True)
+        if releases := {release[:10]: 1 for release in self._releases()}:
+            yield _by("release", "Release loaded.", "release", releases, gauge=True)
         yield _gauge("queue_length", "Requests that wait.", batcher.waiting)
         yield _gauge("running", "Requests in the batch that runs.", batcher.running)
         yield _gauge("draining", "1: no new work is taken.", batcher.draining)

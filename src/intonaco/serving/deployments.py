@@ -1,0 +1,74 @@
+"""What was started for each release, written down in ``run/deployment-RELEASE.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from intonaco.codec import decode, encode
+from intonaco.messages import ProcessInfo
+from intonaco.workspace import Workspace, write_atomic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """A worker process that was started."""
+
+    name: str
+    pid: int
+    started: float  # the operating system's start time of the pid
+
+    @property
+    def process(self) -> ProcessInfo:
+        return ProcessInfo(name=self.name, pid=self.pid, started=self.started)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """``count``: how many times the release was deployed from nothing. ``environment``: that of its
+    workers, empty if they run in this interpreter's. ``refused``: why none was started. ``base``:
+    of workers that hold other releases too, empty for workers of its own."""
+
+    release_id: str
+    count: int = 0
+    fault: str = ""
+    at: float = 0.0
+    retired: bool = False
+    environment: str = ""
+    refused: str = ""
+    base: str = ""
+    replicas: tuple[Replica, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Deployments:
+    """The deployments of a workspace."""
+
+    workspace: Workspace
+
+    def get(self, release_id: str) -> Deployment:
+        try:
+            return decode(Deployment, self._file(release_id).read_bytes())
+        except FileNotFoundError:
+            return Deployment(release_id=release_id)
+
+    def put(self, deployment: Deployment) -> None:
+        write_atomic(self._file(deployment.release_id), encode(deployment))
+
+    def others(self, release_id: str, base: str) -> list[Deployment]:
+        """Of other releases in the workers of that base."""
+        files = sorted(self.workspace.run.glob("deployment-*.json"))
+        found = [decode(Deployment, file.read_bytes()) for file in files]
+        return [d for d in found if d.base == base and not d.retired and d.release_id != release_id]
+
+    def needed_by_others(self, deployment: Deployment) -> Collection[Replica]:
+        """Those of its replicas that other releases are in."""
+        if not deployment.base:
+            return ()
+        others = self.others(deployment.release_id, deployment.base)
+        needed = {(r.name, r.pid) for d in others for r in d.replicas}
+        return [r for r in deployment.replicas if (r.name, r.pid) in needed]
+
+    def _file(self, release_id: str) -> Path:
+        return self.workspace.run / f"deployment-{release_id[:10]}.json"
