@@ -17,6 +17,9 @@ MESSAGES = {
 }
 
 
+BROKEN = ApiError(message="The server failed.", type="server_error", code="internal")
+
+
 class Refused(Exception):
     """The request cannot be served as it is. ``retry_after``: seconds."""
 
@@ -55,5 +58,4 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 def server_error() -> Response:
-    body = ApiError(message="The server failed.", type="server_error", code="internal").body()
-    return JSONResponse(body, 500)
+    return JSONResponse(BROKEN.body(), 500)
