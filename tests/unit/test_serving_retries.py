@@ -321,9 +321,11 @@ async def staged(root: Path, champion: list[Raw], challenger: Raw | None) -> Asy
         public = httpx.AsyncClient(
             transport=httpx.ASGITransport(gateway.public_app()), base_url="http://gateway"
         )
-        async with public:
-            yield Stage(workspace, gateway, public)
-        await gateway.close()
+        try:
+            async with public:
+                yield Stage(workspace, gateway, public)
+        finally:
+            await gateway.close()
         assert gateway.state.observed().in_flight == {}
         assert gateway.copies.users_in_flight == 0
 
