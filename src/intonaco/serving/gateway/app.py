@@ -52,6 +52,7 @@ class Gateway:
     desk: FeedbackDesk
     admin: Admin
     retention_days: float | None
+    scored: bool  # the service has a scorer, which reads the records
 
     # ------------------------------------------------------------------ small endpoints
 
@@ -113,7 +114,11 @@ class Gateway:
         self.recorder.writer.roll()
         self.desk.roll()
         self.metrics.pruned += await asyncio.to_thread(
-            prune, self.recorder.workspace, self.clock.now(), self.retention_days
+            prune,
+            self.recorder.workspace,
+            self.clock.now(),
+            self.retention_days,
+            scored=self.scored,
         )
 
     async def close(self) -> None:
@@ -246,4 +251,5 @@ def assemble(
         ),
         admin=admin,
         retention_days=settings.retention_days,
+        scored=config.extractor is not None,
     )
