@@ -37,7 +37,7 @@ from intonaco.serving.gateway.encoding import convert
 from intonaco.serving.gateway.feedback import Tokens, Voteable
 from intonaco.serving.gateway.intake import read_form, read_json
 from intonaco.serving.gateway.picture_headers import png_size
-from intonaco.serving.gateway.problems import BROKEN, Refused
+from intonaco.serving.gateway.problems import BROKEN, BUSY, Refused
 from intonaco.serving.gateway.recorder import Context, Recorder
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.stream import (
@@ -56,11 +56,6 @@ from intonaco.types import Arm, ArmRole, Attempt, RoutingTable
 
 NO_RELEASE = ApiError(
     message="The service has no release yet.", type="server_error", code="no_release"
-)
-BUSY = ApiError(
-    message="The service is busy; try again soon.",
-    type="rate_limit_error",
-    code="rate_limit_exceeded",
 )
 
 
@@ -376,7 +371,7 @@ class Images:
         item = self._about(made)
         if wanted.as_url:
             if made.image is None:
-                raise HTTPException(500, "The image could not be stored.")
+                raise HTTPException(500, "The image could not be stored; ask for it as b64_json.")
             name = made.image.removeprefix("images/").removesuffix(".png")
             url = request.url_for("file", name=f"{name}.{wanted.format}")
             return {"url": str(url), **item}, None

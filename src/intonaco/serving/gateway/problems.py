@@ -17,6 +17,11 @@ MESSAGES = {
 }
 
 
+BUSY = ApiError(
+    message="The service is busy; try again soon.",
+    type="rate_limit_error",
+    code="rate_limit_exceeded",
+)
 BROKEN = ApiError(message="The server failed.", type="server_error", code="internal")
 
 

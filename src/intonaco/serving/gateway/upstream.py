@@ -138,6 +138,8 @@ class Upstream:
             raise
         finally:
             self._busy[url] -= 1
+            if not self._busy[url]:
+                del self._busy[url]  # its worker may never come back
         attempt = _attempt(arm, start, self.clock.now() - start, end)
         if told is not None:
             await told.finish(max(0.0, deadline - self.clock.now()))
