@@ -248,6 +248,7 @@ def assemble(
             tokens=tokens,
             clock=clock,
             metrics=metrics,
+            body_seconds=bounds.body_seconds,
         ),
         admin=admin,
         retention_days=settings.retention_days,

@@ -35,7 +35,7 @@ from intonaco.serving.gateway.digests import Digests
 from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher
 from intonaco.serving.gateway.encoding import convert
 from intonaco.serving.gateway.feedback import Tokens, Voteable
-from intonaco.serving.gateway.intake import read_form, read_json
+from intonaco.serving.gateway.intake import in_time, read_form, read_json
 from intonaco.serving.gateway.picture_headers import png_size
 from intonaco.serving.gateway.problems import BROKEN, BUSY, Refused
 from intonaco.serving.gateway.recorder import Context, Recorder
@@ -157,7 +157,8 @@ class Images:
         key = None if probe else self.keys.name(bearer(request))
         if not probe:
             self.buckets.take(caller(key, request))
-        wanted, image, mask = await task.read(request)
+        seconds = self.limits.bounds.body_seconds
+        wanted, image, mask = await in_time(seconds, task.read(request))
         table = self.state.table
         if table is None:
             raise Refused(NO_RELEASE, 503, retry_after=5)

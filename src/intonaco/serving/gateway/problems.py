@@ -40,6 +40,8 @@ class Refused(Exception):
         headers = {}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        if self.status == 408:
+            headers["connection"] = "close"  # the rest of the body is not waited for
         return JSONResponse(self.error.body(), self.status, headers)
 
 
