@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -577,3 +578,46 @@ def test_a_worker_that_drains_finishes_and_nobody_is_refused(stack: Stack) -> No
     outcomes = [a.outcome for r in stack.records()[before:] for a in r.attempts]
     assert set(outcomes) <= {Outcome.OK, Outcome.REJECTED}
     assert outcomes.count(Outcome.REJECTED) > 0
+
+
+def test_a_killed_worker_breaks_no_stream(stack: Stack) -> None:
+    """kill -9 while eight users watch their pictures being made (the last test here: nobody starts
+    that worker again). The other replica goes on from the seed."""
+    stack.route()
+    before = len(stack.records())
+    victim = stack.workspace.process(f"worker-{stack.release.short}")
+    assert victim is not None
+    seen = threading.Event()
+
+    def user(k: int) -> list[list[int]]:
+        shown = []
+        with stack.client() as api:
+            for i in range(3):
+                indices = []
+                for event in api.images.generate(
+                    prompt="a handwritten two",
+                    user=f"s{k}",
+                    stream=True,
+                    partial_images=3,
+                    size="64x64",
+                    extra_body={"seed": 100 * k + i, "steps": 8},
+                ):
+                    if isinstance(event, ImageGenPartialImageEvent):
+                        indices.append(event.partial_image_index)
+                        seen.set()
+                assert event.type == "image_generation.completed"
+                shown.append(indices)
+        return shown
+
+    with ThreadPoolExecutor(8) as pool:
+        users = [pool.submit(user, k) for k in range(8)]
+        assert seen.wait(60)
+        os.kill(victim.pid, signal.SIGKILL)
+        shown = [indices for u in users for indices in u.result(120)]
+    assert shown == [[0, 1, 2]] * 24
+    made = stack.records()[before:]
+    assert [r.status for r in made] == [200] * 24
+    broken = [r for r in made if r.attempts[0].outcome is Outcome.ERROR]
+    assert broken, "somebody was at the worker that was killed"
+    assert all(r.attempts[-1].outcome is Outcome.OK for r in made)
+    print(f"{len(broken)} of {len(made)} streams went on at the other replica")
