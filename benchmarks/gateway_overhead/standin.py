@@ -16,7 +16,7 @@ from pathlib import Path
 from intonaco.messages import GENERATED_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION
 
 GENERATED = {
-    "request_id": "r",
+    "request_id": "ID",
     "queue_seconds": 0.0,
     "service_seconds": 0.0,
     "batch_size": 1,
@@ -24,7 +24,8 @@ GENERATED = {
 }
 
 
-def _answer(png: bytes, release: str) -> bytes:
+def _answer(png: bytes, release: str) -> tuple[bytes, bytes]:
+    """Before and behind the request's id."""
     about = json.dumps({**GENERATED, "release": release})
     lines = (
         "HTTP/1.1 200 OK",
@@ -33,10 +34,16 @@ def _answer(png: bytes, release: str) -> bytes:
         f"{PROTOCOL_HEADER}: {PROTOCOL_VERSION}",
         f"{GENERATED_HEADER}: {about}",
     )
-    return "\r\n".join([*lines, "", ""]).encode() + png
+    before, _, behind = "\r\n".join([*lines, "", ""]).encode().partition(b"ID")
+    return before, behind + png
 
 
-async def _serve(sock: socket.socket, answer: bytes) -> None:
+def _request_id(body: bytes) -> bytes:
+    """Of a worker's request; of any other there is none, and nobody looks."""
+    return body.partition(b'"request_id":"')[2].partition(b'"')[0]
+
+
+async def _serve(sock: socket.socket, answer: tuple[bytes, bytes]) -> None:
     loop = asyncio.get_running_loop()
     got = b""
     with sock:
@@ -57,10 +64,12 @@ async def _serve(sock: socket.socket, answer: bytes) -> None:
                     return
                 rest += more
             got = rest[length:]
-            await loop.sock_sendall(sock, answer)
+            before, behind = answer
+            await loop.sock_sendall(sock, before + _request_id(rest[:length]))
+            await loop.sock_sendall(sock, behind)
 
 
-async def main(answer: bytes) -> None:
+async def main(answer: tuple[bytes, bytes]) -> None:
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
     with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
@@ -75,7 +84,7 @@ async def main(answer: bytes) -> None:
             task.add_done_callback(tasks.discard)
 
 
-async def _quietly(sock: socket.socket, answer: bytes) -> None:
+async def _quietly(sock: socket.socket, answer: tuple[bytes, bytes]) -> None:
     with contextlib.suppress(ConnectionError):  # the other side went away between two requests
         await _serve(sock, answer)
 

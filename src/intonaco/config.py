@@ -58,6 +58,7 @@ class Limits(Section):
     json_bytes: Count = 2**20
     json_depth: Count = 16
     upload_bytes: Count = 32 * 2**20  # a whole multipart body
+    body_seconds: Positive = 60.0  # for a body to arrive
     upload_pixels: Count = 4096 * 4096  # of a picture sent in, told by its header
     decodes: Count = 2  # pictures decoded at the same time
     prompt_chars: Count = 32_000

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BufferedWriter
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,9 @@ TAIL_BYTES = 2**16
 
 @dataclass(slots=True)
 class SegmentWriter:
-    """Writes one log. Not thread safe. ``epoch`` and ``seq`` are the key of the next line."""
+    """Writes one log. Not thread safe. ``epoch`` and ``seq`` are the key of the next line. A disk
+    that fails costs the lines that it could not take and nothing else: keys are not given again,
+    and as soon as it takes lines, writing goes on."""
 
     root: Path
     name: str
@@ -37,45 +39,70 @@ class SegmentWriter:
     epoch: int = field(init=False)
     seq: int = field(init=False, default=0)
     _segment: int = field(init=False, default=0)
-    _file: BufferedWriter = field(init=False)
+    _file: FileIO = field(init=False)
 
     def __post_init__(self) -> None:
         folder = self.root / self.name
         folder.mkdir(parents=True, exist_ok=True)
         epochs = [int(p.name.split("-")[0]) for p in folder.glob("*-*.jsonl")]
         self.epoch = max(epochs, default=0) + 1
-        self._file = self._open()
+        self._file = self._open(0)
 
-    def _open(self) -> BufferedWriter:
-        name = f"{self.epoch:08d}-{self._segment:06d}.jsonl"
-        return (self.root / self.name / name).open("xb")
+    def _open(self, segment: int) -> FileIO:
+        path = self.root / self.name / f"{self.epoch:08d}-{segment:06d}.jsonl"
+        return FileIO(path, "x")
 
     def append(self, line: str) -> int:
         """Write one JSON text (without line breaks); returns its seq. In the page cache when this
-        returns: it survives the process, and the machine as ``fsync`` says."""
-        if self._file.tell() > self.segment_bytes:
-            self.close()
-            self._segment += 1
-            self._file = self._open()
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        returns: it survives the process, and the machine as ``fsync`` says. Raises OSError: the
+        line is not there, nor a part of it."""
+        if self._file.closed or self._file.tell() > self.segment_bytes:
+            self._next()
+        key, self.seq = self.seq, self.seq + 1  # spent, even if the line cannot be written
+        start = self._file.tell()
+        rest = memoryview(line.encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._take_back(start)
+            raise
         if self.fsync == "always":
             os.fsync(self._file.fileno())
-        self.seq += 1
-        return self.seq - 1
+        return key
+
+    def _take_back(self, start: int) -> None:
+        """Remove the beginning of a line, or the next one would be written behind it."""
+        try:
+            self._file.truncate(self._file.seek(start))
+        except OSError:
+            self._file.close()  # the next line begins another file
 
     def roll(self) -> None:
         """Go on in another file, unless this one is empty: so that old lines can be deleted
         although little is written."""
-        if self._file.tell():
-            self.close()
-            self._segment += 1
-            self._file = self._open()
+        if not self._file.closed and self._file.tell():
+            self._next()
+
+    def _next(self) -> None:
+        """Go on in another file; where none can be had, in the present one."""
+        try:
+            following = self._open(self._segment + 1)
+        except OSError:
+            if self._file.closed:
+                raise
+            return
+        self._segment += 1
+        before, self._file = self._file, following
+        self._finish(before)
 
     def close(self) -> None:
-        if self.fsync != "never" and not self._file.closed:
-            os.fsync(self._file.fileno())
-        self._file.close()
+        self._finish(self._file)
+
+    def _finish(self, file: FileIO) -> None:
+        if self.fsync != "never" and not file.closed:
+            os.fsync(file.fileno())
+        file.close()
 
 
 @dataclass(slots=True)

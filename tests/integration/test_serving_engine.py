@@ -129,13 +129,17 @@ def test_a_batch_has_one_of_everything_that_a_call_has_one_of(engine: Engine) ->
         ({"image": picture(), "strength": 1.5}, "strength"),
         ({"image": picture(), "strength": 0.4}, "leaves none"),
         ({"negative_prompt": "x", "guidance_scale": 1.0}, "guidance_scale above 1"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"guidance_scale": float("nan")}, "finite"),
+        ({"guidance_scale": float("inf")}, "finite"),
     ],
 )
 def test_what_a_pipeline_cannot_do_is_invalid(
     engine: Engine, wrong: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=why):
-        engine.check(ask(1, **wrong))
+        engine.check(replace(ask(1), **wrong))
 
 
 def test_what_it_can_do_passes(engine: Engine) -> None:
@@ -147,15 +151,16 @@ def test_what_it_can_do_passes(engine: Engine) -> None:
         {"image": picture(), "strength": 1.0},
         {"image": picture(), "mask": picture("L")},
         {"guidance_scale": 0.0},
+        {"seed": 2**63 - 1},
     ):
-        engine.check(ask(1, **fine))
+        engine.check(replace(ask(1), **fine))
 
 
 def test_a_picture_that_is_none_is_invalid(engine: Engine) -> None:
     for broken in ("no base64", "bm8gcGljdHVyZQ=="):
-        with pytest.raises(InvalidRequest, match="image: not a picture"):
+        with pytest.raises(InvalidRequest, match="image: not a PNG"):
             engine.check(ask(1, image=broken))
-        with pytest.raises(InvalidRequest, match="mask: not a picture"):
+        with pytest.raises(InvalidRequest, match="mask: not a PNG"):
             engine.check(ask(1, image=picture(), mask=broken))
 
 

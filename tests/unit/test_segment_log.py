@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -181,3 +184,61 @@ def test_several_writers_are_read_each_in_order(tmp_path: Path) -> None:
     assert [k for k in read if k[0] == "b"] == [["b", 0], ["b", 1], ["b", 2]]
     assert SegmentReader(tmp_path / "nothing").offset == {}
     assert list(SegmentReader(tmp_path / "nothing").read()) == []
+
+
+@contextmanager
+def limited(kind: int, soft: int) -> Iterator[None]:
+    """The kernel refuses what goes beyond: the disk or the process is full."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
+def test_a_full_disk_costs_the_lines_that_it_could_not_take(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, "gateway")
+    long = "x" * 20_000  # more than any buffer
+    for i in range(5):
+        assert writer.append(json.dumps([i, long])) == i
+    failed = []
+    with limited(resource.RLIMIT_FSIZE, 109_000):  # in the middle of the next line
+        for _ in range(4):
+            failed.append(writer.seq)
+            with pytest.raises(OSError, match="File too large"):
+                writer.append(json.dumps([writer.seq, long]))
+    assert failed == [5, 6, 7, 8], "a key is given once, whatever became of its line"
+    for i in (9, 10):
+        assert writer.append(json.dumps([i, long])) == i
+    writer.close()
+    found = [json.loads(line)[0] for line in SegmentReader(tmp_path).read()]
+    assert found == [0, 1, 2, 3, 4, 9, 10]
+    assert len(list((tmp_path / "gateway").iterdir())) == 1
+
+
+def test_without_another_file_writing_goes_on_in_the_present_one(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, "gateway", segment_bytes=30)
+    for i in range(12):
+        writer.append(json.dumps([i]))
+    files = len(list((tmp_path / "gateway").iterdir()))
+    os.close(free := os.dup(0))
+    with limited(resource.RLIMIT_NOFILE, free):
+        writer.roll()
+        for i in range(12, 30):
+            writer.append(json.dumps([i]))
+    assert len(list((tmp_path / "gateway").iterdir())) == files
+    writer.append("[30]")
+    writer.close()
+    assert len(list((tmp_path / "gateway").iterdir())) == files + 1
+    assert lines(SegmentReader(tmp_path)) == [[i] for i in range(31)]
+
+
+def test_a_log_that_was_closed_goes_on_in_another_file(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, "gateway")
+    writer.append("[0]")
+    writer.close()
+    writer.roll()
+    assert writer.append("[1]") == 1
+    writer.close()
+    assert lines(SegmentReader(tmp_path)) == [[0], [1]]

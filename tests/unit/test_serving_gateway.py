@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import re
+import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -593,3 +594,53 @@ async def test_a_disk_that_fails_fails_no_user(
     assert record.image is None
     assert stage.gateway.metrics.storage_errors == 1
     assert "not kept" in caplog.text
+
+
+async def test_a_full_disk_fails_no_user_and_is_no_trouble_afterwards(stage: Stage) -> None:
+    """Neither the lines nor the segment that a day begins can be written."""
+    stage.gateway.state.apply(canary(0))
+    assert (await stage.ask()).status_code == 200
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        for _ in range(3):
+            assert (await stage.ask()).status_code == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (await stage.ask()).status_code == 200
+    records = await stage.records()
+    assert [r.seq for r in records] == [0, 4]
+    assert stage.gateway.metrics.storage_errors == 6  # three images, three records
+    assert [r.image is not None for r in records] == [True, True]
+
+
+async def test_a_defect_of_ours_is_counted_as_a_failure(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.gateway.state.apply(canary(0))
+
+    def broken(*arguments: object) -> bytes:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("intonaco.serving.gateway.images.images_body", broken)
+    answer = await stage.ask()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    seen = stage.gateway.state.observed()
+    assert (seen.requests, seen.failed) == (1, 1)
+
+
+async def test_a_defect_in_a_stream_ends_it_with_an_error(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.gateway.state.apply(canary(0))
+
+    def broken(*arguments: object) -> bytes:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("intonaco.serving.gateway.images.png_size", broken)
+    answer = await stage.ask(stream=True)
+    assert answer.status_code == 200
+    assert answer.text.startswith("event: error\n")
+    assert '"code": "internal"' in answer.text
+    seen = stage.gateway.state.observed()
+    assert (seen.requests, seen.failed) == (1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.fixtures_gateway import OLD, claim, in_one_loop, png
+from tests.fixtures_gateway import OLD, claim, in_one_loop, over_http, png
 from tests.fixtures_serving import gateway_process
 
 from intonaco.codec import encode
@@ -216,6 +217,41 @@ async def test_bodies_longer_than_they_say(tmp_path: Path) -> None:
         body = PROMPT + part("image", bytes(6000), "a.png") + END
         answer = await stage.http.post(EDITS, content=body, headers=FORM)
         assert answer.status_code == 413
+
+
+async def test_a_body_that_trickles_is_refused_and_its_connection_closed(tmp_path: Path) -> None:
+    """A byte now and then, for ever."""
+    async with over_http(tmp_path, "limits: {body_seconds: 0.3}") as stage:
+        stage.route()
+        address = stage.url.removeprefix("http://").split(":")
+
+        async def trickle(path: str, headers: dict[str, str], begin: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection(address[0], int(address[1]))
+            lines = [f"POST {path} HTTP/1.1", "host: x", "content-length: 4000"]
+            lines += [f"{k}: {v}" for k, v in headers.items()]
+            writer.write("\r\n".join([*lines, "", ""]).encode() + begin)
+
+            async def more() -> None:
+                while True:
+                    writer.write(b" ")
+                    await asyncio.sleep(0.01)
+
+            sending = asyncio.create_task(more())
+            try:
+                return await asyncio.wait_for(reader.read(), 20)  # to the end of the connection
+            finally:
+                sending.cancel()
+                writer.close()
+
+        answers = await asyncio.gather(
+            trickle(GENERATIONS, JSON, b'{"prompt": '),
+            trickle(EDITS, FORM, PROMPT),
+            trickle(FEEDBACK, JSON, b""),
+        )
+        for answer in answers:
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b'"code":"body_too_slow"' in answer
+        assert (await stage.ask()).status_code == 200
 
 
 async def test_limits_come_from_the_configuration(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import httpx
 from tests.fixtures_gateway import in_one_loop
 
 from intonaco.clock import FakeClock
+from intonaco.config import parse
 from intonaco.segment_log import SegmentReader
+from intonaco.serving.gateway.main import build
 from intonaco.serving.gateway.retention import DAY_S, expired_minutes, prune
 from intonaco.workspace import Workspace
 
@@ -58,6 +61,28 @@ def test_prune(tmp_path: Path) -> None:
     (workspace.run / "scorer-offset.json").write_text("cut sh")
     assert prune(workspace, NOW + 99 * DAY_S, 30) > 0
     assert kept[2].exists(), "an offset that cannot be read frees nothing"
+
+
+def test_records_wait_for_a_scorer_that_has_never_run(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    record = old_file(workspace.records / "gateway/00000001-000000.jsonl", 60)
+    old_file(workspace.records / "gateway/00000002-000000.jsonl", 60)
+    assert prune(workspace, NOW, 30, scored=True) == 0
+    assert record.exists()
+    assert prune(workspace, NOW, 30) == 1
+    assert not record.exists()
+
+
+async def test_the_configuration_tells_of_the_scorer(tmp_path: Path) -> None:
+    for number, extractor in enumerate(("", "extractor: {type: clip, path: x}")):
+        workspace = Workspace(tmp_path / str(number))
+        config = parse(f"service: tiny\n{extractor}\nserving: {{gateway: {{retention_days: 7}}}}")
+        old_file(workspace.records / "gateway/00000001-000000.jsonl", 60)
+        async with httpx.AsyncClient() as http:
+            gateway = build(workspace, config, http=http, clock=FakeClock(NOW))
+            await gateway.tidy()
+            await gateway.close()
+        assert gateway.metrics.pruned == (0 if extractor else 1)
 
 
 def test_an_empty_workspace(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.fixtures_gateway import png
 
 from intonaco.clock import SystemClock
 from intonaco.codec import decode, encode
@@ -28,7 +29,7 @@ from intonaco.serving.gateway.upstream import OnEvent, Reply, Upstream
 from intonaco.types import Arm, ArmRole, Outcome
 from intonaco.workspace import Workspace
 
-PNG = b"\x89PNG and so on"
+PNG, HALF = png((8, 8)), png((8, 8), (1, 2, 3))
 ARM = Arm(name="champion", role=ArmRole.CHAMPION, release="a" * 64, urls=("http://w",), weight=1.0)
 REQUEST = GenerateRequest(
     request_id="r", prompt="p", seed=1, steps=4, guidance_scale=1.0, width=8, height=8
@@ -44,7 +45,7 @@ SAID = Generated(
     padded_size=4,
 )
 PROGRESS = StreamEvent(kind="progress", step=1, steps=4)
-PARTIAL = StreamEvent(kind="partial", index=0, png=base64.b64encode(b"half").decode())
+PARTIAL = StreamEvent(kind="partial", index=0, png=base64.b64encode(HALF).decode())
 DONE = StreamEvent(kind="completed", png=base64.b64encode(PNG).decode(), generated=SAID)
 
 
@@ -115,8 +116,8 @@ async def test_a_stream_is_told_and_makes_the_same_reply(tmp_path: Path) -> None
         assert (attempt.batch_size, attempt.padded_size) == (2, 4)
 
 
-def plainly(status: int, content: bytes) -> httpx.Response:
-    headers = {PROTOCOL_HEADER: PROTOCOL_VERSION, GENERATED_HEADER: encode(SAID)}
+def plainly(status: int, content: bytes, said: Generated = SAID) -> httpx.Response:
+    headers = {PROTOCOL_HEADER: PROTOCOL_VERSION, GENERATED_HEADER: encode(said)}
     return httpx.Response(status, headers=headers, content=content)
 
 
@@ -172,6 +173,14 @@ async def test_a_worker_without_the_release_leaves_it_to_another(tmp_path: Path)
         (line(StreamEvent(kind="completed", generated=SAID, png="no base64!")), "unreadable"),
         (b"x" * 10**6, "over 1000000 bytes"),
         (line(DONE).replace(b"a" * 64, b"b" * 64), "answered as release bbbbbbbbbb"),
+        (line(DONE).replace(b'"r"', b'"another"'), "answered another request"),
+        (line(replace(DONE, png=base64.b64encode(PNG[:-1]).decode())), "no whole PNG"),
+        (
+            line(replace(PARTIAL, png=base64.b64encode(PNG[:20]).decode())) + line(DONE),
+            "unreadable",
+        ),
+        (line(replace(PARTIAL, png=None)) + line(DONE), "unreadable"),
+        (line(replace(PARTIAL, png="no base64!")) + line(DONE), "unreadable"),
     ],
 )
 async def test_a_broken_stream_is_an_error(tmp_path: Path, last: bytes, text: str) -> None:
@@ -185,6 +194,20 @@ async def test_a_large_plain_answer_is_an_error(tmp_path: Path) -> None:
     reply = await Worker(plain=plainly(200, PNG)).generate(tmp_path, None, most_bytes=5)
     assert (reply.outcome, reply.png) == (Outcome.ERROR, None)
     assert "over 5 bytes" in reply.attempt.error
+
+
+async def test_a_plain_answer_that_is_no_picture_or_not_ours_is_an_error(tmp_path: Path) -> None:
+    html = b"<html>It works!</html>"
+    for answer, text in (
+        (plainly(200, b""), "no whole PNG"),
+        (plainly(200, html), "no whole PNG"),
+        (plainly(200, PNG[:-1]), "no whole PNG"),
+        (plainly(200, PNG, replace(SAID, request_id="another")), "answered another request"),
+        (plainly(200, PNG, replace(SAID, release="b" * 64)), "answered as release bbbbbbbbbb"),
+    ):
+        reply = await Worker(plain=answer).generate(tmp_path, None)
+        assert (reply.outcome, reply.png) == (Outcome.ERROR, None)
+        assert text in reply.attempt.error
 
 
 async def test_a_stream_that_stops_is_a_timeout(tmp_path: Path) -> None:

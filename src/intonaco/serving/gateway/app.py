@@ -56,6 +56,7 @@ class Gateway:
     desk: FeedbackDesk
     admin: Admin
     retention_days: float | None
+    scored: bool  # the service has a scorer, which reads the records
     tracing: GatewayTracing | None = None
 
     # ------------------------------------------------------------------ small endpoints
@@ -116,7 +117,11 @@ class Gateway:
         self.recorder.writer.roll()
         self.desk.roll()
         self.metrics.pruned += await asyncio.to_thread(
-            prune, self.recorder.workspace, self.clock.now(), self.retention_days
+            prune,
+            self.recorder.workspace,
+            self.clock.now(),
+            self.retention_days,
+            scored=self.scored,
         )
 
     async def close(self) -> None:
@@ -253,8 +258,10 @@ def assemble(
             tokens=tokens,
             clock=clock,
             metrics=metrics,
+            body_seconds=bounds.body_seconds,
         ),
         admin=admin,
         retention_days=settings.retention_days,
         tracing=tracing,
+        scored=config.extractor is not None,
     )

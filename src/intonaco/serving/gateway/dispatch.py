@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from intonaco.clock import Clock
 from intonaco.messages import ApiError, GenerateRequest
+from intonaco.serving.gateway.problems import BUSY
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.upstream import OnEvent, Reply, Upstream
 from intonaco.types import Arm, ArmRole, Attempt, Json, Outcome
@@ -228,14 +229,7 @@ def _server_error(message: str, code: str) -> ApiError:
 _ERRORS = {
     Outcome.ERROR: (502, _server_error("The model failed on this request.", "model_error")),
     Outcome.TIMEOUT: (504, _server_error("The request took too long.", "timeout")),
-    Outcome.REJECTED: (
-        429,
-        ApiError(
-            message="The service is busy; try again soon.",
-            type="rate_limit_error",
-            code="rate_limit_exceeded",
-        ),
-    ),
+    Outcome.REJECTED: (429, BUSY),
     Outcome.INVALID: (400, ApiError(message="The model cannot do what the request asks for.")),
     Outcome.CANCELLED: (499, _server_error("The request was cancelled.", "cancelled")),
 }

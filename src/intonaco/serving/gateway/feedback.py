@@ -29,7 +29,7 @@ from intonaco.messages import ApiError
 from intonaco.segment_log import SegmentWriter
 from intonaco.serving.gateway.api import explain
 from intonaco.serving.gateway.digests import Digests
-from intonaco.serving.gateway.intake import read_json
+from intonaco.serving.gateway.intake import in_time, read_json
 from intonaco.serving.gateway.metrics import Metrics
 from intonaco.serving.gateway.problems import Refused, invalid
 from intonaco.types import Feedback
@@ -201,6 +201,7 @@ class FeedbackDesk:
     tokens: Tokens
     clock: Clock
     metrics: Metrics
+    body_seconds: float
     votes: Votes = field(init=False)
     _writer: SegmentWriter | None = None
 
@@ -241,7 +242,8 @@ class FeedbackDesk:
 
     async def _fields(self, request: Request) -> FeedbackFields:
         try:
-            fields = FeedbackFields.model_validate_json(await read_json(request, MAX_BODY))
+            text = await in_time(self.body_seconds, read_json(request, MAX_BODY))
+            fields = FeedbackFields.model_validate_json(text)
         except ValidationError as error:
             raise Refused(explain(error)) from None
         given = (fields.vote is not None) + (fields.stars is not None)

@@ -35,9 +35,9 @@ from intonaco.serving.gateway.digests import Digests
 from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher
 from intonaco.serving.gateway.encoding import convert
 from intonaco.serving.gateway.feedback import Tokens, Voteable
-from intonaco.serving.gateway.intake import read_form, read_json
+from intonaco.serving.gateway.intake import in_time, read_form, read_json
 from intonaco.serving.gateway.picture_headers import png_size
-from intonaco.serving.gateway.problems import Refused
+from intonaco.serving.gateway.problems import BROKEN, BUSY, Refused
 from intonaco.serving.gateway.recorder import Context, Recorder
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.stream import (
@@ -47,6 +47,7 @@ from intonaco.serving.gateway.stream import (
     Live,
     error_event,
     event,
+    to_an_end,
 )
 from intonaco.serving.gateway.uploads import Upload, prepare
 from intonaco.serving.gateway.upstream import OnEvent
@@ -55,12 +56,6 @@ from intonaco.types import Arm, ArmRole, Attempt, RoutingTable
 
 NO_RELEASE = ApiError(
     message="The service has no release yet.", type="server_error", code="no_release"
-)
-BROKEN = ApiError(message="The server failed.", type="server_error", code="internal")
-BUSY = ApiError(
-    message="The service is busy; try again soon.",
-    type="rate_limit_error",
-    code="rate_limit_exceeded",
 )
 
 
@@ -137,15 +132,19 @@ class Images:
             if ready.wanted.partial_images is not None:
                 return await self._stream(request, task, ready)
             made = await unless_gone(request, self._all(ready))
+            worst = max((m.answer for m in made), key=lambda a: a.status)
+            response = await self._response(request, ready, made, worst)
         except Refused as refused:
             self._count(probe, refused.status)
             raise
         except ClientDisconnect:
             self._count(probe, HUNG_UP)
             return Response(status_code=HUNG_UP)
-        worst = max((m.answer for m in made), key=lambda a: a.status)
+        except Exception:  # a defect of ours, answered as such further out
+            self._count(probe, 500)
+            raise
         self._count(probe, worst.status)
-        return await self._response(request, ready, made, worst)
+        return response
 
     def _count(self, probe: bool, status: int) -> None:
         if not probe:
@@ -158,7 +157,8 @@ class Images:
         key = None if probe else self.keys.name(bearer(request))
         if not probe:
             self.buckets.take(caller(key, request))
-        wanted, image, mask = await task.read(request)
+        seconds = self.limits.bounds.body_seconds
+        wanted, image, mask = await in_time(seconds, task.read(request))
         table = self.state.table
         if table is None:
             raise Refused(NO_RELEASE, 503, retry_after=5)
@@ -372,7 +372,7 @@ class Images:
         item = self._about(made)
         if wanted.as_url:
             if made.image is None:
-                raise HTTPException(500, "The image could not be stored.")
+                raise HTTPException(500, "The image could not be stored; ask for it as b64_json.")
             name = made.image.removeprefix("images/").removesuffix(".png")
             url = request.url_for("file", name=f"{name}.{wanted.format}")
             return {"url": str(url), **item}, None
@@ -399,7 +399,10 @@ class Images:
 
     async def _stream(self, request: Request, task: Task, ready: Ready) -> Response:
         context = ready.contexts[0]
-        live = Live[Made](lambda on_event: self._one(ready, context, on_event))
+        live = Live[Made](
+            lambda on_event: self._one(ready, context, on_event),
+            most=ready.wanted.partial_images or 0,
+        )
         try:
             try:
                 first = await unless_gone(request, live.next(self.heartbeat_s))
@@ -418,7 +421,10 @@ class Images:
             await live.stop()
             self._count(ready.probe, said.setdefault("streamed_status", HUNG_UP))
 
-        chunks = self._events(task, ready, live, shown, said)
+        chunks = to_an_end(
+            self._events(task, ready, live, shown, said),
+            lambda: said.update(streamed_status=500),
+        )
         # The release that will answer is not known yet: the completed event names it.
         return EventStream(request, chunks, ended, {ASSIGNED_ARM: ready.arm.name})
 

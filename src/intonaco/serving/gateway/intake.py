@@ -5,8 +5,10 @@ Nothing is decompressed: a body with a content encoding is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -15,6 +17,8 @@ from starlette.requests import Request
 from intonaco.messages import ApiError
 from intonaco.serving.gateway.problems import Refused, invalid, too_large
 from intonaco.serving.http import BodyTooLarge, body
+
+T = TypeVar("T")
 
 MOST_PARTS = 40
 MOST_HEADERS = 8  # of a part
@@ -89,6 +93,17 @@ class _Reader:
 
     def on_end(self) -> None:
         self.ended = True
+
+
+async def in_time(seconds: float, reading: Awaitable[T]) -> T:
+    """What was read. Raises Refused (408) when it takes longer, as who sends a byte a minute would
+    hold what was read before for ever."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await reading
+    except TimeoutError:
+        message = f"The body did not arrive within {seconds:g} s."
+        raise Refused(ApiError(message=message, code="body_too_slow"), 408) from None
 
 
 def _text(raw: bytes | bytearray, what: str) -> str:

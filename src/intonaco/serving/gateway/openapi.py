@@ -23,6 +23,7 @@ ERRORS = {
     403: "The caller may not choose a release.",
     404: "There is no such thing.",
     405: "The address does not take that method.",
+    408: "The body did not arrive in time.",
     409: "The image has that feedback already.",
     413: "The body is too large.",
     415: "The content type or encoding is not taken.",
@@ -32,7 +33,7 @@ ERRORS = {
     503: "Not available now; wait as long as `retry-after` says.",
     504: "The request took too long.",
 }
-MAKING = (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504)
+MAKING = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
 EVENT_FIELDS: Json = {
     "b64_json": {"type": "string"},
     "background": {"const": "opaque"},
@@ -244,7 +245,7 @@ def document(limits: Limits) -> Json:
                     "createFeedback",
                     "Say what an image is worth",
                     _json("FeedbackTaken", "Taken."),
-                    (400, 405, 409, 413, 415, 429, 500, 503),
+                    (400, 405, 408, 409, 413, 415, 429, 500, 503),
                     good=201,
                     free=True,
                 )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_START = PNG_SIGNATURE + b"\0\0\0\rIHDR"
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 # Chunks that decide pixels or their orientation. The others (texts, profiles, animation) are left
 # out: some of them are compressed, and none of them is wanted.
 PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"})
@@ -42,6 +44,12 @@ def read_header(data: bytes) -> Header:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
     raise Unreadable("is no PNG, JPEG or WebP")
+
+
+def is_whole_png(data: bytes) -> bool:
+    """Whether it begins and ends as a PNG does: what a worker that broke off, or something that is
+    no worker, does not send. No pixel is looked at."""
+    return data.startswith(PNG_START) and data.endswith(PNG_END)
 
 
 def png_size(png: bytes) -> tuple[int, int]:

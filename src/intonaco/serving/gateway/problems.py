@@ -17,6 +17,14 @@ MESSAGES = {
 }
 
 
+BUSY = ApiError(
+    message="The service is busy; try again soon.",
+    type="rate_limit_error",
+    code="rate_limit_exceeded",
+)
+BROKEN = ApiError(message="The server failed.", type="server_error", code="internal")
+
+
 class Refused(Exception):
     """The request cannot be served as it is. ``retry_after``: seconds."""
 
@@ -32,6 +40,8 @@ class Refused(Exception):
         headers = {}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        if self.status == 408:
+            headers["connection"] = "close"  # the rest of the body is not waited for
         return JSONResponse(self.error.body(), self.status, headers)
 
 
@@ -55,5 +65,4 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 def server_error() -> Response:
-    body = ApiError(message="The server failed.", type="server_error", code="internal").body()
-    return JSONResponse(body, 500)
+    return JSONResponse(BROKEN.body(), 500)

@@ -2,10 +2,10 @@
 
 Ages are told by names and by the last write, so nothing is opened. The newest segment of a writer
 is never deleted (it may be open); ``SegmentWriter.roll`` once a day keeps it young. A segment of
-records that the scorer has not read to its end stays, however old, as long as the scorer's offset
-is there to tell. Who has read the scores is written in the ledger, which a gateway cannot see:
-they and the feedback go by age alone. Datasets, findings in the ledger and what registries or
-trackers were given are not touched.
+records that the scorer has not read to its end stays, however old; where a service has a scorer
+that has never run, all of them do. Who has read the scores is written in the ledger, which a
+gateway cannot see: they and the feedback go by age alone. Datasets, findings in the ledger and what
+registries or trackers were given are not touched.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def expired_minutes(names: Iterable[str], cutoff: float) -> list[str]:
     return found
 
 
-def prune(workspace: Workspace, now: float, days: float) -> int:
-    """Delete what is older than ``days``; returns how many files and folders went."""
+def prune(workspace: Workspace, now: float, days: float, *, scored: bool = False) -> int:
+    """Delete what is older than ``days``; returns how many files and folders went. ``scored``: the
+    service has a scorer, so that its records wait for it even if it has never run."""
     cutoff = now - days * DAY_S
     minutes = [p.relative_to(workspace.images).as_posix() for p in workspace.images.glob("*/*")]
     gone = 0
@@ -53,7 +54,7 @@ def prune(workspace: Workspace, now: float, days: float) -> int:
     for day in workspace.images.glob("[0-9]*"):
         _remove_empty(day)
     for root, readers in (
-        (workspace.records, _scored(workspace)),
+        (workspace.records, _read(workspace, scored)),
         (workspace.scores, []),
         (workspace.feedback, []),
     ):
@@ -70,13 +71,13 @@ def prune(workspace: Workspace, now: float, days: float) -> int:
     return gone
 
 
-def _scored(workspace: Workspace) -> list[Offset]:
-    """How far the scorer has read the records; nothing where no scorer has ever run."""
+def _read(workspace: Workspace, scored: bool) -> list[Offset]:
+    """How far the scorer has read the records, if there is a scorer."""
     try:
         offset = json.loads((workspace.run / "scorer-offset.json").read_text())
         return [{str(k): int(v) for k, v in offset["records"].items()}]
     except FileNotFoundError:
-        return []
+        return [{}] if scored else []
     except (ValueError, KeyError, TypeError, AttributeError):
         return [{}]  # there was one, and nobody knows how far it is: keep
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -20,8 +21,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from intonaco.messages import ApiError, StreamEvent
+from intonaco.serving.gateway.problems import BROKEN
 from intonaco.serving.gateway.upstream import OnEvent
 from intonaco.serving.http import unless_gone
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -47,15 +51,31 @@ def error_event(error: ApiError) -> bytes:
     return event({"type": "error", **error.body()})
 
 
+async def to_an_end(
+    chunks: AsyncGenerator[bytes, None], failed: Callable[[], None]
+) -> AsyncGenerator[bytes, None]:
+    """``chunks``; where a defect of ours breaks them off, ``failed`` is called and an error event
+    ends them, so that no client takes a stream that was cut for one that ended."""
+    try:
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+    except Exception:
+        log.exception("a stream broke off", extra={"action": "gateway.defect"})
+        failed()
+        yield error_event(BROKEN)
+
+
 @dataclass(slots=True)
 class Live(Generic[T]):
     """Work under way and its partial images, each index once and rising.
 
     A second worker that takes over starts from its own first partial image: those that are no
     further than what was shown are left out, so that the picture never falls back and there are
-    never more than were asked for."""
+    never more than were asked for (``most``)."""
 
     start: Callable[[OnEvent], Awaitable[T]]
+    most: int
     _queue: asyncio.Queue[StreamEvent | None] = field(default_factory=asyncio.Queue)
     _task: asyncio.Future[T] = field(init=False)
     _shown: int = -1
@@ -65,7 +85,7 @@ class Live(Generic[T]):
         self._task.add_done_callback(lambda _: self._queue.put_nowait(None))
 
     async def _on_event(self, seen: StreamEvent) -> None:
-        if seen.kind == "partial" and seen.png is not None and seen.index > self._shown:
+        if seen.kind == "partial" and self._shown < seen.index < self.most:
             self._shown = seen.index
             self._queue.put_nowait(seen)
 

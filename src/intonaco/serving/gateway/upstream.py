@@ -26,6 +26,7 @@ from intonaco.messages import (
     WorkerError,
 )
 from intonaco.serving.gateway.foreign import Foreign, is_foreign
+from intonaco.serving.gateway.picture_headers import is_whole_png
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.transport import WorkerTransport
 from intonaco.serving.http import GATEWAY_KEEP_ALIVE_S
@@ -139,9 +140,7 @@ class Upstream:
                         end = await self._elsewhere(arm, wanted)
                     else:
                         end = await self._ask(url, wanted, told, headers)
-            if end.generated is not None and end.generated.release != arm.release:
-                # A port can pass to another process: never credit an image to a stranger.
-                end = _End(error=f"answered as release {end.generated.release[:10]}")
+            end = _checked(end, arm.release, request.request_id)
         except TimeoutError:
             end = _End(outcome=Outcome.TIMEOUT, error=f"no answer within {left:.1f} s")
         except (httpx.ConnectError, httpx.ConnectTimeout) as problem:
@@ -159,6 +158,8 @@ class Upstream:
             raise
         finally:
             self._busy[url] -= 1
+            if not self._busy[url]:
+                del self._busy[url]  # its worker may never come back
         attempt = _attempt(arm, start, self.clock.now() - start, end)
         if span is not None:
             span.end(attempt)
@@ -219,6 +220,20 @@ class _End:
     refused: bool = False
     generated: Generated | None = None
     png: bytes | None = None
+
+
+def _checked(end: _End, release: str, request_id: str) -> _End:
+    """A port can pass to another process, and a worker can be broken: never credit an image to a
+    stranger, show a user what another one asked for, or pass on what is no picture."""
+    if end.generated is None or end.png is None:
+        return end
+    if end.generated.release != release:
+        return _End(error=f"answered as release {end.generated.release[:10]}")
+    if end.generated.request_id != request_id:
+        return _End(error="answered another request")
+    if not is_whole_png(end.png):
+        return _End(error="answered with no whole PNG")
+    return end
 
 
 class _Teller:
@@ -295,6 +310,8 @@ async def _follow(response: httpx.Response, told: _Teller, most: int) -> _End:
                 continue
             event = decode(StreamEvent, line)
             if event.kind in ("progress", "partial"):
+                if event.kind == "partial" and not is_whole_png(_png(event)):
+                    raise StorageError("a partial image that is no PNG")
                 told.tell(event)
                 continue
             end = _last(event)
@@ -311,13 +328,19 @@ def _last(event: StreamEvent) -> _End:
     """Raises StorageError."""
     if event.kind == "error":
         return _judge(event.status, event.error)
-    if event.png is None or event.generated is None:
-        raise StorageError("a completed event without png or generated")
+    if event.generated is None:
+        raise StorageError("a completed event without generated")
+    return _End(outcome=Outcome.OK, error="", generated=event.generated, png=_png(event))
+
+
+def _png(event: StreamEvent) -> bytes:
+    """Raises StorageError."""
+    if event.png is None:
+        raise StorageError(f"a {event.kind} event without png")
     try:
-        png = pybase64.b64decode(event.png, validate=True)
+        return pybase64.b64decode(event.png, validate=True)
     except ValueError as error:
         raise StorageError("the png is no base64") from error
-    return _End(outcome=Outcome.OK, error="", generated=event.generated, png=png)
 
 
 def _attempt(arm: Arm, start: float, seconds: float, end: _End) -> Attempt:

@@ -194,6 +194,10 @@ class Limits:
         self._check_size(request, can)
         if request.steps < 1:
             raise InvalidRequest("steps must be positive")
+        if not 0 <= request.seed < 2**63:
+            raise InvalidRequest("seed must be between 0 and 2**63 - 1")
+        if not math.isfinite(request.guidance_scale):
+            raise InvalidRequest("guidance_scale must be a finite number")
         if self.max_steps is not None and request.steps > self.max_steps:
             raise InvalidRequest(f"steps: {self.name} was trained with {self.max_steps} steps")
         self._check_strength(request, can)
