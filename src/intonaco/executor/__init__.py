@@ -28,7 +28,7 @@ class Executor:
             "assemble": models.assemble,
             "evaluate": proof.evaluate,
             "register": proof.register,
-            "stage": service.stage,
+            "stage": service.Stage(),
             "retire": service.retire,
             "probe": service.probe,
             "labelled": data.labelled,

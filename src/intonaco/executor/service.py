@@ -22,21 +22,38 @@ from intonaco.types import (
 PROBE_TOLERANCE = 1.0  # mean absolute difference in 8-bit levels that is not a change
 
 
-def stage(p: Parts, effect: Effect) -> Outcome:
-    release = p.releases.get(str(effect.payload["name"]))
-    p.serving.deploy(release)
-    status = p.serving.status(release.release_id)
-    if status.error:
-        p.serving.retire(release.release_id)
-        return Failed(status.error)
-    if not status.ready:
-        return Pending()
-    if status.attested != release.release_id:
-        p.serving.retire(release.release_id)
-        return Failed(f"the worker loaded {status.attested}, not {release.release_id}")
-    seconds = p.smoke(status.urls[0], release)
-    identity = status.facts.get("identity", "attested")
-    return Done({"text": f"staged: identity {identity}, first picture in {seconds * 1000:.0f} ms"})
+class Stage:
+    """Bring a release up for its rollout. Deployed once in a controller's life, at the first look,
+    which adopts what an earlier controller started; a worker that then dies is seen and told, not
+    started again and again."""
+
+    def __init__(self) -> None:
+        self._begun: set[str] = set()  # keys of effects
+
+    def __call__(self, p: Parts, effect: Effect) -> Outcome:
+        release = p.releases.get(str(effect.payload["name"]))
+        if effect.key not in self._begun:
+            p.serving.deploy(release)
+            self._begun.add(effect.key)
+        outcome = self._look(p, release)
+        if not isinstance(outcome, Pending):
+            self._begun.discard(effect.key)
+        return outcome
+
+    def _look(self, p: Parts, release: Release) -> Outcome:
+        status = p.serving.status(release.release_id)
+        if status.error:
+            p.serving.retire(release.release_id)
+            return Failed(status.error)
+        if not status.ready:
+            return Pending()
+        if status.attested != release.release_id:
+            p.serving.retire(release.release_id)
+            return Failed(f"the worker loaded {status.attested}, not {release.release_id}")
+        seconds = p.smoke(status.urls[0], release)
+        identity = status.facts.get("identity", "attested")
+        text = f"staged: identity {identity}, first picture in {seconds * 1000:.0f} ms"
+        return Done({"text": text})
 
 
 def retire(p: Parts, effect: Effect) -> Outcome:
