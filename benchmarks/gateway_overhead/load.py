@@ -70,7 +70,7 @@ class Connection(asyncio.BufferedProtocol):
             if not mark:
                 return
             self.left = _length(head) - len(rest)
-            self.checked = head.startswith(b"HTTP/1.1 200") and self.run.expect in rest[:200]
+            self.checked = head.startswith(b"HTTP/1.1 200") and self.run.expect in rest[:1000]
             if not rest:
                 self.checked = head.startswith(b"HTTP/1.1 200")
         else:
