@@ -40,8 +40,8 @@ SIZES = (1, 2, 4, 8)
 STEPS = 10
 SIDE = 64
 ROUNDS = 3
-BLOCK_S = 6.0
-LOADED_S = 30.0
+BLOCK_S = 9.0
+LOADED_S = 25.0
 HEADERS = {PROTOCOL_HEADER: PROTOCOL_VERSION}
 
 BUILD = """
@@ -191,7 +191,7 @@ async def _ask(client: httpx.AsyncClient, url: str, k: int) -> None:
 
 async def _closed(url: str, concurrent: int, seconds: float) -> float:
     """Images a second with so many requests always under way; only those answered inside the
-    window count, and it opens once the first were."""
+    window count, and it opens after the first two batches."""
     numbers = itertools.count()
     answered: list[float] = []
     start = time.perf_counter()
@@ -203,8 +203,9 @@ async def _closed(url: str, concurrent: int, seconds: float) -> float:
 
     async with _client() as client:
         await asyncio.gather(*(client_loop(client) for _ in range(concurrent)))
-    opens = answered[min(len(answered) - 2, 2 * concurrent)] if concurrent > 1 else answered[0]
-    inside = [t for t in answered if opens < t <= start + seconds + 1]
+    warm = 2 * concurrent if concurrent == 1 else 2 * SIZES[-1]
+    opens = answered[warm - 1]
+    inside = [t for t in answered[warm:] if t <= start + seconds + 1]
     return len(inside) / (inside[-1] - opens)
 
 

@@ -161,6 +161,7 @@ def run() -> dict[str, float]:
             print("answers:", dict(seen.statuses), file=sys.stderr)
         percentiles = statistics.quantiles(seen.times, n=100)
         return {
+            "seconds": SECONDS,
             "requests": float(sum(seen.statuses.values())),
             "requests_lost": float(lost),
             "client_retries": float(seen.retries),
