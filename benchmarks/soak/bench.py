@@ -119,6 +119,7 @@ class Plane:
         still starts: nothing could answer then."""
         release = self.releases[self.kills % 2]
         if not self.backend.status(release.release_id).ready:
+            self.backend.deploy(release)  # the one killed may have looked alive a moment longer
             return
         replica = "" if (self.kills // 2) % 2 else "-1"
         info = self.workspace.process(f"worker-{release.short}{replica}")
