@@ -1,4 +1,4 @@
-"""Values of ``types.py`` to JSON and back, checked on the way in."""
+"""Values of ``types/`` to JSON and back, checked on the way in."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 
 def encode(value: Any) -> str:
-    """JSON text of a value of ``types.py``."""
+    """JSON text of a value of ``types/``."""
     return _adapter(type(value)).dump_json(value).decode()
 
 
 def as_json(value: Any) -> Any:
-    """The JSON value (dicts and lists) of a value of ``types.py``, or of containers of them."""
+    """The JSON value (dicts and lists) of a value of ``types/``, or of containers of them."""
     if isinstance(value, (list, tuple)):
         return [as_json(v) for v in value]
     if isinstance(value, dict):

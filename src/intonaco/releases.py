@@ -23,6 +23,7 @@ from intonaco.environments.lock import (
 from intonaco.environments.store import EnvironmentStore
 from intonaco.errors import ConfigError, NotFound
 from intonaco.folders import ADAPTERS, PICKLES, check_adapters, check_folder, read_index
+from intonaco.messages import GenerateRequest
 from intonaco.sources import fetch, file_digest, is_remote
 from intonaco.types import Json, Provenance, Release, ServingSpec
 from intonaco.workspace import Workspace, write_atomic
@@ -40,6 +41,7 @@ __all__ = [
     "link_base",
     "read_serving_spec",
     "release_id",
+    "smoke_request",
 ]
 
 OPTIONS = ("channels_last", "vae_slicing", "vae_tiling")
@@ -115,6 +117,21 @@ def link_base(folder: Path, target: Path) -> None:
         return {ADAPTERS} & set(names) if Path(at) == folder else set()
 
     shutil.copytree(folder, target, copy_function=_link_or_copy, ignore=adapters)
+
+
+def smoke_request(release: Release) -> GenerateRequest:
+    """One picture with the release's own defaults, to see that it draws at all."""
+    generation = release.serving.generation
+    return GenerateRequest(
+        request_id="smoke",
+        prompt="smoke test",
+        seed=1,
+        steps=int(generation["steps"]),
+        guidance_scale=float(generation["guidance_scale"]),
+        width=int(generation["width"]),
+        height=int(generation["height"]),
+        release=release.release_id,
+    )
 
 
 class ReleaseStore:

@@ -36,7 +36,7 @@ NOUNS = sorted(
         cls
         for module in (types, messages)
         for _, cls in inspect.getmembers(module, inspect.isclass)
-        if dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__
+        if dataclasses.is_dataclass(cls) and cls.__module__.startswith(module.__name__)
     },
     key=lambda cls: cls.__qualname__,
 )

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from intonaco import config
-from intonaco.config import Config
+from intonaco.config import Config, reading
 from intonaco.errors import ConfigError
 from intonaco.types import StepKind
 
@@ -203,7 +203,7 @@ def test_every_section_refuses_unknown_fields() -> None:
     def walk(section: type[BaseModel]) -> None:
         seen.add(section)
         for field in section.model_fields.values():
-            found = config._section_in(field.annotation)
+            found = reading._section_in(field.annotation)
             if found is not None and found not in seen:
                 walk(found)
 

@@ -12,8 +12,9 @@ from intonaco.codec import as_json
 from intonaco.errors import BackendError
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.ledger import Effect
-from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION, GenerateRequest
+from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION
 from intonaco.monitoring.probes import ProbeSet, compare
+from intonaco.releases import smoke_request
 from intonaco.types import (
     Release,
     Update,
@@ -95,17 +96,7 @@ def probe(p: Parts, effect: Effect) -> Outcome:
 
 def smoke_test(url: str, release: Release) -> float:
     """Draw one picture at a worker; seconds it took. Raises BackendError."""
-    generation = release.serving.generation
-    request = GenerateRequest(
-        request_id="smoke",
-        prompt="smoke test",
-        seed=1,
-        steps=int(generation["steps"]),
-        guidance_scale=float(generation["guidance_scale"]),
-        width=int(generation["width"]),
-        height=int(generation["height"]),
-        release=release.release_id,
-    )
+    request = smoke_request(release)
     try:
         response = httpx.post(
             f"{url}/generate",

@@ -1,6 +1,6 @@
 """Tables of the ledger.
 
-Legend: *documents* are immutable or versioned values of ``types.py`` stored as JSON with the few
+Legend: *documents* are immutable or versioned values of ``types/`` stored as JSON with the few
 columns that queries need; *events* are one row for each state change; *effects* are the actions
 that a state asked for, keyed so that each happens once; *consumers* hold how far a reader of a log
 has come together with what it made of it; *commands* are what people asked for; *tenures* say who

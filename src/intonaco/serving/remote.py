@@ -21,8 +21,7 @@ from intonaco.codec import decode, digest, encode
 from intonaco.config import Serving
 from intonaco.declared import Upstream
 from intonaco.errors import BackendError, ConfigError, NotFound, StorageError
-from intonaco.messages import GenerateRequest
-from intonaco.releases import ReleaseStore
+from intonaco.releases import ReleaseStore, smoke_request
 from intonaco.types import Json, Outcome, Release, ServingStatus
 from intonaco.upstreams import (
     SCHEME,
@@ -209,15 +208,7 @@ def smoke_test(
     def draw(url: str, release: Release) -> float:
         name, upstream = read_facts(ReleaseStore(workspace, "").folder(release), release)
         generation = release.serving.generation
-        wanted = GenerateRequest(
-            request_id="smoke",
-            prompt="smoke test",
-            seed=1,
-            steps=int(generation["steps"]),
-            guidance_scale=float(generation["guidance_scale"]),
-            width=int(generation["width"]),
-            height=int(generation["height"]),
-        )
+        wanted = smoke_request(release)
         upstream = in_force(upstream, declared.get(name))
         started = clock.now()
         try:

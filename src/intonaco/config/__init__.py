@@ -1,0 +1,101 @@
+"""The schema of ``intonaco.yaml`` and its errors.
+
+Every field has a default that is safe for real use, or is required. Unknown fields are refused.
+Secrets are written as ``env:NAME``. Paths are relative to the folder that holds the file.
+"""
+
+from __future__ import annotations
+
+from intonaco.config.base import (
+    Count,
+    Positive,
+    Section,
+    Share,
+)
+from intonaco.config.delivery import (
+    DEFAULT_STEPS,
+    Approval,
+    Console,
+    RegistryConfig,
+    RolloutConfig,
+    RolloutMargins,
+    Step,
+    TrackerConfig,
+)
+from intonaco.config.learning import (
+    Data,
+    Evaluation,
+    LoraRecipe,
+    Margins,
+    Recipe,
+    Training,
+    VaeRecipe,
+)
+from intonaco.config.reading import (
+    json_schema,
+    load,
+    parse,
+)
+from intonaco.config.root import (
+    Config,
+)
+from intonaco.config.serving import (
+    ApiKey,
+    Feedback,
+    Gateway,
+    Generation,
+    Limits,
+    Model,
+    Serving,
+    Tracing,
+    Worker,
+)
+from intonaco.config.watching import (
+    DEFAULT_SIGNALS,
+    Budget,
+    Decision,
+    Extractor,
+    Monitoring,
+    Signal,
+)
+
+__all__ = [
+    "DEFAULT_SIGNALS",
+    "DEFAULT_STEPS",
+    "ApiKey",
+    "Approval",
+    "Budget",
+    "Config",
+    "Console",
+    "Count",
+    "Data",
+    "Decision",
+    "Evaluation",
+    "Extractor",
+    "Feedback",
+    "Gateway",
+    "Generation",
+    "Limits",
+    "LoraRecipe",
+    "Margins",
+    "Model",
+    "Monitoring",
+    "Positive",
+    "Recipe",
+    "RegistryConfig",
+    "RolloutConfig",
+    "RolloutMargins",
+    "Section",
+    "Serving",
+    "Share",
+    "Signal",
+    "Step",
+    "Tracing",
+    "TrackerConfig",
+    "Training",
+    "VaeRecipe",
+    "Worker",
+    "json_schema",
+    "load",
+    "parse",
+]

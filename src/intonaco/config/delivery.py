@@ -1,0 +1,80 @@
+"""``rollout``, ``approval`` and what stands around them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from intonaco.config.base import Positive, Section, Share
+from intonaco.types import StepKind
+
+
+class Step(Section):
+    kind: StepKind = StepKind.CANARY
+    weight: Share
+    min_seconds: Annotated[float, Field(ge=0)] = 600.0
+    min_units: Annotated[int, Field(ge=0)] = 100
+
+
+DEFAULT_STEPS = (
+    Step(kind=StepKind.SHADOW, weight=0.1),
+    Step(weight=0.05),
+    Step(weight=0.25),
+    Step(weight=0.5),
+    Step(weight=1.0),
+)
+
+
+class RolloutMargins(Section):
+    """Online, absolute, per user. ``errors``: share of users whose request failed. ``slow``: share
+    whose request took longer than ``slower_than`` times the champion's median in its class.
+    ``clip_score``: cosine."""
+
+    errors: Positive = 0.01
+    slow: Positive = 0.05
+    clip_score: Positive = 0.02
+
+
+class RolloutConfig(Section):
+    strategy: Literal["canary", "blue_green"] = "canary"
+    steps: tuple[Step, ...] = DEFAULT_STEPS
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    margins: RolloutMargins = RolloutMargins()
+    harm_tolerance: Annotated[float, Field(ge=0)] = 0.0
+    # Cosines are clamped into this range; one that fits the usual scores decides sooner.
+    score_range: tuple[float, float] = (-1.0, 1.0)
+    slower_than: Positive = 2.0
+    max_seconds: Positive = 86_400.0
+    bake_seconds: Annotated[float, Field(ge=0)] = 3600.0  # at 100 %, the old release kept warm
+    drain_seconds: Positive = 660.0  # longer than the longest request
+
+    @field_validator("steps")
+    @classmethod
+    def _ends_at_all(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        canary = [s.weight for s in steps if s.kind is StepKind.CANARY]
+        if not canary or canary[-1] != 1.0:
+            raise ValueError("the last canary step must have weight 1.0")
+        if canary != sorted(canary):
+            raise ValueError("canary weights must not fall")
+        return steps
+
+
+class Approval(Section):
+    mode: Literal["auto", "ask"] = "ask"
+    timeout_s: Positive = 7 * 86_400.0
+
+
+class RegistryConfig(Section):
+    type: str = "mlflow"
+    uri: str | None = None  # none: SQLite in the workspace
+
+
+class TrackerConfig(Section):
+    type: str = "mlflow"
+    uri: str | None = None
+
+
+class Console(Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8322

@@ -1,0 +1,69 @@
+"""All of ``intonaco.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from intonaco.config.base import Positive, Section
+from intonaco.config.delivery import Approval, Console, RegistryConfig, RolloutConfig, TrackerConfig
+from intonaco.config.learning import Data, Evaluation, Training
+from intonaco.config.serving import Model, Serving
+from intonaco.config.watching import Decision, Extractor, Monitoring
+
+
+class Config(Section):
+    """All of ``intonaco.yaml``."""
+
+    service: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
+    model: Model = Model()
+    serving: Serving = Serving()
+    extractor: Extractor | None = None
+    monitoring: Monitoring = Monitoring()
+    decision: Decision = Decision()
+    data: Data = Data()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    approval: Approval = Approval()
+    rollout: RolloutConfig = RolloutConfig()
+    registry: RegistryConfig = RegistryConfig()
+    tracker: TrackerConfig = TrackerConfig()
+    console: Console = Console()
+    tick_seconds: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _recipes_exist(self) -> Config:
+        for field in ("fine_tune", "full_retrain"):
+            for name in getattr(self.decision, field):
+                if name not in self.training.recipes:
+                    known = ", ".join(sorted(self.training.recipes))
+                    raise ValueError(
+                        f"decision.{field} names the recipe {name!r}; training.recipes has: {known}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_are_there_to_watch(self) -> Config:
+        if self.serving.gateway.prompts != "keep":
+            for name, signal in self.monitoring.signals.items():
+                if signal.of in ("prompt_embedding", "clip_score"):
+                    raise ValueError(
+                        f"monitoring.signals.{name} needs prompts, and serving.gateway.prompts is "
+                        f"{self.serving.gateway.prompts!r}: leave the signal out, or keep prompts"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _upstreams_fit(self) -> Config:
+        if self.serving.type != "http":
+            return self
+        if self.model.path is not None:
+            raise ValueError("model.path is for a model that is served here; serving.type is http")
+        for name, upstream in self.serving.upstreams.items():
+            if self.monitoring.probes and not upstream.seed:
+                raise ValueError(
+                    f"monitoring.probes need the same image for the same seed, and"
+                    f" serving.upstreams.{name}.seed is false: leave the probes out"
+                )
+        return self

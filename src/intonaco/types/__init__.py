@@ -1,0 +1,103 @@
+"""The nouns. One meaning each; ``docs/glossary.md`` says them in words.
+
+Everything here is an immutable value. Times are seconds since the Unix epoch, durations seconds,
+money is in the service's currency. Ids are opaque strings.
+"""
+
+from __future__ import annotations
+
+from intonaco.types.monitoring import (
+    ClusterMove,
+    Diagnosis,
+    Finding,
+    Plan,
+    SignalStatus,
+)
+from intonaco.types.releases import (
+    DatasetDiff,
+    DatasetVersion,
+    Provenance,
+    Release,
+    ServingSpec,
+)
+from intonaco.types.traffic import (
+    Arm,
+    Attempt,
+    BreakerTrip,
+    Feedback,
+    Observed,
+    Record,
+    RoutingTable,
+    ScoredRecord,
+)
+from intonaco.types.updates import (
+    Candidate,
+    Event,
+    JobHandle,
+    JobSpec,
+    JobStatus,
+    MetricAssessment,
+    MetricResult,
+    Rollout,
+    RolloutStep,
+    ServingStatus,
+    StepResult,
+    Update,
+)
+from intonaco.types.vocabulary import (
+    Action,
+    ArmRole,
+    Assessment,
+    Cause,
+    JobState,
+    Json,
+    Outcome,
+    Phase,
+    RolloutStatus,
+    StepKind,
+    Verdict,
+)
+
+__all__ = [
+    "Action",
+    "Arm",
+    "ArmRole",
+    "Assessment",
+    "Attempt",
+    "BreakerTrip",
+    "Candidate",
+    "Cause",
+    "ClusterMove",
+    "DatasetDiff",
+    "DatasetVersion",
+    "Diagnosis",
+    "Event",
+    "Feedback",
+    "Finding",
+    "JobHandle",
+    "JobSpec",
+    "JobState",
+    "JobStatus",
+    "Json",
+    "MetricAssessment",
+    "MetricResult",
+    "Observed",
+    "Outcome",
+    "Phase",
+    "Plan",
+    "Provenance",
+    "Record",
+    "Release",
+    "Rollout",
+    "RolloutStatus",
+    "RolloutStep",
+    "RoutingTable",
+    "ScoredRecord",
+    "ServingSpec",
+    "ServingStatus",
+    "SignalStatus",
+    "StepKind",
+    "StepResult",
+    "Update",
+    "Verdict",
+]

@@ -1,0 +1,193 @@
+"""Updates, rollouts and the work they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from intonaco.types.monitoring import Plan
+from intonaco.types.vocabulary import (
+    Assessment,
+    JobState,
+    Json,
+    Phase,
+    RolloutStatus,
+    StepKind,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricResult:
+    """One comparison of the gate: candidate minus champion unless ``absolute``."""
+
+    metric: str
+    slice: str | None
+    champion: float | None
+    candidate: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+    margin: float | None
+    assessment: Assessment
+    guardrail: bool
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    name: str  # recipe or technique name
+    dataset_version: str | None = None
+    release_id: str | None = None
+    verdict: Verdict | None = None
+    reasons: tuple[str, ...] = ()
+    metrics: tuple[MetricResult, ...] = ()
+    train_seconds: float = 0.0
+    cost: float = 0.0
+    registry_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One durable run of the loop for one plan."""
+
+    update_id: str
+    service_id: str
+    plan: Plan
+    phase: Phase
+    created_at: float
+    phase_since: float
+    champion: str | None  # release to beat, None for a first release
+    candidates: tuple[Candidate, ...]
+    chosen: str | None = None  # release id of the candidate that goes on
+    rollout_id: str | None = None
+    attempt: int = 1  # of the rollout; a retry halves alpha
+    reason: str = ""  # of the final phase
+    next_check_at: float = 0.0
+    cancel_requested: bool = False
+
+    def candidate(self, name: str) -> Candidate:
+        return next(c for c in self.candidates if c.name == name)
+
+    @property
+    def chosen_candidate(self) -> Candidate | None:
+        return next((c for c in self.candidates if c.release_id == self.chosen), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStep:
+    """``weight``: share of users (canary) or of live requests copied (shadow). A step is left for
+    the next when nothing is harmful and both ``min_seconds`` have passed and ``min_units`` distinct
+    challenger units (pairs, in shadow) were judged."""
+
+    kind: StepKind
+    weight: float
+    min_seconds: float = 0.0
+    min_units: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricAssessment:
+    """One online metric, challenger minus champion, valid at every look."""
+
+    metric: str
+    assessment: Assessment
+    difference: float | None
+    interval: tuple[float, float] | None  # confidence sequence, level 1 - alpha
+    margin: float
+    evidence_harm: float  # log e-value against "no worse than the tolerance"
+    evidence_non_inferior: float  # log e-value against "worse than the margin"
+    threshold: float  # log 1/alpha for harm
+    units_challenger: int
+    units_champion: int
+    shadow_pairs: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """A step that was entered: when, with what epoch, and how it ended."""
+
+    kind: StepKind
+    weight: float
+    entered_at: float
+    left_at: float | None = None
+    units: int = 0
+    decision: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    rollout_id: str
+    service_id: str
+    update_id: str
+    champion: str | None
+    challenger: str
+    steps: tuple[RolloutStep, ...]
+    status: RolloutStatus
+    started_at: float
+    step: int = 0
+    step_since: float = 0.0
+    salt: str = ""
+    alpha: float = 0.05
+    max_seconds: float = 0.0
+    attempt: int = 1
+    history: tuple[StepResult, ...] = ()
+    assessments: tuple[MetricAssessment, ...] = ()
+    reason: str = ""
+    ended_at: float | None = None
+    verdict: Verdict | None = None  # once it has ended
+    paused_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """External work. ``key`` is its idempotency key: the same key is never run twice."""
+
+    key: str
+    entrypoint: str  # python module run as ``python -m ENTRYPOINT JOB_FOLDER``
+    payload: Mapping[str, Json]
+    max_seconds: float = 0.0  # 0: no limit; the reservation's ceiling otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobHandle:
+    key: str
+    backend: str
+    ref: Mapping[str, Json]  # what the backend needs to find it again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """``progress``: {"phase", "step", "total", "text"…}; ``result``: what the job wrote."""
+
+    state: JobState
+    progress: Mapping[str, Json] = field(default_factory=dict)
+    result: Mapping[str, Json] = field(default_factory=dict)
+    error: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingStatus:
+    """A release as its serving backend sees it. ``attested`` is the id the worker worked out itself
+    from what it loaded."""
+
+    release: str
+    ready: bool
+    urls: tuple[str, ...] = ()
+    attested: str | None = None
+    error: str = ""
+    facts: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A state change: who, what, why."""
+
+    at: float
+    service_id: str
+    kind: str  # "finding", "diagnosis", "plan", "update.phase", "rollout.step", ...
+    subject: str  # id of what changed
+    actor: str
+    text: str
+    data: Mapping[str, Json] = field(default_factory=dict)
+    event_id: int = 0
