@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -15,22 +14,17 @@ from intonaco.monitoring.detectors.dedupe import SessionDedupe
 from intonaco.monitoring.detectors.kmeans import unit
 from intonaco.monitoring.explanation import explain, moved_share, summary
 from intonaco.monitoring.recent import Recent
-from intonaco.monitoring.signals import champion_score, failed, is_user_request
+from intonaco.monitoring.signals import champion_score, is_user_request
+from intonaco.monitoring.sources import Reading, Seen
 from intonaco.monitoring.watch import Watch
-from intonaco.types import ClusterMove, Finding, Json, ScoredRecord, SignalStatus
+from intonaco.types import ClusterMove, Feedback, Finding, Json, ScoredRecord, SignalStatus
 
 logger = logging.getLogger(__name__)
 
-SCORE = "clip"  # the score that the signal clip_score reads
+SCORE = "clip"  # the score that explanations compare
 SILENCE_SECONDS = 60.0
 SILENCE = "scorer"  # name of the signal of the dead-man's switch
-UNITS = {
-    "prompt_embedding": ("share", "moved"),
-    "clip_score": ("cosine", "down"),
-    "errors": ("share", "up"),
-    "latency": ("share", "up"),
-}
-FROM_SCORER = ("prompt_embedding", "clip_score")  # they mean nothing without the same extractor
+STATE_VERSION = 2
 
 
 class Monitor:
@@ -88,34 +82,46 @@ class Monitor:
             )
             if not self._reference_complete():
                 self._recent.add_reference(row)
-        fired = []
-        for watch in self._watches.values():
-            of = watch.signal.of
-            x: Any = None
-            if of == "prompt_embedding":
-                x = row
-            elif of == "clip_score" and score is not None:
-                x = (score + 1.0) / 2.0
-            elif of == "errors":
-                x = failed(record, self._release)
-            elif of == "latency":
-                x = watch.classes.slow(record, self._release)
-            if x is None:
-                continue
+        seen = Seen(item=item, release=self._release, row=row, repeat=repeat)
+        return [
+            self._finding(watch, record.at)
+            for watch in self._watches.values()
+            if self._feed(watch, watch.source.of_record(seen), counts=not repeat)
+        ]
+
+    def hear(self, feedback: Feedback, now: float) -> list[Finding]:
+        """Take what a user said of an image; the findings it completes."""
+        return [
+            self._finding(watch, now)
+            for watch in self._watches.values()
+            if self._feed(watch, watch.source.of_feedback(feedback, now))
+        ]
+
+    def tick(self, now: float) -> list[Finding]:
+        """Let time pass: what is measured by the clock, not by requests. Call it every second or
+        so; the findings it completes."""
+        return [
+            self._finding(watch, now)
+            for watch in self._watches.values()
+            if self._feed(watch, watch.source.tick(now))
+        ]
+
+    @staticmethod
+    def _feed(watch: Watch, readings: Iterable[Reading], *, counts: bool = True) -> bool:
+        """Whether one of the readings made the signal fire. What does not count (the same user
+        asking the same again) is seen, but no news."""
+        fired = False
+        for reading in readings:
             watch.seen += 1
-            if of in FROM_SCORER and repeat:
-                continue  # the same user asking the same again is not news
-            if watch.feed(x, session=record.unit, at=record.at):
-                fired.append(watch)
-        return [self._finding(watch, record.at) for watch in fired]
+            if counts or watch.source.repeats:
+                fired |= watch.feed(reading)
+        return fired
 
     def _reference_complete(self) -> bool:
         """The sample of the reference ends when the first signal about requests is armed."""
-        for of in FROM_SCORER:
-            for watch in self._watches.values():
-                if watch.signal.of == of:
-                    return watch.armed
-        return True
+        from_extractor = [w for w in self._watches.values() if w.source.extracted]
+        first = sorted(from_extractor, key=lambda w: w.signal.of != "prompt_embedding")[:1]
+        return all(watch.armed for watch in first)
 
     def _check_extractor(self, extractor: str) -> None:
         """Vectors and scores of two extractors cannot be compared: start those signals anew."""
@@ -126,7 +132,7 @@ class Monitor:
             )
             fresh = self._new_watches()
             for name, watch in self._watches.items():
-                if watch.signal.of in FROM_SCORER:
+                if watch.source.extracted:
                     self._watches[name] = fresh[name]
             self._recent = Recent()
             self._dedupe.clear()
@@ -136,15 +142,18 @@ class Monitor:
 
     def _finding(self, watch: Watch, at: float) -> Finding:
         since, since_at = watch.since()
-        unit_name, direction = UNITS[watch.signal.of]
         before = watch.reference_value
         now = watch.raw(watch.value_since())
-        if watch.signal.direction == "both" and before is not None and now is not None:
-            direction = "moved" if direction == "moved" else "up" if now > before else "down"
+        direction: str = watch.signal.direction
+        if watch.source.direction == "moved":
+            direction = "moved"
+        elif direction == "both":
+            direction = "up" if (now or 0.0) > (before or 0.0) else "down"
         finding = Finding(
             finding_id=digest([self.service_id, watch.name, self._release, watch.seen, at])[:16],
             service_id=self.service_id,
             signal=watch.name,
+            of=watch.signal.of,
             detector=watch.detector_name,
             at=at,
             request=watch.seen,
@@ -155,7 +164,7 @@ class Monitor:
             threshold=watch.detector.threshold,
             value_before=0.0 if before is None else before,
             value_now=0.0 if now is None else now,
-            unit=unit_name,
+            unit=watch.source.unit,
             direction=direction,
             release=self._release,
         )
@@ -242,6 +251,7 @@ class Monitor:
 
     def state(self) -> Mapping[str, Json]:
         return {
+            "version": STATE_VERSION,
             "requests": self.requests,
             "release": self._release,
             "extractor": self._extractor,
@@ -254,7 +264,14 @@ class Monitor:
 
     def restore(self, state: Mapping[str, Json]) -> None:
         """Go on exactly where ``state`` was taken. A signal that is new in the configuration, or
-        whose detector is another now, starts with a new reference."""
+        whose detector is another now, starts with a new reference; so do all when an older version
+        of this code wrote the state."""
+        if state.get("version") != STATE_VERSION:
+            logger.warning(
+                "the monitors' state is of another version: all signals get a new reference",
+                extra={"action": "monitor.state_version", "service_id": self.service_id},
+            )
+            return
         self.requests = int(state["requests"])
         self._release = state["release"]
         self._extractor = state["extractor"]
@@ -270,17 +287,9 @@ class Monitor:
 
 
 def _text(watch: Watch, finding: Finding, clusters: Sequence[ClusterMove]) -> str:
-    of, before, now = watch.signal.of, finding.value_before, finding.value_now
-    if of == "prompt_embedding":
+    if watch.source.direction == "moved":
         return f"{summary(clusters)}."
-    if of == "clip_score":
-        verb = "fell" if now < before else "rose"
-        text = f"CLIP score {verb} from {before:.2f} to {now:.2f} since request {finding.since}"
-        return f"{text}. {summary(clusters)}." if any(c.moved for c in clusters) else f"{text}."
-    if of == "errors":
-        return f"{now:.1%} of the champion's requests now fail (before: {before:.1%})."
-    usual = " or ".join(f"{m:.2g} s" for m in sorted(watch.classes.medians.values())[:3])
-    return (
-        f"{now:.1%} of requests now take more than {watch.signal.slower_than:g} times the usual "
-        f"{usual} (before: {before:.1%})."
-    )
+    text = watch.source.text(finding)
+    if watch.source.extracted and any(c.moved for c in clusters):
+        return f"{text}. {summary(clusters)}."
+    return f"{text}."

@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from intonaco.config import Signal
 from intonaco.monitoring.detectors.arrays import pack, unpack
 from intonaco.monitoring.detectors.registry import resolve
 from intonaco.monitoring.detectors.settings import DetectorSettings
-from intonaco.monitoring.signals import LatencyClasses
+from intonaco.monitoring.sources import Reading, Source, source
 from intonaco.protocols import Detector
 from intonaco.types import Json, SignalStatus
 
@@ -30,7 +29,7 @@ class Watch:
     requests_between_false_alarms: float
     detector: Detector = field(init=False)
     detector_name: str = field(init=False)
-    classes: LatencyClasses = field(init=False)
+    source: Source = field(init=False)
     seen: int = 0
     updates: int = 0
     armed_at: int | None = None
@@ -38,18 +37,13 @@ class Watch:
     _marks: deque[tuple[int, float, float]] = field(init=False)  # seen, at, value per update
 
     def __post_init__(self) -> None:
-        learn = 0
-        if self.signal.of == "latency":
-            learn = max(20, min(100, self.signal.reference // 2))
-        self.classes = LatencyClasses(slower_than=self.signal.slower_than, learn=max(learn, 1))
-        # a raw cosine is mapped to [0, 1], which halves a tolerance given in cosine units
-        halves = 0.5 if self.signal.of == "clip_score" else 1.0
+        self.source = source(self.name, self.signal)
         self.detector_name, factory = resolve(self.signal.detector, of=self.signal.of)
         self.detector = factory(
             DetectorSettings(
                 requests_between_false_alarms=self.requests_between_false_alarms,
-                reference=max(20, self.signal.reference - learn),
-                tolerance=self.signal.tolerance * halves,
+                reference=max(20, self.signal.reference - self.source.learns),
+                tolerance=self.source.tolerance,
                 direction=self.signal.direction,
                 sessions=False,
             )
@@ -60,16 +54,18 @@ class Watch:
     def armed(self) -> bool:
         return bool(getattr(self.detector, "armed", True))
 
-    def feed(self, x: Any, *, session: str, at: float) -> bool:
-        """Give the detector one value; True when it fires, once. A firing signal goes on showing
+    def feed(self, reading: Reading) -> bool:
+        """Give the detector one reading; True when it fires, once. A firing signal goes on showing
         its value, but what it says next would be about the same change."""
+        x, at = reading.value, reading.at
+        session, topic = reading.session, reading.topic
         if self.firing:
-            self.detector.update(x, session=session, at=at)
+            self.detector.update(x, session=session, topic=topic, at=at)
             return False
         value = float(x) if isinstance(x, (int, float)) else math.nan
         self._marks.append((self.seen, at, value))
         self.updates += 1
-        fired = self.detector.update(x, session=session, at=at)
+        fired = self.detector.update(x, session=session, topic=topic, at=at)
         if self.armed_at is None and self.armed:
             self.armed_at = self.seen
         self.firing = fired and self.armed
@@ -94,9 +90,7 @@ class Watch:
 
     def raw(self, value: float | None) -> float | None:
         """A detector's value in the signal's own units."""
-        if value is None:
-            return None
-        return 2.0 * value - 1.0 if self.signal.of == "clip_score" else value
+        return None if value is None else self.source.raw(value)
 
     @property
     def reference_value(self) -> float | None:
@@ -121,7 +115,7 @@ class Watch:
         return {
             "detector_name": self.detector_name,
             "detector": self.detector.state(),
-            "classes": self.classes.state(),
+            "source": self.source.state(),
             "seen": self.seen,
             "updates": self.updates,
             "armed_at": self.armed_at,
@@ -131,7 +125,7 @@ class Watch:
 
     def restore(self, state: Mapping[str, Json]) -> None:
         self.detector.restore(state["detector"])
-        self.classes.restore(state["classes"])
+        self.source.restore(state["source"])
         self.seen = int(state["seen"])
         self.updates = int(state["updates"])
         self.armed_at = None if state["armed_at"] is None else int(state["armed_at"])

@@ -30,7 +30,7 @@ class Finding:
 
     finding_id: str
     service_id: str
-    signal: str  # "prompts", "clip_score", "errors", "latency"
+    signal: str  # its name in the configuration
     detector: str
     at: float
     request: int  # how many champion requests the signal had seen when it fired
@@ -46,6 +46,8 @@ class Finding:
     clusters: tuple[ClusterMove, ...] = ()
     release: str | None = None
     text: str = ""  # one sentence for a person
+    of: str = ""  # what the signal is of: "prompt_embedding", "clip_score", "errors", "latency" …
+    facts: Mapping[str, Json] = field(default_factory=dict)  # figures that a diagnosis can use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
