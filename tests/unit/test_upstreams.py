@@ -39,6 +39,7 @@ from intonaco.upstreams import (
     plain_png,
     read_facts,
     request_of,
+    retry_after,
     unpack,
 )
 from intonaco.workspace import Workspace
@@ -325,6 +326,12 @@ def test_how_long_a_server_wants_to_be_left_alone() -> None:
     assert wait("86400") == MOST_WAIT_S
     assert [wait(t) for t in ("", "-5", "nan", "inf", "soon")] == [0.0] * 5
     assert judge(500, {"retry-after": "7"}, b"", now=0).wait_s == 0.0
+    assert [retry_after(t, 1000.0) for t in ("7.5", "99999999", "inf", "")] == [
+        7.5,
+        86400,
+        None,
+        None,
+    ]
 
 
 # ------------------------------------------------------------------------------------ releases

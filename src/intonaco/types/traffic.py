@@ -76,6 +76,7 @@ class Attempt:
     gpu_seconds: float = 0.0  # this image's share of the device's time
     peak_memory_bytes: int = 0
     error: str = ""
+    retry_after_s: float | None = None  # what a worker that refused it said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

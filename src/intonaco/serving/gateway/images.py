@@ -32,12 +32,12 @@ from intonaco.serving.gateway.body import images_body
 from intonaco.serving.gateway.callers import Buckets, Keys, bearer, caller, may_pin
 from intonaco.serving.gateway.copies import Copies
 from intonaco.serving.gateway.digests import Digests
-from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher
+from intonaco.serving.gateway.dispatch import REFUSALS, Answer, Asked, Dispatcher
 from intonaco.serving.gateway.encoding import convert
 from intonaco.serving.gateway.feedback import Tokens, Voteable
 from intonaco.serving.gateway.intake import in_time, read_form, read_json
 from intonaco.serving.gateway.picture_headers import png_size
-from intonaco.serving.gateway.problems import BROKEN, BUSY, Refused
+from intonaco.serving.gateway.problems import BROKEN, BUSY, Refused, in_seconds
 from intonaco.serving.gateway.recorder import Context, Recorder
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.stream import (
@@ -348,8 +348,8 @@ class Images:
         said = facts(request).said
         said.update(arm=worst.served_arm or "", release=worst.served_by or "")
         if worst.error is not None:
-            if worst.status in (429, 503):
-                headers["retry-after"] = "1"
+            if worst.status in REFUSALS:  # all images are asked for again, so the longest wait
+                headers["retry-after"] = in_seconds(max(m.answer.retry_after_s or 0 for m in made))
             return JSONResponse(worst.error.body(), worst.status, headers)
         first = made[0].answer
         assert first.png is not None
