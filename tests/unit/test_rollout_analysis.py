@@ -212,6 +212,25 @@ def test_an_unknown_class_learns_from_the_champion_before_use() -> None:
     assert medians.get("32x32x10") == pytest.approx(0.2)
 
 
+def test_an_edit_is_never_held_against_a_generation() -> None:
+    """Nor does a limit that was set before edits were told apart judge them."""
+    medians = Medians({}, needed=2)
+    medians.restore({"fixed": {"32x32x10": MEDIAN}, "learned": {}})
+
+    def slow(task: str) -> float | None:
+        item = scored(1, arm=CHALLENGER, attempts=[attempt(CHALLENGER, service=9 * MEDIAN)])
+        edit = replace(item, record=replace(item.record, task=task))
+        found = outcomes(edit, ("slow",), medians=medians, slower_than=2.0, score_range=(-1, 1))
+        assert found is not None
+        return found.get("slow")
+
+    assert (slow("generate"), slow("edit")) == (1.0, None)
+    for n in range(2):
+        record = scored(n, attempts=[attempt("champion", service=8 * MEDIAN)]).record
+        medians.learn(replace(record, task="edit"))
+    assert (slow("generate"), slow("edit")) == (1.0, 0.0)
+
+
 def test_clip_is_clamped_and_lower_is_worse() -> None:
     for clip, loss in ((0.9, 0.0), (0.5, 0.75), (0.1, 1.0)):
         found = outcomes(

@@ -117,7 +117,10 @@ class Record:
 
     @property
     def request_class(self) -> str:
-        return f"{self.width}x{self.height}x{self.steps}"
+        """Requests of one class cost about the same. Generations have the name that they had in
+        state which was stored before edits were told apart."""
+        kind = "" if self.task == "generate" else f"{self.task} "
+        return f"{kind}{self.width}x{self.height}x{self.steps}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
