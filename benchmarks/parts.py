@@ -27,6 +27,32 @@ QUIET = {
 }
 
 
+# Code that defines ``build``: Stable Diffusion's classes with random weights, 64x64 pixels.
+PIPELINE = """
+import sys, torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from intonaco.demo.model import build_pipeline
+
+def build(channels):
+    torch.manual_seed(0)
+    made = build_pipeline()
+    made.register_modules(
+        vae=AutoencoderKL(
+            block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, norm_num_groups=8,
+            sample_size=64, mid_block_add_attention=False,
+        ),
+        unet=UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=channels,
+            layers_per_block=2, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64,
+            attention_head_dim=8, norm_num_groups=8,
+        ),
+    )
+    return made
+"""
+
+
 def environment() -> dict[str, str]:
     """Of child processes: one compute thread, no hub, few words."""
     return {**os.environ, **ONE_THREAD, **QUIET}

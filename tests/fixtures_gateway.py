@@ -89,6 +89,13 @@ def opened(raw: bytes | str | None) -> Image.Image:
     return picture
 
 
+def pixel(picture: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
+    """Of a picture with several channels."""
+    found = picture.getpixel((x, y))
+    assert isinstance(found, tuple)
+    return found
+
+
 @dataclass
 class FakeWorker:
     """Speaks protocol 2. Its image is one colour: (release, step or steps, seed)."""

@@ -1,4 +1,4 @@
-"""Real gateway processes for tests, and waiting for them."""
+"""Real processes for tests, gateways and workers of tiny models, and waiting for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from tests import fixtures_tiny
+
+from intonaco.config import load
 from intonaco.messages import ProcessInfo
+from intonaco.serving.client import GatewayRouter
+from intonaco.serving.local import LocalServingBackend
+from intonaco.types import Arm, ArmRole, Release, RoutingTable
 from intonaco.workspace import Workspace
 
 T = TypeVar("T")
@@ -47,3 +53,33 @@ def gateway_process(workspace: Workspace, name: str = "gateway") -> Iterator[Pro
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait(20)
+
+
+@contextmanager
+def tiny_service(workspace: Workspace, config: str) -> Iterator[tuple[str, Release]]:
+    """URL of a gateway, and its champion: a tiny model in a real worker."""
+    workspace.root.mkdir()
+    workspace.config_file.write_text(config)
+    model = fixtures_tiny.save(workspace.root / "model", seed=0)
+    release = fixtures_tiny.add_release(workspace, model)
+    backend = LocalServingBackend(workspace, load(workspace.config_file).serving)
+    try:
+        backend.deploy(release)
+        seen = until(lambda: backend.status(release.release_id), lambda s: s.ready or bool(s.error))
+        assert seen.ready, seen.error
+        champion = Arm(
+            name="champion",
+            role=ArmRole.CHAMPION,
+            release=release.release_id,
+            urls=seen.urls,
+            weight=1.0,
+        )
+        with gateway_process(workspace) as info:
+            router = GatewayRouter(workspace)
+            router.apply(RoutingTable(service_id="tiny", epoch=1, salt="s", arms=(champion,)))
+            router.close()
+            assert info.url
+            yield info.url, release
+    finally:
+        backend.retire(release.release_id)
+        backend.close()

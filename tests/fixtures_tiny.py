@@ -56,58 +56,16 @@ def tokenizer(max_length: int = 12) -> Any:
 def build(seed: int = 0) -> Any:
     """An untrained text-to-image latent diffusion pipeline, 32x32, 0.4 M parameters."""
     import torch
-    from diffusers import (
-        AutoencoderKL,
-        DPMSolverMultistepScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    tok = tokenizer()
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tok),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=tok.model_max_length,
-            projection_dim=64,
-            bos_token_id=tok.bos_token_id,
-            eos_token_id=tok.eos_token_id,
-            pad_token_id=tok.pad_token_id,
-        )
-    ).eval()
+    text = _clip(CLIPTextModel, hidden=64, inner=128)
     with torch.no_grad():
         text.get_input_embeddings().weight.mul_(50.0)
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=SIZE,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=SIZE // 4,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
+    vae = _vae(channels=(8, 16, 16))
+    unet = _unet(SIZE // 4)
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=1000,
         prediction_type="flow_prediction",
@@ -117,7 +75,7 @@ def build(seed: int = 0) -> Any:
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
-        tokenizer=tok,
+        tokenizer=tokenizer(),
         unet=unet,
         scheduler=scheduler,
         safety_checker=None,
@@ -126,7 +84,7 @@ def build(seed: int = 0) -> Any:
     )
 
 
-def _clip(cls: Any, hidden: int = 32) -> Any:
+def _clip(cls: Any, hidden: int = 32, inner: int = 64) -> Any:
     from transformers import CLIPTextConfig
 
     tok = tokenizer()
@@ -134,7 +92,7 @@ def _clip(cls: Any, hidden: int = 32) -> Any:
         CLIPTextConfig(
             vocab_size=len(tok),
             hidden_size=hidden,
-            intermediate_size=64,
+            intermediate_size=inner,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=tok.model_max_length,
@@ -146,16 +104,16 @@ def _clip(cls: Any, hidden: int = 32) -> Any:
     ).eval()
 
 
-def _vae(latents: int = 4, **more: Any) -> Any:
-    """Two pixels a latent: 16x16 latents of a 32x32 image."""
+def _vae(latents: int = 4, channels: tuple[int, ...] = (8, 16), **more: Any) -> Any:
+    """With two levels of channels two pixels a latent: 16x16 latents of a 32x32 image."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1,
         norm_num_groups=4,
         latent_channels=latents,
@@ -166,14 +124,12 @@ def _vae(latents: int = 4, **more: Any) -> Any:
     )
 
 
-def build_sdxl() -> Any:
-    import torch
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+def _unet(side: int, **more: Any) -> Any:
+    """``side``: of the latents."""
+    from diffusers import UNet2DConditionModel
 
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=SIZE // 2,
+    return UNet2DConditionModel(
+        sample_size=side,
         in_channels=4,
         out_channels=4,
         block_out_channels=(32, 32),
@@ -183,6 +139,18 @@ def build_sdxl() -> Any:
         cross_attention_dim=64,
         attention_head_dim=4,
         norm_num_groups=8,
+        **more,
+    )
+
+
+def build_sdxl() -> Any:
+    import torch
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    unet = _unet(
+        SIZE // 2,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8,

@@ -30,6 +30,7 @@ from intonaco.upstreams import serving_spec, write_facts
 from intonaco.workspace import Workspace
 
 KEY = "sk-very-secret-4711"
+ENVIRON = {"THEIR_KEY": KEY}
 GENERATION = {"steps": 10, "guidance_scale": 1.5, "width": 64, "height": 64}
 WEBUI: dict[str, Any] = {
     "api": "mapping",
@@ -195,6 +196,11 @@ def openai(url: str, **more: Any) -> dict[str, Any]:
         "headers": {"authorization": "Bearer env:THEIR_KEY"},
         **more,
     }
+
+
+def both(urls: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Declarations of an ``OpenAIServer`` and a ``WebUI``."""
+    return {"theirs": openai(urls[0], health="/health"), "webui": {"url": urls[1], **WEBUI}}
 
 
 def add_release(workspace: Workspace, name: str, declared: dict[str, Any]) -> Release:

@@ -18,15 +18,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests import fixtures_tiny
-from tests.fixtures_serving import gateway_process, until
+from tests.fixtures_serving import tiny_service, until
 from tests.unit.console.conftest import SERVICE, fill
 
-from intonaco.config import Serving
 from intonaco.ledger import Ledger
-from intonaco.serving.client import GatewayRouter
-from intonaco.serving.local import LocalServingBackend
-from intonaco.types import Arm, ArmRole, RoutingTable
 from intonaco.workspace import Workspace
 
 SCHEMATHESIS = "schemathesis==4.32.5"
@@ -66,31 +61,8 @@ def schemathesis() -> Path:
 @contextmanager
 def gateway(root: Path) -> Iterator[str]:
     """URL of a gateway whose champion is a real worker with a tiny model."""
-    workspace = Workspace(root / "gateway")
-    workspace.root.mkdir()
-    workspace.config_file.write_text(GATEWAY)
-    release = fixtures_tiny.add_release(workspace, fixtures_tiny.save(root / "model", seed=0))
-    backend = LocalServingBackend(workspace, Serving())
-    try:
-        backend.deploy(release)
-        seen = until(lambda: backend.status(release.release_id), lambda s: s.ready or bool(s.error))
-        assert seen.ready, seen.error
-        champion = Arm(
-            name="champion",
-            role=ArmRole.CHAMPION,
-            release=release.release_id,
-            urls=seen.urls,
-            weight=1.0,
-        )
-        with gateway_process(workspace) as info:
-            router = GatewayRouter(workspace)
-            router.apply(RoutingTable(service_id="tiny", epoch=1, salt="s", arms=(champion,)))
-            router.close()
-            assert info.url
-            yield info.url
-    finally:
-        backend.retire(release.release_id)
-        backend.close()
+    with tiny_service(Workspace(root / "gateway"), GATEWAY) as (url, _):
+        yield url
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +117,6 @@ class Traffic:
             extractor="e" * 64,
         )
 
-    def many(self, n: int, **how: float) -> Iterator[ScoredRecord]:
+    def many(self, n: int, **how: Any) -> Iterator[ScoredRecord]:
         for _ in range(n):
-            yield self.ask(**how)  # type: ignore[arg-type]
+            yield self.ask(**how)

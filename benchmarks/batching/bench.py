@@ -44,28 +44,7 @@ BLOCK_S = 9.0
 LOADED_S = 25.0
 HEADERS = {PROTOCOL_HEADER: PROTOCOL_VERSION}
 
-BUILD = """
-import sys, torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from intonaco.demo.model import build_pipeline
-
-torch.manual_seed(0)
-small = build_pipeline()
-small.register_modules(
-    vae=AutoencoderKL(
-        block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, norm_num_groups=8,
-        sample_size=64, mid_block_add_attention=False,
-    ),
-    unet=UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(128, 256),
-        layers_per_block=2, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64,
-        attention_head_dim=8, norm_num_groups=8,
-    ),
-)
-small.save_pretrained(sys.argv[1])
-"""
+BUILD = f"{parts.PIPELINE}\nbuild((128, 256)).save_pretrained(sys.argv[1])\n"
 
 OFFLINE = """
 import sys, time, torch

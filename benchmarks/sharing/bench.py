@@ -40,34 +40,13 @@ ROUNDS = 9
 GENERATION = {"steps": STEPS, "guidance_scale": 2.0, "width": SIDE, "height": SIDE}
 MIB = 2**20
 
-BUILD = """
-import sys, torch
+BUILD = f"""{parts.PIPELINE}
 from pathlib import Path
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from intonaco.demo.model import build_pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-def build():
-    torch.manual_seed(0)
-    made = build_pipeline()
-    made.register_modules(
-        vae=AutoencoderKL(
-            block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, norm_num_groups=8,
-            sample_size=64, mid_block_add_attention=False,
-        ),
-        unet=UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(256, 512),
-            layers_per_block=2, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64,
-            attention_head_dim=8, norm_num_groups=8,
-        ),
-    )
-    return made
-
 for name in ("base", "a", "b"):
-    pipeline, folder = build(), Path(sys.argv[1]) / name
+    pipeline, folder = build((256, 512)), Path(sys.argv[1]) / name
     pipeline.save_pretrained(folder)
     if name != "base":
         torch.manual_seed(ord(name))

@@ -55,6 +55,7 @@ class Controller:
             fence = tx.lease(self.holder, now, LEASE_SECONDS)
         if fence is None:
             return False
+        self._begin_telling()
         commands.take(self.parts, fence, now)
         self.watch.look(fence, now)
         deciding.look(self.parts, self.watch, fence, now)
@@ -194,12 +195,15 @@ class Controller:
         for alias, release_id in zip(("champion", "challenger", "previous"), wanted, strict=True):
             self.parts.registry.set_alias(alias, release_id)
 
-    def _tell(self) -> None:
-        ledger = self.parts.ledger
+    def _begin_telling(self) -> None:
+        """What happened before this controller was there is not told again; all of its own is, that
+        of its first tick too."""
         if self._told < 0:
-            newest = ledger.events(limit=1, newest=True)
+            newest = self.parts.ledger.events(limit=1, newest=True)
             self._told = newest[-1].event_id if newest else 0
-        for event in ledger.events(after=self._told):
+
+    def _tell(self) -> None:
+        for event in self.parts.ledger.events(after=self._told):
             self._told = event.event_id
             self._send(event)
 

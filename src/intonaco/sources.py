@@ -8,13 +8,16 @@ since a branch can be moved under a release; ``HF_HUB_OFFLINE=1`` takes what is 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +27,8 @@ from intonaco.folders import check_file_name
 from intonaco.workspace import Workspace
 
 HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
+FETCHING = ".fetching-"
+IN_USE_S = 3600.0  # from when somebody asked for a folder; reading it takes less
 PARTS = frozenset({".json", ".txt", ".model", ".jinja", ".safetensors"})
 
 
@@ -78,11 +83,11 @@ def fetch(
         raise ConfigError(f"model folder {path} does not exist or is empty")
     wanted = _wanted(path, found, weights)
     version = weights or {n: str(fs.ukey(f"{root}/{n}")) for n in wanted}
-    return _once(
-        cache / digest([path, dict(version)])[:24],
+    return Cache(cache).once(
+        path,
+        version,
         wanted,
         weights,
-        path,
         lambda name, target: fs.get_file(f"{root}/{name}", str(target)),
     )
 
@@ -127,11 +132,11 @@ def _from_hub(
         and _of_pipeline(name := file.relative_to(snapshot).as_posix(), components)
     }
     wanted = _wanted(path, found, weights)
-    return _once(
-        cache / digest([path, dict(weights or {})])[:24],
+    return Cache(cache).once(
+        path,
+        weights or {},
         wanted,
         weights,
-        path,
         lambda name, target: _link(snapshot / name, target),
     )
 
@@ -161,36 +166,115 @@ def _wanted(path: str, found: Iterable[str], weights: Mapping[str, str] | None) 
     return names
 
 
-def _once(
-    target: Path, names: Iterable[str], weights: Mapping[str, str] | None, path: str, get: Any
-) -> Path:
-    """Fill a folder of the cache, at once or not at all."""
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".fetching-"))
-    try:
-        for name in names:
-            file = temporary / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                get(name, file)
-            except OSError as error:
-                raise StorageError(f"{path}: {name} cannot be fetched: {error}") from error
-            if weights is not None and (got := file_digest(file)) != weights[name]:
-                raise StorageError(
-                    f"{path}: {name} has the sha256 {got[:12]}…, the release says"
-                    f" {weights[name][:12]}…",
-                    hint="the files there were changed after the release was made",
-                )
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Fetched folders under ``root``, each whole or not there. A folder's time of change says when
+    it was last asked for. ``.lock`` is held while one is looked up, and while one is taken away."""
+
+    root: Path
+
+    def folder(self, path: str, version: Mapping[str, str]) -> Path:
+        """Where one version of a URL lies. ``version``: a text for each file."""
+        return self.root / f"{_beginning(path)}{digest(dict(version))[:12]}"
+
+    def once(
+        self,
+        path: str,
+        version: Mapping[str, str],
+        names: Iterable[str],
+        weights: Mapping[str, str] | None,
+        get: Callable[[str, Path], object],
+    ) -> Path:
+        """The folder; filled by ``get``, a file at a time, if it is not there. ``weights``: digests
+        that the files must have. Raises StorageError."""
+        target = self.folder(path, version)
+        self.root.mkdir(parents=True, exist_ok=True)
+        if self._touch(target):
+            return target
+        temporary = Path(tempfile.mkdtemp(dir=self.root, prefix=FETCHING))
         try:
-            temporary.rename(target)
-        except OSError:  # somebody else fetched the same just now
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+            for name in names:
+                file = temporary / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    get(name, file)
+                except OSError as error:
+                    raise StorageError(f"{path}: {name} cannot be fetched: {error}") from error
+                if weights is not None and (got := file_digest(file)) != weights[name]:
+                    raise StorageError(
+                        f"{path}: {name} has the sha256 {got[:12]}…, the release says"
+                        f" {weights[name][:12]}…",
+                        hint="the files there were changed after the release was made",
+                    )
+            os.utime(temporary)
+            try:
+                temporary.rename(target)
+            except OSError:  # somebody else fetched the same just now
+                if not self._touch(target):
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+    def spare(self, kept: Collection[Path], *, configured: str | None, now: float) -> list[Path]:
+        """Folders that are not in ``kept`` and that nobody asked for within IN_USE_S before ``now``
+        (seconds since the epoch), and what killed fetches left. Of the URL that the configuration
+        names the version asked for last stays."""
+        if not self.root.is_dir():
+            return []
+        found = [p for p in sorted(self.root.iterdir()) if p.is_dir()]
+        mine = [p for p in found if configured and p.name.startswith(_beginning(configured))]
+        last = max(mine, key=_used_at, default=None)
+        return [p for p in found if p not in kept and p != last and _idle(p, now)]
+
+    def remove(self, folder: Path, *, now: float) -> int | None:
+        """Remove one; bytes freed. None: somebody asked for it meanwhile, it stays."""
+        gone = Path(tempfile.mkdtemp(dir=self.root, prefix=FETCHING))
+        try:
+            with self._locked(fcntl.LOCK_EX):
+                if not folder.is_dir() or not _idle(folder, now):
+                    return None
+                freed = self.size(folder)
+                folder.rename(gone / folder.name)
+        finally:
+            shutil.rmtree(gone, ignore_errors=True)
+        return freed
+
+    def size(self, folder: Path) -> int:
+        """Bytes of its files. One that another place links too is freed only there."""
+        files = [p.lstat() for p in folder.rglob("*") if p.is_file()]
+        return sum(s.st_size for s in files if s.st_nlink == 1)
+
+    def _touch(self, folder: Path) -> bool:
+        """Say that it is used; False if it is not there."""
+        with self._locked(fcntl.LOCK_SH):
+            try:
+                os.utime(folder)
+            except FileNotFoundError:
+                return False
+        return True
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        with (self.root / ".lock").open("w") as opened:
+            fcntl.flock(opened, kind)
+            yield
+
+
+def _beginning(path: str) -> str:
+    """How the names of all versions of a URL begin."""
+    return f"{digest(path)[:12]}-"
+
+
+def _used_at(folder: Path) -> float:
+    return folder.stat().st_mtime
+
+
+def _idle(folder: Path, now: float) -> bool:
+    """Whether nobody needs it now. A fetch that is under way keeps writing somewhere inside."""
+    if not folder.name.startswith(FETCHING):
+        return now - _used_at(folder) > IN_USE_S
+    return now - max(_used_at(p) for p in (folder, *folder.rglob("*"))) > IN_USE_S
 
 
 def _link(source: Path, target: Path) -> None:

@@ -45,6 +45,7 @@ CONNECT_S = 5.0
 # Servers close idle connections after 5 s and more; one that is older may be closing just now.
 KEEP_ALIVE_S = 2.0
 MOST_WAIT_S = 60.0  # that a server may ask for
+DAY_S = 86400.0
 MOST_BYTES = 2**27
 MOST_PIXELS = 4096 * 4096
 DECODES = 2
@@ -329,8 +330,8 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> A
     code = _code(body)
     said = f"{status} {code}" if code else f"{status}"
     if status in (429, 503):
-        wait = _wait(headers.get("retry-after", ""), now)
-        return Answer(outcome=Outcome.REJECTED, error=said, wait_s=wait)
+        wait = retry_after(headers.get("retry-after", ""), now) or 0.0
+        return Answer(outcome=Outcome.REJECTED, error=said, wait_s=min(wait, MOST_WAIT_S))
     if status in (400, 413, 415, 422):
         text = f"The model's server refused the request{f' ({code})' if code else ''}."
         return Answer(outcome=Outcome.INVALID, error=f"{said}: {text}")
@@ -349,16 +350,17 @@ def _code(body: bytes) -> str:
     return found if isinstance(found, str) and _CODE.fullmatch(found) else ""
 
 
-def _wait(text: str, now: float) -> float:
-    """Seconds of a Retry-After, which is a number or a date (RFC 9110, 10.2.3)."""
+def retry_after(text: str, now: float) -> float | None:
+    """Seconds of a Retry-After, which is a number or a date (RFC 9110, 10.2.3), at most a day.
+    None: it says nothing."""
     try:
         seconds = float(text)
     except ValueError:
         try:
             seconds = parsedate_to_datetime(text).timestamp() - now
         except (ValueError, TypeError):
-            return 0.0
-    return min(max(seconds, 0.0), MOST_WAIT_S) if math.isfinite(seconds) else 0.0
+            return None
+    return min(max(seconds, 0.0), DAY_S) if math.isfinite(seconds) else None
 
 
 # ------------------------------------------------------------------------------------ calling

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.fixtures_upstreams import (
+    ENVIRON,
     KEY,
-    WEBUI,
     OpenAIServer,
     WebUI,
     add_release,
+    both,
     facts_file,
     in_threads,
     openai,
@@ -27,19 +27,14 @@ from intonaco.testing.serving import check_serving_backend
 from intonaco.types import Release
 from intonaco.workspace import Workspace
 
-ENVIRON = {"THEIR_KEY": KEY}
-
 
 class Place:
     """Both servers, declared, with a backend."""
 
-    def __init__(self, root: Path, urls: tuple[str, str]) -> None:
+    def __init__(self, root: Path, urls: Sequence[str]) -> None:
         self.workspace = Workspace(root)
         self.clock = FakeClock()
-        self.upstreams: dict[str, dict[str, Any]] = {
-            "theirs": openai(urls[0], health="/health"),
-            "webui": {"url": urls[1], **WEBUI},
-        }
+        self.upstreams = both(urls)
         self.old, self.new = (add_release(self.workspace, n, d) for n, d in self.upstreams.items())
 
     def backend(self, environ: dict[str, str] = ENVIRON) -> HttpServingBackend:
@@ -60,7 +55,7 @@ def webui() -> WebUI:
 @pytest.fixture
 def place(tmp_path: Path, theirs: OpenAIServer, webui: WebUI) -> Iterator[Place]:
     with in_threads(theirs.app(), webui.app()) as urls:
-        yield Place(tmp_path, (urls[0], urls[1]))
+        yield Place(tmp_path, urls)
 
 
 def test_the_http_backend(place: Place, theirs: OpenAIServer, webui: WebUI) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -381,6 +382,32 @@ def test_a_champion_whose_worker_died_is_started_again(world: World) -> None:
     world.until(lambda: world.serving.deployments[champion] == 2, ticks=10)
 
 
+def test_a_champion_that_cannot_load_is_tried_less_and_less(world: World) -> None:
+    """Whoever holds the lease: what was tried is in the ledger, and people are told once."""
+    champion = world.first_release()
+
+    def starts() -> int:
+        return world.serving.calls.count(("deploy", champion))
+
+    before = starts()
+    world.serving.failing[champion] = "out of memory"
+    for _ in range(600):
+        world.tick()
+    # At 0, 2, 6, 14, 30, 62, 126, 254 and 510 s, then every 300.
+    assert starts() - before == 9
+    [told] = world.ledger.events(kind="champion.down")
+    assert "started 3 times: out of memory" in told.text
+    assert [e.kind for e in world.notifier.events].count("champion.down") == 1
+    del world.serving.failing[champion]
+    for _ in range(10):
+        world.tick(60.0)
+    assert len(world.ledger.events(kind="champion.up")) == 1
+    assert starts() - before == 9
+    world.serving.die(champion)
+    world.until(lambda: starts() - before == 10, ticks=2)
+    assert len(world.ledger.events(kind="champion.down")) == 1
+
+
 def test_a_gateway_that_lost_its_table_gets_it_again(world: World) -> None:
     champion = world.first_release()
     world.lose_table()
@@ -429,8 +456,8 @@ def two_champions(world: World) -> tuple[str, str]:
     return first, rollout.challenger
 
 
-def _fields(value: object) -> dict[str, Json]:
-    return {name: getattr(value, name) for name in value.__slots__}  # type: ignore[attr-defined]
+def _fields(value: Any) -> dict[str, Json]:
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def test_rollback_puts_the_previous_champion_back(world: World) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.fixtures_upstreams import GENERATION, KEY, WEBUI, OpenAIServer, WebUI, in_threads, openai
+from tests.fixtures_upstreams import ENVIRON, GENERATION, KEY, OpenAIServer, WebUI, both, in_threads
 from tests.integration.test_loop_in_memory import metrics
 from typer.testing import CliRunner
 
@@ -36,8 +36,6 @@ from intonaco.testing.training import MemoryTrainingBackend
 from intonaco.types import JobSpec, Json, Phase, Update, Verdict
 from intonaco.workspace import Workspace
 
-ENVIRON = {"THEIR_KEY": KEY}
-
 
 def embed(texts: Sequence[str]) -> Matrix:
     return np.eye(2)[[0] * len(texts)]
@@ -47,10 +45,8 @@ class World:
     def __init__(self, root: Path, urls: Sequence[str]) -> None:
         self.clock = FakeClock()
         self.workspace = Workspace(root)
-        self.upstreams = {
-            "theirs": openai(urls[0], health="/health"),
-            "webui": {"url": urls[1], **WEBUI, "timeout_s": 33},
-        }
+        self.upstreams = both(urls)
+        self.upstreams["webui"]["timeout_s"] = 33
         self.submitted: list[JobSpec] = []
         (root / "prompts.jsonl").write_text("")
         text = {

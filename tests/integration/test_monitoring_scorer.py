@@ -149,7 +149,7 @@ def test_scores_what_was_made_and_passes_on_what_was_not(workspace: Workspace, m
     assert out[2].prompt_embedding == (1.0, 0.0, 0.0)
     assert {i.extractor for i in out} == {"c" * 64}
     assert (scorer.scored, scorer.broken_images) == (7, 2)
-    assert scorer.extractor.texts_seen == 2  # type: ignore[attr-defined]
+    assert scorer.extractor.texts_seen == 2  # type: ignore[attr-defined]  # the test's own
     beat = json.loads((workspace.run / "scorer-heartbeat.json").read_text())
     assert beat["lag_bytes"] == 0
     assert beat["at"] == FakeClock().at
@@ -171,7 +171,7 @@ def test_prompts_that_were_not_kept_give_no_data(workspace: Workspace, make: Mak
     assert (hashed.prompt_embedding, dict(hashed.scores)) == ((), {})
     assert (dropped.prompt_embedding, dict(dropped.scores)) == ((), {})
     assert known.scores["clip"] == pytest.approx(1.0)
-    assert scorer.extractor.texts_seen == 1  # type: ignore[attr-defined]
+    assert scorer.extractor.texts_seen == 1  # type: ignore[attr-defined]  # the test's own
 
 
 def test_a_line_that_is_no_record_is_skipped_and_counted(workspace: Workspace, make: Make) -> None:

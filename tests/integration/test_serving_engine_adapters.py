@@ -31,6 +31,7 @@ from intonaco.serving.worker.engine import Engine, load
 from intonaco.types import Release
 from intonaco.workspace import Workspace
 
+# The libraries' own deprecations, e.g. of scheduler settings.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning:diffusers"
 )

@@ -22,6 +22,7 @@ from intonaco.serving.worker.run import arguments
 from intonaco.serving.worker.tasks import Guidance, Limits, Task, ability, native_tasks
 from intonaco.workspace import Workspace
 
+# The libraries' own deprecations, e.g. of scheduler settings.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning:diffusers"
 )

@@ -21,6 +21,7 @@ from intonaco.serving.worker.tasks import denoiser_of
 from intonaco.types import Release
 from intonaco.workspace import Workspace
 
+# The libraries' own deprecations, e.g. of scheduler settings.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning:diffusers"
 )

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -223,7 +224,7 @@ def test_two_gateways_are_one_service(workspace: Workspace, workers: dict[str, W
                 break
         at = time.monotonic()
         for info in (zero, one):
-            seen = until(lambda i=info: alone(workspace, i), lambda o: bool(o.trips))  # type: ignore[misc]
+            seen = until(partial(alone, workspace, info), lambda o: bool(o.trips))
             assert [t.release for t in seen.trips] == [NEW]
             assert seen.weights == {"champion": 1.0, "challenger:x": 0.0}
         print(f"both know of the trip after {time.monotonic() - at:.3f} s")
@@ -341,7 +342,7 @@ def test_the_brake_works_with_a_gateway_dead_and_one_that_hangs(tmp_path: Path) 
         infos[0] = stack.enter_context(gateway_process(world.workspace, "gateway"))
         for info in infos:  # the dead one is back, the other goes on
             seen = until(
-                lambda i=info: alone(world.workspace, i),  # type: ignore[misc]
+                partial(alone, world.workspace, info),
                 lambda o: o.epoch == latest.epoch + 1,
             )
             assert seen.weights == {"champion": 1.0}

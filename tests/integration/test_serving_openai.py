@@ -10,12 +10,13 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types import ImageEditCompletedEvent, ImageGenCompletedEvent, ImageGenPartialImageEvent
-from tests.fixtures_gateway import NEW, OLD, Stage, opened, over_http, png
+from tests.fixtures_gateway import NEW, OLD, Stage, opened, over_http, pixel, png
 
 from intonaco.types import Outcome
 
@@ -157,7 +158,7 @@ async def test_the_champion_takes_a_stream_over(
     events = [e async for e in stream]
     partial = [e for e in events if isinstance(e, ImageGenPartialImageEvent)]
     assert [e.partial_image_index for e in partial] == indices
-    makers = [opened(e.b64_json).getpixel((0, 0))[0] for e in partial]  # type: ignore[index]
+    makers = [pixel(opened(e.b64_json))[0] for e in partial]
     assert makers == [0xBB] * shown + [0xAA] * (3 - shown)
     last = events[-1]
     assert isinstance(last, ImageGenCompletedEvent)
@@ -237,20 +238,20 @@ async def test_wrong_keys_become_the_clients_own_errors(tmp_path: Path) -> None:
     more = f"api_keys: [{{name: web, sha256: {digest}}}]"
     async with over_http(tmp_path, more) as stage:
         stage.route()
-        options = {"base_url": f"{stage.url}/v1", "max_retries": 0}
-        async with AsyncOpenAI(api_key="sk-wrong", **options) as wrong:  # type: ignore[arg-type]
+        options: dict[str, Any] = {"base_url": f"{stage.url}/v1", "max_retries": 0}
+        async with AsyncOpenAI(api_key="sk-wrong", **options) as wrong:
             with pytest.raises(openai.AuthenticationError) as caught:
                 await wrong.images.generate(prompt="a cat")
             assert caught.value.code == "invalid_api_key"
             with pytest.raises(openai.AuthenticationError):
                 await wrong.models.list()
-        async with AsyncOpenAI(api_key="sk-right", **options) as right:  # type: ignore[arg-type]
+        async with AsyncOpenAI(api_key="sk-right", **options) as right:
             assert (await right.images.generate(prompt="a cat")).data
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")
 async def test_curl(stage: Stage, tmp_path: Path) -> None:
-    async def curl(*arguments: str) -> tuple[int, dict[str, object]]:
+    async def curl(*arguments: str) -> tuple[int, dict[str, Any]]:
         process = await asyncio.create_subprocess_exec(
             *("curl", "-sS", "--max-time", "20", "-w", "\n%{http_code}", *arguments),
             stdout=asyncio.subprocess.PIPE,
@@ -267,6 +268,6 @@ async def test_curl(stage: Stage, tmp_path: Path) -> None:
     assert isinstance(data, list)
     assert base64.b64decode(data[0]["b64_json"]).startswith(b"\x89PNG")
     status, answer = await curl(make, "-d", '{"prompt": "x"}')
-    assert (status, answer["error"]["code"]) == (415, "unsupported_media_type")  # type: ignore[index]
+    assert (status, answer["error"]["code"]) == (415, "unsupported_media_type")
     status, _ = await curl(make, "--json", '{"prompt": "x"}')
     assert status == 200

@@ -41,6 +41,7 @@ from intonaco.serving.worker.engine import Engine, load, png
 from intonaco.types import Release
 from intonaco.workspace import Workspace
 
+# The libraries' own deprecations, e.g. of scheduler settings.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning:diffusers"
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from intonaco.testing.serving import check_serving_backend
 from intonaco.types import Arm, ArmRole, Release, RoutingTable, ServingStatus
 from intonaco.workspace import Workspace
 
+# The libraries' own deprecations, e.g. of scheduler settings.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning:diffusers"
 )
@@ -128,7 +130,7 @@ def test_the_life_of_a_shared_worker(made: Made, backend: LocalServingBackend) -
     # kill -9 takes both; each is brought back by a deployment of its own.
     os.kill(int(str(first.facts["pid"])), signal.SIGKILL)
     for release in (a, base):
-        seen = until(lambda r=release: backend.status(r.release_id), lambda s: bool(s.error))  # type: ignore[misc]
+        seen = until(partial(backend.status, release.release_id), lambda s: bool(s.error))
         assert not seen.ready
         assert f"{name} ended" in seen.error
     backend.deploy(base)

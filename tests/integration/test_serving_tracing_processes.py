@@ -15,13 +15,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from tests import fixtures_tiny
-from tests.fixtures_serving import gateway_process, until
+from tests.fixtures_serving import tiny_service
 
-from intonaco.config import load
-from intonaco.serving.client import GatewayRouter
-from intonaco.serving.local import LocalServingBackend
-from intonaco.types import Arm, ArmRole, RoutingTable
 from intonaco.workspace import Workspace
 
 CONFIG = """
@@ -67,38 +62,14 @@ def test_a_trace_crosses_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with collector() as (endpoint, bodies):
         workspace = Workspace(tmp_path / "w")
-        workspace.root.mkdir()
-        workspace.config_file.write_text(CONFIG.format(endpoint=endpoint))
-        model = fixtures_tiny.save(tmp_path / "model", seed=0)
-        release = fixtures_tiny.add_release(workspace, model)
-        backend = LocalServingBackend(workspace, load(workspace.config_file).serving)
-        try:
-            backend.deploy(release)
-            seen = until(
-                lambda: backend.status(release.release_id), lambda s: s.ready or bool(s.error)
+        with tiny_service(workspace, CONFIG.format(endpoint=endpoint)) as (url, release):
+            answer = httpx.post(
+                f"{url}/v1/images/generations",
+                json={"prompt": "a private two", "user": "somebody"},
+                timeout=60,
+                trust_env=False,
             )
-            assert seen.ready, seen.error
-            champion = Arm(
-                name="champion",
-                role=ArmRole.CHAMPION,
-                release=release.release_id,
-                urls=seen.urls,
-                weight=1.0,
-            )
-            with gateway_process(workspace) as info:
-                router = GatewayRouter(workspace)
-                router.apply(RoutingTable(service_id="tiny", epoch=1, salt="s", arms=(champion,)))
-                router.close()
-                answer = httpx.post(
-                    f"{info.url}/v1/images/generations",
-                    json={"prompt": "a private two", "user": "somebody"},
-                    timeout=60,
-                    trust_env=False,
-                )
-                assert answer.status_code == 200, answer.text
-        finally:
-            backend.retire(release.release_id)
-            backend.close()
+            assert answer.status_code == 200, answer.text
         log = (workspace.logs / f"worker-{release.short}.log").read_text()
     assert "Traceback" not in log
     spans: dict[str, tuple[str, Any]] = {}

@@ -234,8 +234,8 @@ def test_generate(stack: Stack) -> None:
 
 async def test_generate_async(stack: Stack) -> None:
     stack.route()
-    options = {"api_key": "any", "base_url": f"{stack.url}/v1", "max_retries": 0}
-    async with openai.AsyncOpenAI(**options) as api:  # type: ignore[arg-type]
+    options: dict[str, Any] = {"api_key": "any", "base_url": f"{stack.url}/v1", "max_retries": 0}
+    async with openai.AsyncOpenAI(**options) as api:
         many = await asyncio.gather(
             *(
                 api.images.generate(

@@ -38,6 +38,7 @@ from intonaco.training.lora import RELEASED, save_adapter
 from intonaco.types import Action, Candidate, Cause, JobSpec, Json, Phase, Plan, Release, Update
 from intonaco.workspace import Workspace
 
+# The libraries' own deprecations.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning:diffusers"),
@@ -151,7 +152,7 @@ class World:
     def picture(self, release: Release) -> bytes:
         engine = load(release, self.folder(release), device="cpu", threads=1)
         assert engine.release_id == release.release_id
-        return engine.generate([ASK], 1).images[0].tobytes()  # type: ignore[no-any-return]
+        return engine.generate([ASK], 1).images[0].tobytes()  # type: ignore[no-any-return]  # a picture
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from intonaco.types import JobSpec
 # diffusers' scheduler converts a tensor in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-LORA = {"rank": 4, "alpha": 8, "targets": ["to_q", "to_out.0", "conv1", "ff.net.2"]}
+LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "targets": ["to_q", "to_out.0", "conv1", "ff.net.2"]}
 SIZES = {"generator": 60, "extractor": 10, "judge": 10, "reference": 10}
 
 
@@ -116,7 +116,7 @@ def test_fine_tuning_changes_what_it_should(
     if recipe["method"] == "full":
         assert len(changed) > 0.9 * len(before)
     else:
-        targets = tuple(f".{t}.weight" for t in LORA["targets"])  # type: ignore[attr-defined]
+        targets = tuple(f".{t}.weight" for t in LORA["targets"])
         assert changed == {name for name in before if name.endswith(targets)}
         assert not list(folder.rglob("*lora*"))
     assert set(result) == {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -60,3 +62,24 @@ def test_results_belong_to_the_benchmark_that_gave_them(runner: ModuleType) -> N
     assert text.index("## one") < text.index("| a.p50_ms | 1 |") < text.index("## two")
     assert "| other.x | 2 |" in text
     assert "| y | 3 |" in text
+
+
+def test_what_was_measured_is_written_beside_what_was_not(
+    runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A benchmark that fails keeps its old figures, and makes the exit status 1."""
+    for name, file in (("RESULTS", "results.json"), ("PAGE", "RESULTS.md")):
+        monkeypatch.setattr(runner, name, tmp_path / file)
+
+    def main(*names: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["run.py", *names])
+        return int(runner.main())
+
+    old = {"value": 7.0, "command": "make bench ARGS=bad", "date": "then", "hardware": "h"}
+    (tmp_path / "results.json").write_text(json.dumps({"bad.x": old}))
+    assert main("one") == 0
+    assert main("two", "bad") == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    values = {name: entry["value"] for name, entry in results.items()}
+    assert values == {"bad.x": 7.0, "one.a.p50_ms": 1.0, "other.x": 2.0, "two.y": 3.0}
+    assert (tmp_path / "RESULTS.md").read_text() == runner.page(results)

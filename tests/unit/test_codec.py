@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from tests.traffic import Traffic
 
 from intonaco import messages, types
 from intonaco.codec import as_json, canonical, decode, digest, encode
@@ -27,6 +28,7 @@ from intonaco.types import (
     JobStatus,
     Phase,
     Plan,
+    Record,
     RoutingTable,
     Update,
 )
@@ -207,3 +209,16 @@ def test_adapters_are_built_once() -> None:
     assert isinstance(built, TypeAdapter)
     decode(JobStatus, '{"state": "running"}')
     assert codec._ADAPTERS[JobStatus] is built
+
+
+def test_a_record_written_before_edits_were_told_apart_is_a_generation() -> None:
+    now = Traffic().ask().record
+    old = as_json(now)
+    del old["task"], old["prompt_form"]
+    for attempt in old["attempts"]:
+        del attempt["retry_after_s"]
+    record = decode(Record, json.dumps(old))
+    assert record == now
+    assert record.request_class == f"{record.width}x{record.height}x{record.steps}"
+    edit = dataclasses.replace(record, task="edit")
+    assert edit.request_class == f"edit {record.request_class}"

@@ -4,6 +4,7 @@ import os
 import random
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_a_killed_put_leaves_nothing_half_made(
 
         with monkeypatch.context() as patch:
             patch.setattr(place, name, dying)
-            status = in_child(lambda t=target: t.put(source, name="x"))  # type: ignore[misc]
+            status = in_child(partial(target.put, source, name="x"))
         if status == 0:
             break
         assert status == 9

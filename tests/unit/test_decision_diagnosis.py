@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def cluster(
     )
 
 
-def finding(signal: str, before: float = 0.0, now: float = 0.3, **changes: object) -> Finding:
+def finding(signal: str, before: float = 0.0, now: float = 0.3, **changes: Any) -> Finding:
     units = {"prompts": ("share", "moved"), "clip_score": ("cosine", "down")}
     unit, direction = units.get(signal, ("share", "up"))
     base = Finding(
@@ -53,7 +54,7 @@ def finding(signal: str, before: float = 0.0, now: float = 0.3, **changes: objec
         direction=direction,
         text=f"{signal} moved.",
     )
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
 def prompts(*clusters: ClusterMove) -> Finding:

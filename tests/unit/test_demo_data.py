@@ -43,7 +43,8 @@ def test_sizes_beyond_the_data_are_refused() -> None:
 
 
 def test_enlarge_agrees_with_torch() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     digits = load_digits().images[:20]
     small = torch.tensor(digits / 16.0)[:, None]
     expected = torch.nn.functional.interpolate(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 import tomllib
 from dataclasses import replace
@@ -284,6 +286,28 @@ def test_a_layer_and_a_full_build_stand_apart(store: EnvironmentStore) -> None:
     assert store.remove_outdated(away) > 0
     assert not folder.exists()
     assert store.standing(away).state is State.BUILT
+
+
+def test_spare_builds_are_those_that_no_release_would_use(store: EnvironmentStore) -> None:
+    away, also = (store.keep(other(diffusers=v)) for v in ("0.1", "0.2"))
+    layer, of_another = built(store, away), built(store, also)
+    full = built(EnvironmentStore(store.workspace, base="none"), away)
+    resolved = [p.resolve() for p in (layer, of_another, full)]
+    assert sorted(store.spare([])) == sorted(resolved)
+    assert sorted(store.spare([away])) == sorted(resolved[1:])
+    assert store.spare([away, also]) == resolved[2:]
+    interpreter = of_another / "bin" / "python"
+    interpreter.parent.mkdir()
+    interpreter.symlink_to(sys.executable)
+    with subprocess.Popen([interpreter, "-c", "input()"], stdin=subprocess.PIPE) as running:
+        assert of_another.resolve() not in store.spare([away])
+        assert store.remove_build(of_another.resolve()) is None
+        assert running.stdin is not None
+        running.stdin.write(b"\n")
+    assert of_another.resolve() in store.spare([away])
+    assert store.size(resolved[1]) == store.remove_build(resolved[1])
+    assert store.remove_build(resolved[1]) is None
+    assert store.standing(also).state is State.ABSENT, "its lock stays"
 
 
 def test_removing(store: EnvironmentStore) -> None:

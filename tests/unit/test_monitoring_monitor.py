@@ -166,14 +166,17 @@ def test_latency_is_told_within_its_class() -> None:
     record = Traffic(seed=0).ask().record
     classes = LatencyClasses(slower_than=2.0, learn=3)
 
-    def slow(seconds: float, steps: int) -> float | None:
+    def slow(seconds: float, steps: int, task: str = "generate") -> float | None:
         attempt: Attempt = replace(record.attempts[0], service_seconds=seconds)
-        return classes.slow(replace(record, steps=steps, attempts=(attempt,)), None)
+        asked = replace(record, steps=steps, task=task, attempts=(attempt,))
+        return classes.slow(asked, None)
 
     assert [slow(s, 10) for s in (1.0, 1.2, 1.1)] == [None, None, None]
     assert slow(2.0, 10) == 0.0
     assert slow(2.3, 10) == 1.0
     assert [slow(s, 50) for s in (5.0, 5.0, 5.0, 5.0)] == [None, None, None, 0.0]
+    assert [slow(3.0, 10, "edit") for _ in range(4)] == [None, None, None, 0.0]
+    assert slow(3.0, 10) == 1.0
     again = LatencyClasses(slower_than=2.0, learn=3)
     again.restore(json.loads(json.dumps(classes.state())))
     assert again.state() == classes.state()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def scored(
     attempts: Sequence[Attempt] | None = None,
     clip: float | None = 0.7,
     at: float | None = None,
-    **changes: object,
+    **changes: Any,
 ) -> ScoredRecord:
     when = float(number) if at is None else at
     tries = tuple(attempts) if attempts is not None else (attempt(arm, at=when),)
@@ -74,21 +75,21 @@ def scored(
         height=32,
     )
     return ScoredRecord(
-        record=replace(record, **changes),  # type: ignore[arg-type]
+        record=replace(record, **changes),
         prompt_embedding=(),
         scores={} if clip is None else {"clip": clip},
         extractor="e",
     )
 
 
-def analysis(**changes: object) -> RolloutAnalysis:
-    settings: dict[str, object] = {
+def analysis(**changes: Any) -> RolloutAnalysis:
+    settings: dict[str, Any] = {
         "salt": "salt",
         "medians": {"32x32x10": MEDIAN},
         "score_range": (0.0, 1.0),
         "settle_seconds": 2.0,
     }
-    return RolloutAnalysis("r1", CONFIG, 0.05, **(settings | changes))  # type: ignore[arg-type]
+    return RolloutAnalysis("r1", CONFIG, 0.05, **(settings | changes))
 
 
 def of(an: RolloutAnalysis, metric: str) -> MetricAssessment:
@@ -212,6 +213,25 @@ def test_an_unknown_class_learns_from_the_champion_before_use() -> None:
     assert medians.get("32x32x10") == pytest.approx(0.2)
 
 
+def test_an_edit_is_never_held_against_a_generation() -> None:
+    """Nor does a limit that was set before edits were told apart judge them."""
+    medians = Medians({}, needed=2)
+    medians.restore({"fixed": {"32x32x10": MEDIAN}, "learned": {}})
+
+    def slow(task: str) -> float | None:
+        item = scored(1, arm=CHALLENGER, attempts=[attempt(CHALLENGER, service=9 * MEDIAN)])
+        edit = replace(item, record=replace(item.record, task=task))
+        found = outcomes(edit, ("slow",), medians=medians, slower_than=2.0, score_range=(-1, 1))
+        assert found is not None
+        return found.get("slow")
+
+    assert (slow("generate"), slow("edit")) == (1.0, None)
+    for n in range(2):
+        record = scored(n, attempts=[attempt("champion", service=8 * MEDIAN)]).record
+        medians.learn(replace(record, task="edit"))
+    assert (slow("generate"), slow("edit")) == (1.0, 0.0)
+
+
 def test_clip_is_clamped_and_lower_is_worse() -> None:
     for clip, loss in ((0.9, 0.0), (0.5, 0.75), (0.1, 1.0)):
         found = outcomes(
@@ -316,10 +336,10 @@ def test_a_better_challenger_is_superior_in_cosine_units() -> None:
         ("clip_score", {"clip": (0.7, 0.4)}),
     ],
 )
-def test_harm_is_seen_while_few_users_met_it(metric: str, changes: dict[str, object]) -> None:
+def test_harm_is_seen_while_few_users_met_it(metric: str, changes: dict[str, Any]) -> None:
     """At 5 % of users: within 300 requests, some 15 challenger users."""
     an = analysis()
-    traffic(an, 300, weight=0.05, **changes)  # type: ignore[arg-type]
+    traffic(an, 300, weight=0.05, **changes)
     assert of(an, metric).assessment is Assessment.HARMFUL
     assert of(an, metric).evidence_harm >= of(an, metric).threshold
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -123,9 +124,9 @@ def test_runs_through_all_steps_to_promotion() -> None:
         {"frozen": True},
     ],
 )
-def test_a_step_is_left_only_with_everything_it_asks_for(changes: dict[str, object]) -> None:
+def test_a_step_is_left_only_with_everything_it_asks_for(changes: dict[str, Any]) -> None:
     state = go(1)
-    assert tick(state, replace(FINE, **changes), 100.0).rollout.step == 1  # type: ignore[arg-type]
+    assert tick(state, replace(FINE, **changes), 100.0).rollout.step == 1
     assert tick(state, FINE, 25.0).rollout.step == 1  # too early
     assert tick(state, FINE, 100.0).rollout.step == 2
 
@@ -152,13 +153,13 @@ def test_an_unready_challenger_gets_no_traffic() -> None:
 )
 @pytest.mark.parametrize("held", ["running", "paused", "frozen"])
 def test_harm_rolls_back_at_once(
-    changes: dict[str, object], verdict: Verdict, words: str, held: str
+    changes: dict[str, Any], verdict: Verdict, words: str, held: str
 ) -> None:
     state = go(2)
     if held == "paused":
         state = tick(state, replace(FINE, command="pause"), 41.0).rollout
         assert state.status is RolloutStatus.PAUSED
-    facts = replace(FINE, frozen=held == "frozen", **changes)  # type: ignore[arg-type]
+    facts = replace(FINE, frozen=held == "frozen", **changes)
     decision = tick(state, facts, 42.0)
     assert decision.rollout.status is RolloutStatus.ROLLED_BACK
     assert decision.rollout.verdict is verdict

@@ -90,9 +90,14 @@ class Workers:
     def hosts(self) -> list[str]:
         return [h for h, _ in self.asked]
 
-    def answers(self, host: str, status: int, code: str = "internal") -> None:
+    def answers(
+        self, host: str, status: int, code: str = "internal", wait: str | None = None
+    ) -> None:
         async def behave(request: GenerateRequest) -> httpx.Response:
-            return failed(status, code)
+            answer = failed(status, code)
+            if wait is not None:
+                answer.headers["retry-after"] = wait
+            return answer
 
         self.behaviour[host] = behave
 
@@ -404,6 +409,35 @@ async def test_a_full_champion_says_so(stage: Stage) -> None:
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
     assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+async def test_who_is_refused_hears_the_shortest_wait_that_a_worker_named(stage: Stage) -> None:
+    champion = arm("champion", OLD, 0, "old", "old2", "old3")
+    stage.gateway.state.apply(table(1, champion, arm("challenger:x", NEW, 1, "new")))
+    stage.workers.answers("new", 503, "deadline_unmeetable", wait="7.2")
+    stage.workers.answers("old", 429, "full", wait="30")
+    stage.workers.answers("old2", 429, "full", wait="9")
+    stage.workers.answers("old3", 429, "full")
+    answer = await stage.ask()
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "8")
+    stage.workers.answers("new", 500, wait="2")  # says nothing: it did not refuse
+    answer = await stage.ask("another")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "9")
+    record = (await stage.records())[0]
+    assert {a.retry_after_s for a in record.attempts} == {7.2, 30.0, 9.0, None}
+
+
+async def test_of_several_images_the_longest_wait_counts(stage: Stage) -> None:
+    stage.gateway.state.apply(canary(0))
+
+    async def full(request: GenerateRequest) -> httpx.Response:
+        answer = failed(429, "full")
+        answer.headers["retry-after"] = {3: "2", 4: "5", 5: "4"}[request.seed]
+        return answer
+
+    stage.workers.behaviour["old"] = full
+    answer = await stage.ask(seed=3, n=3)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
 
 
 async def test_shadow_copies_pair_up_and_never_hurt(stage: Stage) -> None:

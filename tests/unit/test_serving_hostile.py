@@ -8,7 +8,8 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,9 @@ from tests.fixtures_gateway import OLD, claim, in_one_loop, over_http, png
 from tests.fixtures_serving import gateway_process
 
 from intonaco.codec import encode
+from intonaco.errors import ConfigError
+from intonaco.serving.gateway.intake import Receiving
+from intonaco.serving.gateway.problems import Refused
 from intonaco.types import Arm, ArmRole, Json, RoutingTable
 from intonaco.workspace import Workspace
 
@@ -225,10 +229,13 @@ class Listening(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.begun: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._came = b""
 
     def data_received(self, data: bytes) -> None:
         self._came += data
+        if not self.begun.done():
+            self.begun.set_result(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.whole.done():
@@ -269,6 +276,78 @@ async def test_a_body_that_trickles_is_refused_and_its_connection_closed(tmp_pat
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert b'"code":"body_too_slow"' in answer
         assert (await stage.ask()).status_code == 200
+
+
+async def test_slow_uploads_hold_no_more_than_the_bound_together(tmp_path: Path) -> None:
+    """Sixty real connections begin to send what each of them may, and never go on."""
+    limits = "{upload_bytes: 1000000, json_bytes: 100000, receiving_bytes: 1000000}"
+    async with over_http(tmp_path, f"limits: {limits}") as stage:
+        stage.route()
+        desk = stage.gateway.images
+        host, port = stage.url.removeprefix("http://").split(":")
+        begin = PROMPT + part("image", bytes(100_000), "a.png")[:-2]
+        fields = {"host": "x", "content-length": "900000"} | FORM
+        lines = [f"POST {EDITS} HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items()), "", ""]
+        open_: list[asyncio.Transport] = []
+
+        async def send() -> Listening:
+            loop = asyncio.get_running_loop()
+            line, heard = await loop.create_connection(Listening, host, int(port))
+            line.write("\r\n".join(lines).encode() + begin)
+            open_.append(line)
+            return heard
+
+        def held(count: int) -> bool:
+            return desk.receiving_bytes == count * len(begin)
+
+        for count in range(1, 10):
+            await send()
+            await until(partial(held, count))
+        for heard in await asyncio.gather(*(send() for _ in range(51))):
+            answer = await asyncio.wait_for(heard.begun, 20)
+            assert answer.startswith(b"HTTP/1.1 429 ")
+            assert b"retry-after: 1\r\n" in answer
+        assert desk.receiving_bytes == 9 * len(begin)
+        assert f"receiving_bytes {9 * len(begin)}\n" in await stage.metrics()
+        assert (await stage.ask()).status_code == 200, "what has no upload goes on"
+        assert (await stage.edit(png((8, 8)))).status_code == 200, "there is room for a small one"
+        assert (await stage.edit(bytes(200_000))).status_code == 429
+        for line in open_:
+            line.close()
+        await until(lambda: desk.receiving_bytes == 0)
+        assert (await stage.edit(bytes(200_000))).json()["error"]["code"] == "invalid_image"
+        assert desk.receiving_bytes == 0
+
+
+async def until(true: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come true in 20 s")
+
+
+async def test_one_body_must_fit_into_what_may_be_received(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="receiving_bytes is 1000, less than a body may have"):
+        async with in_one_loop(tmp_path, "limits: {receiving_bytes: 1000}"):
+            pass
+
+
+def test_room_is_refused_before_a_byte_is_read() -> None:
+    receiving = Receiving(10)
+    with receiving.room() as take:
+        take(10)
+        with pytest.raises(Refused, match="rate_limit"), receiving.room():
+            pass
+        with pytest.raises(Refused), receiving.room() as other:
+            other(0)
+    with receiving.room() as take, receiving.room() as other:
+        take(6)
+        with pytest.raises(Refused) as caught:
+            other(5)
+        assert (caught.value.status, receiving.held) == (429, 6)
+        other(4)
+    assert receiving.held == 0
 
 
 async def test_limits_come_from_the_configuration(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from tests.fixtures_gateway import CONFIG, NEW, OLD, FakeWorker, opened
+from tests.fixtures_gateway import CONFIG, NEW, OLD, FakeWorker, opened, pixel
 
 from intonaco.clock import SystemClock
 from intonaco.codec import decode, encode
@@ -88,11 +89,11 @@ class Raw:
             self.open -= 1
 
     async def parts(
-        self, wanted: GenerateRequest, *, body: bytes | None = None, **said: str
+        self, wanted: GenerateRequest, *, body: bytes | None = None, **said: Any
     ) -> list[bytes]:
         """The right answer: its head and its body, of a stream each line a chunk. ``body`` and
         ``said`` (of the facts) make it a wrong one."""
-        facts = replace(self._fake.generated(wanted), **said)  # type: ignore[arg-type]
+        facts = replace(self._fake.generated(wanted), **said)
         if not wanted.stream:
             picture = self._fake.picture(wanted, wanted.steps) if body is None else body
             return [self.head(picture, encode(facts)), picture]
@@ -457,7 +458,7 @@ async def test_many_at_once_each_get_their_own_picture(tmp_path: Path) -> None:
         by_user = {r.unit: r for r in records}
         for k, (_, picture) in enumerate(answers):
             record = by_user[f"u{k}"]
-            red = opened(picture).getpixel((0, 0))[0]  # type: ignore[index]
+            red = pixel(opened(picture))[0]
             assert red == int((record.served_by or "")[:2], 16)
             outcomes = [a.outcome for a in record.attempts]
             assert outcomes in ([Outcome.OK], [Outcome.ERROR, Outcome.OK])

@@ -568,9 +568,20 @@ async def test_copies_of_what_is_not_traced_are_not(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the worker
 
 
-@asynccontextmanager
-async def asking(seen: Seen) -> AsyncIterator[Callable[..., Any]]:
+@dataclass
+class Asking:
     """Ask a worker: (traceparent, fields of the request) → its answer."""
+
+    client: httpx.AsyncClient
+
+    async def __call__(self, traceparent: str | None = SAMPLED, **fields: Any) -> httpx.Response:
+        body = {"request_id": "r", "prompt": PROMPT, "seed": 1, "guidance_scale": 1.0}
+        headers = {} if traceparent is None else {"traceparent": traceparent}
+        return await self.client.post("/generate", json=body | QUICK | fields, headers=headers)
+
+
+@asynccontextmanager
+async def asking(seen: Seen) -> AsyncIterator[Asking]:
     tracing = WorkerTracing(
         seen.processor, service="tiny", name="w", now=time.time, monotonic=time.monotonic
     )
@@ -580,15 +591,8 @@ async def asking(seen: Seen) -> AsyncIterator[Callable[..., Any]]:
             base_url="http://worker",
             headers={PROTOCOL_HEADER: PROTOCOL_VERSION},
         )
-
-        async def ask(traceparent: str | None = SAMPLED, **fields: Any) -> httpx.Response:
-            body = {"request_id": "r", "prompt": PROMPT, "seed": 1, "guidance_scale": 1.0}
-            headers = {} if traceparent is None else {"traceparent": traceparent}
-            return await client.post("/generate", json=body | QUICK | fields, headers=headers)
-
         async with client:
-            ask.client = client  # type: ignore[attr-defined]
-            yield ask
+            yield Asking(client)
 
 
 async def test_a_worker_traces_what_the_gateway_traces() -> None:
@@ -596,7 +600,7 @@ async def test_a_worker_traces_what_the_gateway_traces() -> None:
     async with asking(seen) as ask:
         for header in (None, UNSAMPLED, "nonsense"):
             assert (await ask(header)).status_code == 200
-        assert (await ask.client.get("/readyz", headers={"traceparent": SAMPLED})).is_success  # type: ignore[attr-defined]
+        assert (await ask.client.get("/readyz", headers={"traceparent": SAMPLED})).is_success
         assert seen.spans == []
         assert (await ask()).status_code == 200
         assert (await ask(stream=True, partial_images=1)).status_code == 200

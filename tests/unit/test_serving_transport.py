@@ -33,6 +33,7 @@ def on_both_loops(test: Test) -> Callable[..., None]:
 
     own = inspect.signature(test)
     loop = inspect.signature(run).parameters["loop"]
+    # A function may have one; its type does not say so.
     run.__signature__ = own.replace(  # type: ignore[attr-defined]
         parameters=[loop, *own.parameters.values()], return_annotation=None
     )

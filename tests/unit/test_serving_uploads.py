@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 from PIL import Image
-from tests.fixtures_gateway import chunk, claim, opened, png
+from tests.fixtures_gateway import chunk, claim, opened, pixel, png
 
 from intonaco.serving.gateway.picture_headers import Unreadable, read_header
 from intonaco.serving.gateway.problems import Refused
@@ -35,7 +35,7 @@ def test_formats_and_modes(kind: str, mode: str) -> None:
     picture = Image.new("RGB", (40, 40), (204, 204, 204)).convert(mode)
     made = opened(upload(saved(picture, kind)).image)
     assert (made.format, made.mode, made.size) == ("PNG", "RGB", (64, 64))
-    assert all(abs(v - 204) <= 6 for v in made.getpixel((9, 9)))  # type: ignore[union-attr]
+    assert all(abs(v - 204) <= 6 for v in pixel(made, 9, 9))
 
 
 @pytest.mark.parametrize("mode", ["CMYK"])
@@ -63,8 +63,8 @@ def test_upright_and_without_metadata() -> None:
         made = upload(saved(picture, kind, exif=exif))
         turned = opened(made.image)
         assert turned.height > turned.width
-        assert turned.getpixel((5, 5))[0] > 200  # type: ignore[index]
-        assert turned.getpixel((5, turned.height - 5))[2] > 200  # type: ignore[index]
+        assert pixel(turned, 5, 5)[0] > 200
+        assert pixel(turned, 5, turned.height - 5)[2] > 200
         assert b"at home" not in base64.b64decode(made.image)
         assert not turned.getexif()
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httpx
 import pytest
@@ -43,7 +44,7 @@ STEPS = 8
 SPEC = ServingSpec(pipeline_class="P", weights={}, scheduler="S", generation={})
 
 
-def ask(seed: int = 0, **fields: object) -> GenerateRequest:
+def ask(seed: int = 0, **fields: Any) -> GenerateRequest:
     plain = GenerateRequest(
         request_id=f"r{seed}",
         prompt="a handwritten two",
@@ -53,7 +54,7 @@ def ask(seed: int = 0, **fields: object) -> GenerateRequest:
         width=8,
         height=8,
     )
-    return replace(plain, **fields)  # type: ignore[arg-type]
+    return replace(plain, **fields)
 
 
 @dataclass
@@ -147,8 +148,8 @@ class Stack:
     http: httpx.AsyncClient
     port: int
 
-    async def post(self, request: GenerateRequest, **how: object) -> httpx.Response:
-        return await self.http.post("/generate", content=encode(request), **how)  # type: ignore[arg-type]
+    async def post(self, request: GenerateRequest, **how: Any) -> httpx.Response:
+        return await self.http.post("/generate", content=encode(request), **how)
 
     def later(self, request: GenerateRequest) -> asyncio.Task[httpx.Response]:
         return asyncio.create_task(self.post(request))

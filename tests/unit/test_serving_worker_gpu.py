@@ -24,22 +24,22 @@ class FakeNvml:
         self.broken = broken
         self.initialised = False
 
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlInit(self) -> None:  # noqa: N802 (pynvml's)
         self._maybe_fail("nvmlInit")
         self.initialised = True
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802 (pynvml's)
         self._maybe_fail("nvmlDeviceGetHandleByIndex")
         return f"handle {index}"
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802 (pynvml's)
         return f"handle {uuid}"
 
-    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802 (pynvml's)
         self._maybe_fail("nvmlDeviceGetUtilizationRates")
         return SimpleNamespace(gpu=37, memory=12)
 
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802 (pynvml's)
         self._maybe_fail("nvmlDeviceGetMemoryInfo")
         return SimpleNamespace(total=2**33, free=2**32, used=2**32)
 

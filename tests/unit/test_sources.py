@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import fsspec
 import pytest
 
 from intonaco.errors import ConfigError, StorageError
 from intonaco.releases import ReleaseStore, read_serving_spec, release_id
-from intonaco.sources import check_path, fetch, local_folder
+from intonaco.sources import Cache, check_path, fetch, local_folder
 from intonaco.types import Provenance
-from intonaco.workspace import Workspace
+from intonaco.workspace import Workspace, write_atomic
 
 FILES = {
     "model_index.json": json.dumps(
@@ -67,7 +71,7 @@ def test_what_a_release_names_is_verified(
     bucket.pipe("/bucket/model/unet/diffusion_pytorch_model.safetensors", b"weightz")
     with pytest.raises(StorageError, match=r"model\.safetensors has the sha256"):
         fetch(URL, tmp_path / "new", weights=DIGESTS)
-    assert not list((tmp_path / "new").iterdir())
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [".lock"]
     with pytest.raises(StorageError, match=r"lacks vae/gone\.json"):
         fetch(URL, tmp_path, weights={**DIGESTS, "vae/gone.json": "0"})
 
@@ -145,11 +149,74 @@ def test_a_release_at_a_url_is_served_from_the_workspaces_cache(
     release = replace(store.add(folder, spec, Provenance(created_at=1.0)), path=URL)
     assert release_id(read_serving_spec(store.folder(release), generation={})) == release.release_id
     bucket.pipe("/bucket/model/unet/config.json", b'{"changed": 1}')
-    for cached in sorted(workspace.models.iterdir()):
+    for cached in sorted(p for p in workspace.models.iterdir() if p.is_dir()):
         (cached / "unet" / "config.json").unlink()
         cached.rename(cached.with_name("old" + cached.name))
     with pytest.raises(StorageError, match="sha256"):
         store.folder(release)
+
+
+def aged(folder: Path, seconds: float) -> None:
+    """As if it had been asked for so long ago."""
+    at = time.time() - seconds
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (at, at))
+
+
+def test_what_nobody_needs_is_spare(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    cache, now = Cache(tmp_path / "cache"), time.time()
+    assert cache.spare([], configured=None, now=now) == []
+    of_release = fetch(URL, cache.root, weights=DIGESTS)
+    assert of_release == cache.folder(URL, DIGESTS)
+    first = fetch(URL, cache.root)
+    bucket.pipe("/bucket/model/unet/config.json", b'{"another": 1}')
+    second = fetch(URL, cache.root)
+    killed, under_way = cache.root / ".fetching-a", cache.root / ".fetching-b"
+    for folder in (killed, under_way):
+        (folder / "unet").mkdir(parents=True)
+    for age, folder in ((9000, first), (8000, second), (9000, of_release), (9000, killed)):
+        aged(folder, age)
+    aged(under_way, 9000)
+    (under_way / "unet" / "just now").write_bytes(b"x")
+    assert cache.spare([of_release], configured=URL, now=now) == sorted([first, killed])
+    assert cache.spare([], configured=None, now=now) == sorted([first, second, of_release, killed])
+    assert cache.spare([], configured=None, now=now - 6000) == []
+    fetch(URL, cache.root)  # asked for again: the second is in use
+    assert cache.spare([of_release], configured=None, now=now) == sorted([first, killed])
+    assert cache.remove(second, now=now) is None
+    assert cache.remove(first, now=now) == sum(len(data) for data in FILES.values())
+    assert cache.remove(first, now=now) is None
+    assert contents(second)
+    assert sorted(p.name for p in cache.root.iterdir() if p.is_dir()) == sorted(
+        p.name for p in (killed, under_way, second, of_release)
+    )
+
+
+def test_one_that_is_looked_up_while_it_is_removed_is_fetched_again(
+    tmp_path: Path,
+) -> None:
+    """Either the look-up comes first, and it stays, or it is whole again afterwards."""
+    for name, data in FILES.items():
+        write_atomic(tmp_path / "source" / name, data)
+    url, cache = (tmp_path / "source").as_uri(), Cache(tmp_path / "cache")
+    folder = fetch(url, cache.root)
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(50):
+            aged(folder, 9000)
+            begun = Barrier(4)
+
+            def look(begun: Barrier = begun) -> None:
+                begun.wait()
+                assert contents(fetch(url, cache.root)) == FILES
+
+            def sweep(begun: Barrier = begun) -> None:
+                begun.wait()
+                cache.remove(folder, now=time.time())
+
+            for done in [threads.submit(what) for what in (look, sweep, look, sweep)]:
+                done.result()
+            assert contents(fetch(url, cache.root)) == FILES
+    assert not list(cache.root.glob(".fetching-*"))
 
 
 def test_links_of_a_cache_become_files_of_the_store(hub_cache: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image, PngImagePlugin
+from tests.fixtures_gateway import pixel
 from tests.fixtures_upstreams import (
     GENERATION,
     KEY,
@@ -39,6 +40,7 @@ from intonaco.upstreams import (
     plain_png,
     read_facts,
     request_of,
+    retry_after,
     unpack,
 )
 from intonaco.workspace import Workspace
@@ -193,7 +195,7 @@ def test_any_usual_picture_becomes_a_png(kind: str) -> None:
     assert isinstance(found, bytes)
     picture = opened(found)
     assert (picture.format or "PNG", picture.mode, picture.size) == ("PNG", "RGB", (16, 8))
-    near = zip(picture.getpixel((3, 3)), (200, 100, 50), strict=True)  # type: ignore[arg-type]
+    near = zip(pixel(picture, 3, 3), (200, 100, 50), strict=True)
     assert all(abs(a - b) < 6 for a, b in near)
 
 
@@ -325,6 +327,12 @@ def test_how_long_a_server_wants_to_be_left_alone() -> None:
     assert wait("86400") == MOST_WAIT_S
     assert [wait(t) for t in ("", "-5", "nan", "inf", "soon")] == [0.0] * 5
     assert judge(500, {"retry-after": "7"}, b"", now=0).wait_s == 0.0
+    assert [retry_after(t, 1000.0) for t in ("7.5", "99999999", "inf", "")] == [
+        7.5,
+        86400,
+        None,
+        None,
+    ]
 
 
 # ------------------------------------------------------------------------------------ releases

@@ -37,7 +37,7 @@ def store_of(app: App) -> EnvironmentStore:
     )
 
 
-def _named(app: App) -> dict[str, list[str]]:
+def named_by_releases(app: App) -> dict[str, list[str]]:
     """Environments that releases name, with the releases."""
     named: dict[str, list[str]] = {}
     for release in ReleaseStore(app.workspace, app.config.service).list():
@@ -48,7 +48,7 @@ def _named(app: App) -> dict[str, list[str]]:
 def list_environments(workspace: Folder = HERE, as_json: AsJson = False) -> None:
     """Every environment known, how it stands and which releases name it."""
     app = opened(workspace)
-    store, named = store_of(app), _named(app)
+    store, named = store_of(app), named_by_releases(app)
     here = environment_versions()
     rows: list[dict[str, Any]] = []
     for environment in sorted({*store.list(), *named}):
@@ -167,7 +167,7 @@ def remove(
     if (environment is None) != unused:
         raise ConfigError("give an environment, or --unused")
     app = opened(workspace)
-    store, named = store_of(app), _named(app)
+    store, named = store_of(app), named_by_releases(app)
     freed: dict[str, int] = {}
     if environment is not None:
         found = store.find(environment)

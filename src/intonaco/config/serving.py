@@ -44,6 +44,9 @@ class Limits(Section):
     json_depth: Count = 16
     upload_bytes: Count = 32 * 2**20  # a whole multipart body
     body_seconds: Positive = 60.0  # for a body to arrive
+    # Held of bodies that are arriving or being prepared, JSON and forms each; who would go beyond
+    # is refused with 429.
+    receiving_bytes: Count = 512 * 2**20
     upload_pixels: Count = 4096 * 4096  # of a picture sent in, told by its header
     decodes: Count = 2  # pictures decoded at the same time
     prompt_chars: Count = 32_000
@@ -53,6 +56,16 @@ class Limits(Section):
     in_flight: Count = 512  # images being made for users; more are refused with 429
     requests_per_minute: Positive | None = None  # of one caller, for each gateway process
     burst: Count = 10  # requests that a caller may send at once
+
+    @model_validator(mode="after")
+    def _one_body_can_be_received(self) -> Limits:
+        largest = max(self.json_bytes, self.upload_bytes)
+        if self.receiving_bytes < largest:
+            raise ValueError(
+                f"receiving_bytes is {self.receiving_bytes}, less than a body may have: give at "
+                f"least {largest}, or less json_bytes and upload_bytes"
+            )
+        return self
 
 
 class Feedback(Section):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812 (its customary name)
 from numpy.typing import NDArray
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -153,7 +153,7 @@ def train(
         loss = F.cross_entropy(recipe.temperature * cosine, digits[rows])
         loss = loss + 10.0 * F.mse_loss(cosine, target)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         keep = min(recipe.ema_decay, (step + 1) / (step + 10))

@@ -12,6 +12,7 @@ import signal
 import time
 import webbrowser
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def tell(options: Options) -> int:
     """Run the demo; the exit code. 0 only if the whole story really happened."""
     workspace = setup.make_workspace(options.workspace)
     console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the processes as on Ctrl-C
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # end the processes as on Ctrl-C
+        signal.signal(ending, signal.default_int_handler)
     with DemoView(console) as view:
         story = Story(options, workspace, view)
         try:
@@ -242,14 +244,27 @@ class Story:
         self._wait("the second rollback", lambda: self._technique_ended(2))
 
     def end(self) -> None:
-        """Stop traffic, take the last facts, stop the processes."""
-        if self.traffic is not None:
-            self.facts.counts = self.traffic.stop()
-        if self.app is not None:
-            self._tell_events()
-        if self.supervisor is not None:
-            self.supervisor.stop()
+        """Stop traffic, take the last facts, stop the processes and then the jobs that they left.
+        Each is done whatever becomes of those before it, a second Ctrl-C too."""
+        with ExitStack() as last:  # done from the last line to the first
+            last.callback(self._end_jobs)
+            if self.supervisor is not None:
+                last.callback(self.supervisor.stop)
+            if self.app is not None:
+                last.callback(self._tell_events)
+            if self.traffic is not None:
+                last.callback(self._end_traffic, self.traffic)
         self.facts.seconds["total"] = round(time.time() - self.facts.started, 1)
+
+    def _end_traffic(self, traffic: TrafficProcess) -> None:
+        self.facts.counts = traffic.stop()
+
+    def _end_jobs(self) -> None:
+        """In a deployment jobs outlive who started them; here nobody would come for them."""
+        backend = LocalTrainingBackend(self.workspace)
+        with ExitStack() as each:
+            for handle in backend.running():
+                each.callback(backend.cancel, handle)
 
     def summary(self) -> dict[str, Any]:
         """Write ``summary.json`` and ``report.html``; the summary."""

@@ -263,14 +263,37 @@ class EnvironmentStore:
     def remove_outdated(self, environment: str) -> int:
         """Remove builds that would not be used now (another base) and that nothing runs in; bytes
         freed."""
-        current = self._folder(environment, self.plan(environment))
-        freed = 0
-        with self._exclusive(environment):
-            for marker in current.parent.glob(f"*/{MARKER}"):
-                if marker.parent != current and not _running_in(marker.parent):
-                    freed += _size(marker.parent)
-                    shutil.rmtree(marker.parent)
+        return sum(self.remove_build(build) or 0 for build in self._outdated(environment))
+
+    def spare(self, named: Collection[str]) -> Sequence[Path]:
+        """Folders of builds that would not be used for any environment in ``named``, and that
+        nothing runs in."""
+        spare: list[Path] = []
+        for environment in self.list():
+            spare += self._outdated(environment) if environment in named else self._of(environment)
+        return [build for build in spare if not _running_in(build)]
+
+    def remove_build(self, build: Path) -> int | None:
+        """Remove one; bytes freed. None: something runs in it, or it is gone."""
+        with self._exclusive(build.parent.name):
+            if not build.is_dir() or _running_in(build):
+                return None
+            freed = _size(build)
+            shutil.rmtree(build)
         return freed
+
+    def size(self, build: Path) -> int:
+        """Bytes of one."""
+        return _size(build)
+
+    def _of(self, environment: str) -> Sequence[Path]:
+        """Its complete builds."""
+        folder = self.workspace.environments.resolve() / environment
+        return [marker.parent for marker in sorted(folder.glob(f"*/{MARKER}"))]
+
+    def _outdated(self, environment: str) -> Sequence[Path]:
+        current = self._folder(environment, self.plan(environment))
+        return [build for build in self._of(environment) if build != current]
 
     def unused(self, named: Collection[str]) -> Sequence[str]:
         """Ids of the kept ones that none of ``named`` is."""

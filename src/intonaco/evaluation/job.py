@@ -416,7 +416,7 @@ def sample_grid(images: Images, all_shots: Sequence[Shot], slices: Sequence[str]
 
 def _npz(**arrays: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # it has one of another type
     return buffer.getvalue()
 
 

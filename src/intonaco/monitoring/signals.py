@@ -10,7 +10,7 @@ from intonaco.types import Attempt, Json, Outcome, Record, ScoredRecord
 
 OWN_ARMS = ("champion", "baseline")  # the two arms that the present champion answers
 FAILURES = (Outcome.ERROR, Outcome.TIMEOUT)
-CLASSES = 64  # request classes whose latency is told apart
+CLASSES = 64  # request classes (edits apart, size, steps) whose latency is watched
 
 
 def is_user_request(record: Record) -> bool:

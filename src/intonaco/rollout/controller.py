@@ -6,14 +6,16 @@ confirmed by the gateway → drain → retire.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
+from intonaco.codec import as_json, decode
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
 from intonaco.ledger import Effect
-from intonaco.rollout import machine
+from intonaco.rollout import machine, restarts
 from intonaco.rollout.routing import desired_arms, next_table
 from intonaco.types import (
     Observed,
@@ -26,6 +28,8 @@ from intonaco.types import (
 from intonaco.watching import Watch
 
 log = logging.getLogger(__name__)
+
+RESTARTS = "champion:restarts"  # the setting of the ledger that keeps them
 
 
 class RolloutController:
@@ -50,7 +54,7 @@ class RolloutController:
         self, rollout: Rollout, observed: Observed | None, fence: int, now: float
     ) -> tuple[Rollout | None, Mapping[str, float]]:
         parts = self.parts
-        status = self._healthy(rollout.challenger)
+        status = parts.serving.status(rollout.challenger)
         asked = parts.ledger.setting(f"rollout:{rollout.rollout_id}")
         decision = machine.tick(rollout, self._facts(rollout, status, observed, asked), now)
         after = decision.rollout
@@ -137,7 +141,7 @@ class RolloutController:
     ) -> None:
         parts = self.parts
         champion_id = parts.ledger.champion()
-        champion = self._healthy(champion_id) if champion_id else None
+        champion = self._healthy(champion_id, fence, now) if champion_id else None
         challenger = None
         if rollout is not None:
             challenger = parts.serving.status(rollout.challenger)
@@ -187,12 +191,22 @@ class RolloutController:
         self._gateway_lost = False
         return observed
 
-    def _healthy(self, release_id: str) -> ServingStatus:
-        """Status of a release that should be serving; one whose worker died is started again."""
+    def _healthy(self, champion: str, fence: int, now: float) -> ServingStatus:
+        """Status of the champion. One whose worker died is started again, one that dies each time
+        after longer and longer."""
         parts = self.parts
-        status = parts.serving.status(release_id)
-        if release_id == parts.ledger.champion() and not status.ready:
-            parts.serving.deploy(parts.releases.get(release_id))
+        status = parts.serving.status(champion)
+        kept = parts.ledger.setting(RESTARTS)
+        stored = decode(restarts.Restarts, json.dumps(kept)) if kept else None
+        decision = restarts.decide(stored, status, now)
+        if decision.after != stored:
+            with parts.ledger.begin(fence=fence) as tx:
+                tx.set(RESTARTS, as_json(decision.after))
+                if decision.event is not None:
+                    kind, text = decision.event
+                    tx.event(now, kind, champion, text, data={"error": status.error})
+        if decision.start:
+            parts.serving.deploy(parts.releases.get(champion))
         return status
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import uvicorn
@@ -109,14 +109,17 @@ def on_stop(*servers: uvicorn.Server) -> None:
         loop.add_signal_handler(number, stop)
 
 
-async def body(request: Request, limit: int) -> bytes:
-    """The request's body. Raises BodyTooLarge, ClientDisconnect."""
+async def body(request: Request, limit: int, take: Callable[[int], None] | None = None) -> bytes:
+    """The request's body. ``take`` is told how many bytes came, before they are kept; it may raise.
+    Raises BodyTooLarge, ClientDisconnect."""
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
             raise BodyTooLarge
+        if take is not None:
+            take(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 

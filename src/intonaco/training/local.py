@@ -103,6 +103,17 @@ class LocalTrainingBackend:
                 write_json(job.root / "cancelled.json", {"at": self.clock.now()})
                 _end_group(job)
 
+    def running(self) -> list[JobHandle]:
+        """Jobs of the workspace of which any process is left, whoever submitted them."""
+        jobs = [JobFolder(file.parent) for file in sorted(self.workspace.jobs.glob("*/spec.json"))]
+        return [
+            JobHandle(
+                key=job.spec.key, backend=BACKEND, ref={"folder": self.workspace.relative(job.root)}
+            )
+            for job in jobs
+            if _alive(job)
+        ]
+
     def _folder(self, handle: JobHandle) -> JobFolder:
         job = JobFolder(self.workspace.resolve(handle.ref["folder"]))
         if not (job.root / "spec.json").exists():

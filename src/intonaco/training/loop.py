@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812 (its customary name)
 
 from intonaco.config import Recipe
 from intonaco.errors import BackendError
@@ -84,7 +84,7 @@ def train_denoiser(
         noisy, timestep, target = objective.noised(latents, noise, times)
         loss = F.mse_loss(denoiser(noisy, timestep, texts, return_dict=False)[0], target)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
         torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)
         optimizer.step()
         average.step(parameters)

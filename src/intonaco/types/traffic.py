@@ -76,6 +76,7 @@ class Attempt:
     gpu_seconds: float = 0.0  # this image's share of the device's time
     peak_memory_bytes: int = 0
     error: str = ""
+    retry_after_s: float | None = None  # what a worker that refused it said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,10 @@ class Record:
 
     @property
     def request_class(self) -> str:
-        return f"{self.width}x{self.height}x{self.steps}"
+        """Requests of one class cost about the same. Generations have the name that they had in
+        state which was stored before edits were told apart."""
+        kind = "" if self.task == "generate" else f"{self.task} "
+        return f"{kind}{self.width}x{self.height}x{self.steps}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from intonaco import config as configuration
 from intonaco.config import Config
 from intonaco.jobs import JobFolder, job_folder
-from intonaco.ledger import Effect, Ledger
+from intonaco.ledger import Effect, Ledger, Transaction
 from intonaco.types import (
     Action,
     Arm,
@@ -364,7 +364,7 @@ def fill(ledger: Ledger, workspace: Workspace) -> None:
     (workspace.run / "routing.json").write_text(json.dumps({"not": "a process"}))
 
 
-def _events(tx) -> None:  # type: ignore[no-untyped-def]
+def _events(tx: Transaction) -> None:
     tx.event(START, "release.crowned", FIRST, "a1a1a1a1a1 is champion: the first release")
     tx.event(START + 120, "finding", "f1", f"demand moved, for example {HOSTILE}")
     tx.event(START + 125, "diagnosis", "d1", "concept_drift: adherence is lower where demand moved")
@@ -383,7 +383,7 @@ def _events(tx) -> None:  # type: ignore[no-untyped-def]
     tx.event(START + 480, "rollout.step", "u2-1", "shadow 20 % → canary 25 %", actor="ada")
 
 
-def _signals(tx) -> None:  # type: ignore[no-untyped-def]
+def _signals(tx: Transaction) -> None:
     for second in range(0, 600, 2):
         moved = max(0.0, second - 100)
         wave = math.sin(second / 7)

@@ -238,6 +238,7 @@ def assemble(
         pinning=settings.pinning,
     )
     metrics.users_in_flight = lambda: copies.users_in_flight
+    metrics.receiving_bytes = lambda: images.receiving_bytes
     return Gateway(
         service_id=config.service,
         state=state,

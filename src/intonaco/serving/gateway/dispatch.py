@@ -23,6 +23,7 @@ REFUSED_S = 30.0  # how long the champion's replicas may all refuse before the u
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 1.0
 GENERATION = ("steps", "guidance_scale", "width", "height")
+REFUSALS = (429, 503)  # answers that say when to come again
 PROBES = 2
 PROBE_EVERY_S = 1.0
 REMEMBERED = 16
@@ -31,7 +32,8 @@ REMEMBERED_CHARS = 2**20  # of a picture in base64; longer ones are not remember
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came of one image. ``png`` is there exactly when ``status`` is 200."""
+    """What came of one image. ``png`` is there exactly when ``status`` is 200. ``retry_after_s``:
+    the least that a worker which refused it asked for."""
 
     status: int
     attempts: tuple[Attempt, ...]
@@ -39,6 +41,7 @@ class Answer:
     served_by: str | None = None
     served_arm: str | None = None
     error: ApiError | None = None
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +222,13 @@ def as_answer(reply: Reply, attempts: list[Attempt]) -> Answer:
     if reply.outcome is Outcome.INVALID:
         message = reply.attempt.error.partition(": ")[2]
         error = ApiError(message=message or error.message, code="invalid_value")
-    return Answer(status=status, attempts=tuple(attempts), error=error)
+    waits = [a.retry_after_s for a in attempts if a.retry_after_s is not None]
+    return Answer(
+        status=status,
+        attempts=tuple(attempts),
+        error=error,
+        retry_after_s=min(waits, default=None) if status in REFUSALS else None,
+    )
 
 
 def _server_error(message: str, code: str) -> ApiError:

@@ -47,7 +47,7 @@ class Foreign:
         left = self._rest.get(release, 0.0) - self.clock.now()
         if left > 0:
             text = f"the server asked to be left alone for {left:.1f} s more"
-            return Answer(outcome=Outcome.REJECTED, error=text)
+            return Answer(outcome=Outcome.REJECTED, error=text, wait_s=left)
         try:
             upstream, generation = self._of(release)
         except IntonacoError as error:

@@ -22,22 +22,22 @@ from intonaco.messages import (
     RELEASE,
     USER_ID,
     ApiError,
-    GenerateRequest,
     StreamEvent,
 )
 from intonaco.serving.gateway import api, routing
 from intonaco.serving.gateway.access import HUNG_UP, facts
 from intonaco.serving.gateway.admin import Admin
+from intonaco.serving.gateway.asking import ask
 from intonaco.serving.gateway.body import images_body
 from intonaco.serving.gateway.callers import Buckets, Keys, bearer, caller, may_pin
 from intonaco.serving.gateway.copies import Copies
 from intonaco.serving.gateway.digests import Digests
-from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher
+from intonaco.serving.gateway.dispatch import REFUSALS, Answer, Dispatcher
 from intonaco.serving.gateway.encoding import convert
 from intonaco.serving.gateway.feedback import Tokens, Voteable
-from intonaco.serving.gateway.intake import in_time, read_form, read_json
+from intonaco.serving.gateway.intake import Receiving, Take, in_time, read_form, read_json
 from intonaco.serving.gateway.picture_headers import png_size
-from intonaco.serving.gateway.problems import BROKEN, BUSY, Refused
+from intonaco.serving.gateway.problems import BROKEN, BUSY, Refused, in_seconds
 from intonaco.serving.gateway.recorder import Context, Recorder
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.stream import (
@@ -65,7 +65,8 @@ class Task:
 
     name: str  # as in records
     events: str
-    read: Callable[[Request], Awaitable[tuple[api.Wanted, bytes | None, bytes | None]]]
+    receiving: Receiving
+    read: Callable[[Request, Take], Awaitable[tuple[api.Wanted, bytes | None, bytes | None]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +111,21 @@ class Images:
 
     def __post_init__(self) -> None:
         self._decoding = asyncio.Semaphore(self.limits.bounds.decodes)
-        self._generations = Task(name="generate", events="image_generation", read=self._read_json)
-        self._edits = Task(name="edit", events="image_edit", read=self._read_form)
+        most = self.limits.bounds.receiving_bytes
+        self._generations = Task(
+            name="generate",
+            events="image_generation",
+            receiving=Receiving(most),
+            read=self._read_json,
+        )
+        self._edits = Task(
+            name="edit", events="image_edit", receiving=Receiving(most), read=self._read_form
+        )
+
+    @property
+    def receiving_bytes(self) -> int:
+        """Held of bodies that are arriving or being prepared."""
+        return self._generations.receiving.held + self._edits.receiving.held
 
     # ------------------------------------------------------------------ endpoints
 
@@ -128,7 +142,8 @@ class Images:
         if probe and not self.admin.allows(request):
             raise Refused(ApiError(message="Probes need the admin token."), 401)
         try:
-            ready = await self._ready(request, task, probe)
+            with task.receiving.room() as take:
+                ready = await self._ready(request, task, probe, take)
             if ready.wanted.partial_images is not None:
                 return await self._stream(request, task, ready)
             made = await unless_gone(request, self._all(ready))
@@ -153,22 +168,23 @@ class Images:
 
     # ------------------------------------------------------------------ checking
 
-    async def _ready(self, request: Request, task: Task, probe: bool) -> Ready:
+    async def _ready(self, request: Request, task: Task, probe: bool, take: Take) -> Ready:
         key = None if probe else self.keys.name(bearer(request))
         if not probe:
             self.buckets.take(caller(key, request))
         seconds = self.limits.bounds.body_seconds
-        wanted, image, mask = await in_time(seconds, task.read(request))
+        wanted, image, mask = await in_time(seconds, task.read(request, take))
         table = self.state.table
         if table is None:
             raise Refused(NO_RELEASE, 503, retry_after=5)
-        flying = self.copies.users_in_flight + wanted.n
-        if not probe and flying > self.limits.bounds.in_flight:
-            raise Refused(BUSY, 429, retry_after=1)
+        self._admit(wanted, probe)
         request_id = facts(request).request_id
         unit = self._unit(request, wanted, request_id)
         arm, probability = self._arm(request, table, unit, key, probe)
-        upload = None if image is None else await self._prepare(wanted, table, image, mask)
+        upload = None
+        if image is not None:
+            upload = await self._prepare(wanted, table, image, mask)
+            self._admit(wanted, probe)  # others may have begun meanwhile
         facts(request).said.update(
             task=task.name,
             images=wanted.n,
@@ -190,17 +206,35 @@ class Images:
                     salt=table.salt,
                     at=self.clock.now(),
                 )
-                for asked in self._asked(wanted, table, request_id, unit, upload)
+                for asked in ask(
+                    wanted,
+                    self._defaults(table),
+                    upload,
+                    request_id=request_id,
+                    unit=unit,
+                    digest=self.digests.unit(unit),
+                    seed=secrets.randbelow(2**31) if wanted.seed is None else wanted.seed,
+                )
             ),
         )
 
-    async def _read_json(self, request: Request) -> tuple[api.Wanted, None, None]:
-        text = await read_json(request, self.limits.bounds.json_bytes)
+    def _admit(self, wanted: api.Wanted, probe: bool) -> None:
+        """Raises Refused where too many images are being made."""
+        flying = self.copies.users_in_flight + wanted.n
+        if not probe and flying > self.limits.bounds.in_flight:
+            raise Refused(BUSY, 429, retry_after=1)
+
+    async def _read_json(self, request: Request, take: Take) -> tuple[api.Wanted, None, None]:
+        text = await read_json(request, self.limits.bounds.json_bytes, take)
         return api.parse(text, self.limits), None, None
 
-    async def _read_form(self, request: Request) -> tuple[api.Wanted, bytes, bytes | None]:
+    async def _read_form(
+        self, request: Request, take: Take
+    ) -> tuple[api.Wanted, bytes, bytes | None]:
         bounds = self.limits.bounds
-        form = await read_form(request, limit=bounds.upload_bytes, text_limit=bounds.json_bytes)
+        form = await read_form(
+            request, limit=bounds.upload_bytes, text_limit=bounds.json_bytes, take=take
+        )
         return api.parse_edit(form, self.limits)
 
     async def _prepare(
@@ -250,51 +284,6 @@ class Images:
 
     def _defaults(self, table: RoutingTable) -> dict[str, Any]:
         return self.generation.model_dump() | dict(self.state.generation(table.champion().release))
-
-    def _asked(
-        self,
-        wanted: api.Wanted,
-        table: RoutingTable,
-        request_id: str,
-        unit: str,
-        upload: Upload | None,
-    ) -> list[Asked]:
-        """One a image: same request, seeds in a row."""
-        chosen: dict[str, float] = {}
-        if wanted.steps is not None:
-            chosen["steps"] = wanted.steps
-        if wanted.guidance_scale is not None:
-            chosen["guidance_scale"] = wanted.guidance_scale
-        size = (upload.width, upload.height) if upload else wanted.size
-        if size is not None:
-            chosen["width"], chosen["height"] = size
-        values = self._defaults(table) | chosen
-        seed = secrets.randbelow(2**31) if wanted.seed is None else wanted.seed
-        first = GenerateRequest(
-            request_id=request_id,
-            prompt=wanted.prompt,
-            negative_prompt=wanted.negative_prompt,
-            seed=seed,
-            steps=int(values["steps"]),
-            guidance_scale=float(values["guidance_scale"]),
-            width=int(values["width"]),
-            height=int(values["height"]),
-            unit=self.digests.unit(unit),
-            image=upload.image if upload else None,
-            mask=upload.mask if upload else None,
-            strength=wanted.strength,
-            partial_images=wanted.partial_images or 0,
-        )
-        return [
-            Asked(
-                request=first
-                if wanted.n == 1
-                else replace(first, request_id=f"{request_id}-{k}", seed=seed + k),
-                unit=unit,
-                chosen=frozenset(chosen),
-            )
-            for k in range(wanted.n)
-        ]
 
     # ------------------------------------------------------------------ making
 
@@ -348,8 +337,8 @@ class Images:
         said = facts(request).said
         said.update(arm=worst.served_arm or "", release=worst.served_by or "")
         if worst.error is not None:
-            if worst.status in (429, 503):
-                headers["retry-after"] = "1"
+            if worst.status in REFUSALS:  # all images are asked for again, so the longest wait
+                headers["retry-after"] = in_seconds(max(m.answer.retry_after_s or 0 for m in made))
             return JSONResponse(worst.error.body(), worst.status, headers)
         first = made[0].answer
         assert first.png is not None

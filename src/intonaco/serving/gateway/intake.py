@@ -6,7 +6,8 @@ Nothing is decompressed: a body with a content encoding is refused.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,10 +16,11 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from intonaco.messages import ApiError
-from intonaco.serving.gateway.problems import Refused, invalid, too_large
+from intonaco.serving.gateway.problems import BUSY, Refused, invalid, too_large
 from intonaco.serving.http import BodyTooLarge, body
 
 T = TypeVar("T")
+Take = Callable[[int], None]
 
 MOST_PARTS = 40
 MOST_HEADERS = 8  # of a part
@@ -95,6 +97,36 @@ class _Reader:
         self.ended = True
 
 
+@dataclass(slots=True)
+class Receiving:
+    """Bounds the bytes of bodies that are held at the same time, whoever sends them: a bound on
+    each body alone would let slow senders hold as many bodies as there are connections. What has
+    arrived counts, not what is announced, so that nobody takes the room by a header."""
+
+    limit: int
+    held: int = 0
+
+    @contextmanager
+    def room(self) -> Iterator[Take]:
+        """For one body; given back at the end. Raises Refused (429) where none is left, before a
+        byte is read; so does what it gives, when told how many bytes came."""
+        own = 0
+
+        def take(size: int) -> None:
+            nonlocal own
+            if self.held + size > self.limit:
+                raise Refused(BUSY, 429, retry_after=1)
+            self.held += size
+            own += size
+
+        if self.held >= self.limit:
+            raise Refused(BUSY, 429, retry_after=1)
+        try:
+            yield take
+        finally:
+            self.held -= own
+
+
 async def in_time(seconds: float, reading: Awaitable[T]) -> T:
     """What was read. Raises Refused (408) when it takes longer, as who sends a byte a minute would
     hold what was read before for ever."""
@@ -117,12 +149,12 @@ def _malformed(why: str) -> Refused:
     return invalid(None, f"The body is not valid multipart/form-data: {why}.", "invalid_multipart")
 
 
-async def read_json(request: Request, limit: int) -> bytes:
+async def read_json(request: Request, limit: int, take: Take | None = None) -> bytes:
     """The bytes of a body that is said to be JSON (or nothing is said). Raises Refused,
     ClientDisconnect."""
     _expect(request, "application/json", limit)
     try:
-        return await body(request, limit)
+        return await body(request, limit, take)
     except BodyTooLarge:
         raise too_large(limit) from None
 
@@ -146,7 +178,7 @@ def _unsupported(message: str) -> Refused:
     return Refused(ApiError(message=message, code="unsupported_media_type"), 415)
 
 
-async def read_form(request: Request, *, limit: int, text_limit: int) -> Form:
+async def read_form(request: Request, *, limit: int, text_limit: int, take: Take) -> Form:
     """The form of a request: at most ``limit`` bytes in all, ``text_limit`` in its text fields.
     Raises Refused, ClientDisconnect."""
     _expect(request, "multipart/form-data", limit)
@@ -175,6 +207,7 @@ async def read_form(request: Request, *, limit: int, text_limit: int) -> Form:
         size += len(chunk)
         if size > limit:
             raise too_large(limit)
+        take(len(chunk))
         try:
             parser.write(chunk)
         except FormParserError:

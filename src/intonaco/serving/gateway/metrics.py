@@ -43,6 +43,7 @@ class Metrics:
     rejected: Counter[Labels] = field(default_factory=Counter)
     feedback: Counter[Labels] = field(default_factory=Counter)
     users_in_flight: Callable[[], int] = int  # images being made for users
+    receiving_bytes: Callable[[], int] = int  # of bodies that are arriving or being prepared
     storage_errors: int = 0
     pruned: int = 0
 
@@ -91,6 +92,8 @@ class Metrics:
         yield from _scalar(
             "users_in_flight", "gauge", "Images being made for users.", self.users_in_flight()
         )
+        held = self.receiving_bytes()
+        yield from _scalar("receiving_bytes", "gauge", "Held of bodies that arrive.", held)
         observed = state.observed()
         yield from _scalar("routing_epoch", "gauge", "Epoch followed.", observed.epoch)
         weights: dict[Labels, float] = {(("arm", a),): w for a, w in observed.weights.items()}

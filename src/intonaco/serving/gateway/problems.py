@@ -39,10 +39,15 @@ class Refused(Exception):
     def response(self) -> Response:
         headers = {}
         if self.retry_after is not None:
-            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+            headers["retry-after"] = in_seconds(self.retry_after)
         if self.status == 408:
             headers["connection"] = "close"  # the rest of the body is not waited for
         return JSONResponse(self.error.body(), self.status, headers)
+
+
+def in_seconds(wait: float) -> str:
+    """A `Retry-After`: whole seconds, at least one."""
+    return str(max(1, math.ceil(wait)))
 
 
 def invalid(param: str | None, message: str, code: str = "invalid_value") -> Refused:

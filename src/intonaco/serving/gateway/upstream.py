@@ -31,6 +31,7 @@ from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.transport import WorkerTransport
 from intonaco.serving.http import GATEWAY_KEEP_ALIVE_S
 from intonaco.types import Arm, Attempt, Outcome
+from intonaco.upstreams import retry_after
 
 if TYPE_CHECKING:
     from intonaco.serving.gateway.spans import GatewayTracing
@@ -175,7 +176,8 @@ class Upstream:
         start = self.clock.now()
         answer = await self.foreign.draw(arm.release, wanted)
         if answer.png is None:
-            return _End(outcome=answer.outcome, error=answer.error)
+            wait = answer.wait_s or None
+            return _End(outcome=answer.outcome, error=answer.error, retry_after_s=wait)
         generated = Generated(
             request_id=wanted.request_id,
             release=arm.release,
@@ -205,7 +207,11 @@ class Upstream:
                 return await _follow(response, told, self.most_bytes)
             body = await _whole(response, self.most_bytes)
             if response.status_code != 200:
-                return _judge(response.status_code, _worker_error(body))
+                end = _judge(response.status_code, _worker_error(body))
+                if end.outcome is not Outcome.REJECTED:
+                    return end
+                said = response.headers.get("retry-after", "")
+                return replace(end, retry_after_s=retry_after(said, self.clock.now()))
             generated = decode(Generated, response.headers.get(GENERATED_HEADER, ""))
             return _End(outcome=Outcome.OK, error="", generated=generated, png=body)
 
@@ -213,11 +219,12 @@ class Upstream:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _End:
     """How a try ended. ``generated`` and ``png`` exactly when it was good. ``refused``: the worker
-    does not hold the release, and began nothing."""
+    does not hold the release, and began nothing. ``retry_after_s``: of one that is full."""
 
     outcome: Outcome = Outcome.ERROR
     error: str
     refused: bool = False
+    retry_after_s: float | None = None
     generated: Generated | None = None
     png: bytes | None = None
 
@@ -351,6 +358,7 @@ def _attempt(arm: Arm, start: float, seconds: float, end: _End) -> Attempt:
         started_at=start,
         seconds=seconds,
         error=end.error,
+        retry_after_s=end.retry_after_s,
     )
     said = end.generated
     if said is None:

@@ -127,6 +127,7 @@ class Stopwatch:
 
     def _event(self) -> None:
         if self.device.startswith("cuda"):
+            # torch has no types there.
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self.device))
             self._events.append(event)

@@ -145,6 +145,7 @@ def native_tasks(cls: type) -> frozenset[Task]:
         and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         and name not in _GIVEN
     ]
+    # A subclass may have another one, and this very class is asked.
     components = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     foreign += [c for c in ("controlnet", "adapter") if c in components]
     if foreign or required:
