@@ -91,7 +91,8 @@ def test_the_summary_has_the_whole_story(finished: tuple[Path, str]) -> None:
     assert "breaker" in s["rollback"]["reason"]
     assert s["rollback"]["seconds"] < 60
     assert s["rollback"]["last_attempt_after_trip_seconds"] <= 1.0
-    assert "slow" in s["rollbacks"][1]["reason"]
+    slowness = s["rollbacks"][1]["reason"]  # on a busy machine the time-out is reached first
+    assert "slow" in slowness or "no answer within" in slowness
     assert s["requests"]["total"] > 1000
     assert (s["requests"]["failed"], s["requests"]["lost"]) == (0, 0)
     assert s["seconds"]["total"] > 0
