@@ -60,16 +60,16 @@ class Watch:
     def armed(self) -> bool:
         return bool(getattr(self.detector, "armed", True))
 
-    def feed(self, x: Any, *, session: str, at: float) -> bool:
-        """Give the detector one value; True when it fires, once. A firing signal goes on showing
+    def feed(self, x: Any, *, session: str, at: float, topic: str | None = None) -> bool:
+        """Give the detector one value, of ``topic`` where known; True when it fires, once. A firing signal goes on showing
         its value, but what it says next would be about the same change."""
         if self.firing:
-            self.detector.update(x, session=session, at=at)
+            self.detector.update(x, session=session, topic=topic, at=at)
             return False
         value = float(x) if isinstance(x, (int, float)) else math.nan
         self._marks.append((self.seen, at, value))
         self.updates += 1
-        fired = self.detector.update(x, session=session, at=at)
+        fired = self.detector.update(x, session=session, topic=topic, at=at)
         if self.armed_at is None and self.armed:
             self.armed_at = self.seen
         self.firing = fired and self.armed

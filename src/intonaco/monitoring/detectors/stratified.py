@@ -54,12 +54,14 @@ class StratifiedDetector(ReferenceDetector):
     ``make``: a new detector of one topic. ``since`` and ``updates`` count values of all topics.
 
     >>> import math, random
-    >>> rng = random.Random(1)
+    >>> rng = random.Random(2)
     >>> rates = {"cats": 0.9, "dogs": 0.6, "birds": 0.8, "cars": 0.7}
     >>> def thumb(topic, fallen=""):
     ...     return float(rng.random() < rates[topic] - 0.4 * (topic == fallen))
     >>> detector = StratifiedDetector(
-    ...     threshold=math.log(10_000), reference=1000, make=lambda: RateDetector(threshold=math.inf)
+    ...     make=lambda: RateDetector(threshold=math.inf),
+    ...     threshold=math.log(10_000),
+    ...     reference=1000,
     ... )
     >>> any(detector.update(thumb(t), topic=t) for t in rng.choices(list(rates), k=2000))
     False
@@ -76,6 +78,7 @@ class StratifiedDetector(ReferenceDetector):
     options = ("of", "topics", "fewest", "seasons")
 
     _strata: dict[str, ScalarDetector]
+    _seen: dict[str, int]
     _common: ShiryaevRoberts | None
 
     def __init__(
@@ -157,16 +160,18 @@ class StratifiedDetector(ReferenceDetector):
         return leading.reference_value if leading else None
 
     def shares(self) -> dict[str, float]:
-        """Share of the evidence by topic, and of a change in "all topics"; most first. Empty while
-        there is none."""
-        total = self.statistic
-        if total <= 0.0:
-            return {}
-        held = {ALL: COMMON * self._common_sum / total} if self._common_sum else {}
+        """How the evidence is shared between a change in "all topics" and one in each topic; most
+        first. Empty while there is none.
+
+        A topic's statistic counts times all values over those of the topic: an instant at which its
+        change may have begun comes only with a value of its own, and stands for all others since
+        the last (a uniform prior over the time of the change)."""
+        held = {ALL: COMMON * self._common_sum}
         for topic, stratum in self._strata.items():
-            if stratum.statistic:
-                held[topic] = (1.0 - COMMON) * stratum.statistic / total
-        return dict(sorted(held.items(), key=lambda item: -item[1]))
+            held[topic] = (1.0 - COMMON) * stratum.statistic * self._n / self._seen[topic]
+        total = sum(held.values())
+        shares = sorted(held.items(), key=lambda item: -item[1])
+        return {topic: value / total for topic, value in shares if value > 0.0}
 
     def _leading(self) -> ScalarDetector | None:
         armed = [stratum for stratum in self._strata.values() if stratum.armed]
@@ -177,7 +182,9 @@ class StratifiedDetector(ReferenceDetector):
     def _take(self, x: Any, *, session: str | None, topic: str | None, at: float | None) -> None:
         if self._fired:
             return  # evidence and date stay those of the alarm
-        stratum = self._stratum(topic)
+        name = self._name(topic)
+        stratum = self._strata[name]
+        self._seen[name] += 1
         e = stratum.feed(x, stamp=self._n - 1, at=at)
         if e is not None:
             if self._common is None:
@@ -190,14 +197,15 @@ class StratifiedDetector(ReferenceDetector):
         elif self._n > self.reference:
             self._arm(stratum)
 
-    def _stratum(self, topic: str | None) -> ScalarDetector:
+    def _name(self, topic: str | None) -> str:
+        """The stratum of a topic, made if there is room."""
         name = REST if topic is None else topic
+        if name not in self._strata and len(self._strata) - (REST in self._strata) >= self.topics:
+            name = REST
         if name not in self._strata:
-            if len(self._strata) - (REST in self._strata) >= self.topics:
-                name = REST
-            if name not in self._strata:
-                self._strata[name] = self._make()
-        return self._strata[name]
+            self._strata[name] = self._make()
+            self._seen[name] = 0
+        return name
 
     def _arm(self, stratum: ScalarDetector) -> None:
         if not stratum.armed and stratum.learning >= self.fewest:
@@ -207,12 +215,14 @@ class StratifiedDetector(ReferenceDetector):
 
     def _forget(self) -> None:
         self._strata = {}
+        self._seen = {}
         self._common = None
         self._common_sum = 0.0
 
     def _live(self) -> Mapping[str, Json]:
         return {
             "strata": {name: stratum.state() for name, stratum in self._strata.items()},
+            "seen": dict(self._seen),
             "common": self._common.state() if self._common else None,
         }
 
@@ -220,6 +230,7 @@ class StratifiedDetector(ReferenceDetector):
         for name, kept in state["strata"].items():
             self._strata[name] = self._make()
             self._strata[name].restore(kept)
+            self._seen[name] = int(state["seen"][name])
         if state["common"] is not None:
             self._common = ShiryaevRoberts.of_state(state["common"])
             self._common_sum = self._common.sum
