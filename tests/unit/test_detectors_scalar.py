@@ -249,15 +249,16 @@ def test_seasons_take_a_daily_swing_for_what_it_is() -> None:
         fell.update(0.3)
 
 
-def test_values_that_are_not_a_number_change_nothing_but_the_count() -> None:
+def test_values_that_are_not_finite_change_nothing_but_the_count() -> None:
     one, two = (MeanDetector(threshold=THRESHOLD, reference=50) for _ in range(2))
     values = np.random.default_rng(0).normal(size=200).tolist()
     one.update_many(values)
     for x in values:
         two.update(x)
         two.update(math.nan)
+        two.update(-math.inf)
     assert one.evidence == two.evidence
-    assert two.updates == 400
+    assert two.updates == 600
 
 
 QUIET: dict[str, tuple[list[Any], list[Any]]] = {

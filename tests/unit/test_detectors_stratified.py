@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from intonaco.config import DetectorChoice, Signal
 from intonaco.monitoring.detectors import DetectorSettings, RateDetector, StratifiedDetector
 from intonaco.monitoring.detectors.stratified import ALL, REST
+from intonaco.monitoring.watch import Watch
 from intonaco.protocols import Detector
 from intonaco.testing.scalars import keeps
 
@@ -154,6 +156,14 @@ def test_the_sum_over_topics_is_on_their_own_clocks() -> None:
         finals.append(detector.statistic)
     assert np.mean(finals) <= 40 + 3 * np.std(finals) / math.sqrt(len(finals))
     assert np.mean(finals) > 15
+
+
+def test_a_watch_hands_on_the_topic() -> None:
+    signal = Signal(of="errors", detector=DetectorChoice(name="stratified"), reference=50)
+    watch = Watch("errors", signal, 1_000.0)
+    watch.feed(1.0, session="u", at=0.0, topic="cats")
+    watch.feed(1.0, session="u", at=1.0)
+    assert set(watch.detector.state()["strata"]) == {"cats", REST}
 
 
 def test_restored_goes_on_exactly_at_any_point() -> None:

@@ -61,8 +61,8 @@ class Watch:
         return bool(getattr(self.detector, "armed", True))
 
     def feed(self, x: Any, *, session: str, at: float, topic: str | None = None) -> bool:
-        """Give the detector one value, of ``topic`` where known; True when it fires, once. A firing signal goes on showing
-        its value, but what it says next would be about the same change."""
+        """Give the detector one value, of ``topic`` where known; True when it fires, once. A firing
+        signal goes on showing its value, but what it says next would be about the same change."""
         if self.firing:
             self.detector.update(x, session=session, topic=topic, at=at)
             return False

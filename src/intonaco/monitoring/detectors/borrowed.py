@@ -46,9 +46,9 @@ def refuse_what_it_cannot(name: str, settings: DetectorSettings) -> None:
 
 
 def number(x: Any) -> float | None:
-    """A scalar, None if it is not a number. Raises ConfigError for a vector."""
+    """A scalar, None if it is not finite. Raises ConfigError for a vector."""
     try:
         value = float(x)
     except (TypeError, ValueError):
         raise ConfigError("this detector takes scalars, and the signal is one of vectors") from None
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None

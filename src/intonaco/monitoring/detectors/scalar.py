@@ -42,7 +42,7 @@ class ScalarDetector(ReferenceDetector):
     """Bets on a scalar against all values before it (``ratios``), mixed by Shiryaev-Roberts.
 
     The first ``reference`` values say what is normal; then it is armed, and goes on learning from
-    what it watches until it fires. Values that are not a number count as updates and nothing else.
+    what it watches until it fires. Values that are not finite count as updates and nothing else.
 
     ``threshold``: log of the mean number of updates to a false alarm, kept while the values are
     exchangeable. ``tolerance``: a move up to this is normal (the unit is the subclass's).
@@ -167,7 +167,7 @@ class ScalarDetector(ReferenceDetector):
         the e-values [bets], whose mean is at most 1 while all is normal; None when it did not
         bet."""
         value = float(x)
-        if math.isnan(value):
+        if not math.isfinite(value):
             return None
         self._recent.append(value)
         if self._fired:
