@@ -37,25 +37,33 @@ def group(kind: str) -> str:
     return f"intonaco.{kind}"
 
 
-def known(kind: str, builtins: Mapping[str, str]) -> list[str]:
+def known(kind: str, builtins: Mapping[str, str], families: Mapping[str, str] = {}) -> list[str]:
     """Names that ``resolve`` answers to, besides ``module:attribute``."""
-    return sorted({*builtins, *_installed(kind)})
+    return sorted({*builtins, *_installed(kind), *(f"{family}:NAME" for family in families)})
 
 
-def resolve(kind: str, name: str, builtins: Mapping[str, str]) -> Any:
+def resolve(
+    kind: str, name: str, builtins: Mapping[str, str], *, families: Mapping[str, str] = {}
+) -> Any:
     """The object that ``name`` stands for; a built-in wins over an entry point of its name.
+
+    ``families``: libraries whose members can be named ``FAMILY:MEMBER``. The attribute that is
+    given for a family is called with the member's name and gives the object.
 
     Raises ConfigError: for an unknown name, with those that are known, and for a plug-in that
     cannot be imported.
     """
     if name in builtins:
         return _load(kind, name, builtins[name])
+    family, _, member = name.partition(":")
+    if member and family in families:
+        return _load(kind, name, families[family])(member)
     plugin = _installed(kind).get(name)
     if plugin is not None:
         return _load(kind, name, plugin.value)
     if ":" in name:
         return _load(kind, name, name)
-    names = ", ".join(known(kind, builtins)) or "none"
+    names = ", ".join(known(kind, builtins, families)) or "none"
     raise ConfigError(
         f"{kind}: nothing is called {name!r}; known: {names}",
         hint=f"or give module:attribute, or install a plug-in with an entry point in {group(kind)}",

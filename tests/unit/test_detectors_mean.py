@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import pytest
-from tests.streams import scalar
 
 from intonaco.errors import ConfigError
 from intonaco.monitoring.detectors import (
@@ -22,6 +21,7 @@ from intonaco.monitoring.detectors import (
 from intonaco.monitoring.detectors.mixture import STAKES, Mixture
 from intonaco.monitoring.detectors.settings import Direction
 from intonaco.testing.detectors import check_detector
+from intonaco.testing.streams import scalar
 
 A = 2_000
 THRESHOLD = math.log(A)
@@ -42,21 +42,20 @@ def test_keeps_its_false_alarm_rate(kind: str, direction: Direction) -> None:
         fired = first_alarm(detector, values)
         alarms += fired is not None
         updates += (fired or 3_000) - 300
-    # 54,000 updates at one alarm in 2,000 allow 27; a run ends with its alarm
-    assert updates / max(alarms, 1) > 2 * A
+    # at most 54,000 updates, 27 alarms allowed: 36 are seen with a chance of 5 %. A run ends with
+    # its alarm
+    assert alarms <= 35 * updates / 54_000
 
 
-def test_without_slack_a_finite_reference_breaks_the_guarantee() -> None:
-    """Guards the constant: z = 3.5 is not decoration."""
-    alarms = {}
-    for z in (0.0, 3.5):
-        alarms[z] = 0
-        for seed in range(12):
-            values, _ = scalar("thumb_null", 3_000, seed=seed)
-            detector = MeanDetector(threshold=THRESHOLD, reference=200, z=z)
-            alarms[z] += first_alarm(detector, values) is not None
-    assert alarms[0.0] >= 6
-    assert alarms[3.5] <= 1
+def test_a_small_reference_does_not_break_the_guarantee() -> None:
+    """A mean of 200 values, kept as it is, needs a slack or half of these runs end in an alarm. The
+    growing one needs none."""
+    alarms = 0
+    for seed in range(12):
+        values, _ = scalar("thumb_null", 3_000, seed=seed)
+        detector = MeanDetector(threshold=math.log(20_000), reference=200)
+        alarms += first_alarm(detector, values) is not None
+    assert alarms <= 3  # 1.7 allowed in the mean
 
 
 @pytest.mark.parametrize(
@@ -94,23 +93,6 @@ def test_direction_and_tolerance() -> None:
     assert fires("both", 0.1)
     assert fires("both", -0.1)
     assert not fires("both", 0.1, tolerance=0.12)
-
-
-def test_errors_from_a_spotless_reference() -> None:
-    """No failure among 200: a handful of failures afterwards is no news, one in ten is."""
-    r = np.random.default_rng(1)
-
-    def detector() -> MeanDetector:
-        made = MeanDetector(
-            threshold=math.log(20_000), reference=200, direction="up", tolerance=0.01
-        )
-        made.update_many(np.zeros(200))
-        return made
-
-    assert not detector().update_many((r.random(5_000) < 0.01).astype(float))
-    fired = first_alarm(detector(), (r.random(1_000) < 0.2).astype(float))
-    assert fired is not None
-    assert fired < 150
 
 
 def test_restored_goes_on_exactly() -> None:
@@ -171,8 +153,8 @@ def test_names() -> None:
     assert built == {
         "prompt_embedding": "EmbeddingDetector",
         "clip_score": "MeanDetector",
-        "errors": "MeanDetector",
-        "latency": "MeanDetector",
+        "errors": "RateDetector",
+        "latency": "RateDetector",
     }
     name, factory = resolve("periodic", of="errors")
     assert (name, factory(settings).threshold) == ("periodic", 100.0)
@@ -181,12 +163,16 @@ def test_names() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"monitoring\.x\.detector.*e-detector, e-mean, periodic"):
+    with pytest.raises(
+        ConfigError, match=r"monitoring\.x\.detector.*e-mean, e-quantile, .*river:NAME"
+    ):
         check_name("e-detecter", "monitoring.x.detector")
     check_name("auto", "monitoring.x.detector")
 
 
-@pytest.mark.parametrize("module", ["embedding", "mean", "periodic"])
+@pytest.mark.parametrize(
+    "module", ["embedding", "mean", "periodic", "quantile", "rate", "stratified"]
+)
 def test_examples_in_the_docs_run(module: str) -> None:
     found = importlib.import_module(f"intonaco.monitoring.detectors.{module}")
     result = doctest.testmod(found)

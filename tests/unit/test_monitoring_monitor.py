@@ -102,7 +102,7 @@ def test_errors_and_latency(armed: tuple[Monitor, Traffic]) -> None:
     first = watch(monitor, traffic.many(300, failing=0.25))
     assert [f.signal for f in first] == ["errors"]
     assert first[0].direction == "up"
-    assert first[0].value_now == pytest.approx(0.25, abs=0.12)
+    assert first[0].value_now == pytest.approx(0.25, abs=0.2)  # of few requests
     assert "requests now fail" in first[0].text
     second = watch(monitor, traffic.many(300, slow=0.4))
     assert [f.signal for f in second] == ["latency"]

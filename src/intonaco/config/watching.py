@@ -17,11 +17,20 @@ class Extractor(Section):
     digest: str | None = None  # sha256; refuse anything else
 
 
+class DetectorChoice(Section):
+    """A detector with options in its own words, as in
+    ``{name: river:ADWIN, options: {delta: 0.001}}``."""
+
+    name: str
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+
 class Signal(Section):
     """``of``: what is watched. ``weight``: share of the false-alarm budget."""
 
     of: Literal["prompt_embedding", "clip_score", "errors", "latency"]
-    detector: str = "auto"  # built-in, entry point or module:attribute
+    # built-in, entry point, river:CLASS, evidently:METHOD or module:attribute
+    detector: str | DetectorChoice = "auto"
     weight: Positive = 1.0
     reference: Annotated[int, Field(ge=50)] = 2000  # requests that say what is normal
     tolerance: Annotated[float, Field(ge=0)] = 0.0  # a move this small is nothing to tell

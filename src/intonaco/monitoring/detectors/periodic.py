@@ -28,6 +28,7 @@ class PeriodicDetector:
 
     @classmethod
     def of(cls, settings: DetectorSettings) -> PeriodicDetector:
+        settings.chosen(cls.name)
         return cls(every=max(1, round(settings.requests_between_false_alarms)))
 
     @property

@@ -2,44 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from intonaco import plugins
+from intonaco.config import DetectorChoice
 from intonaco.errors import ConfigError
 from intonaco.monitoring.detectors.settings import DetectorSettings
 from intonaco.protocols import Detector
 
 KIND = "detectors"  # entry points: the group ``intonaco.detectors``
 AUTO = "auto"
+AUTOMATIC = {  # what "auto" means by the kind of signal; all else is a mean
+    "prompt_embedding": "e-detector",
+    "errors": "e-rate",
+    "latency": "e-rate",  # of requests that were slow for their class
+}
+_PLACE = "intonaco.monitoring.detectors"
 BUILT_IN = {
-    "e-detector": "intonaco.monitoring.detectors.embedding:EmbeddingDetector.of",
-    "e-mean": "intonaco.monitoring.detectors.mean:MeanDetector.of",
-    "periodic": "intonaco.monitoring.detectors.periodic:PeriodicDetector.of",
+    "e-detector": f"{_PLACE}.embedding:EmbeddingDetector.of",
+    "e-mean": f"{_PLACE}.mean:MeanDetector.of",
+    "e-quantile": f"{_PLACE}.quantile:QuantileDetector.of",
+    "e-rate": f"{_PLACE}.rate:RateDetector.of",
+    "periodic": f"{_PLACE}.periodic:PeriodicDetector.of",
+    "stratified": f"{_PLACE}.stratified:StratifiedDetector.of",
+}
+LIBRARIES = {  # "river:ADWIN": what stands here, called with "ADWIN", gives the factory
+    "evidently": f"{_PLACE}.evidently:factory",
+    "river": f"{_PLACE}.river:factory",
 }
 
 Factory = Callable[[DetectorSettings], Detector]
 
 
-def resolve(name: str, *, of: str) -> tuple[str, Factory]:
-    """The detector that ``name`` means for a signal of kind ``of``: its full name and a callable
-    that takes DetectorSettings.
+def resolve(choice: str | DetectorChoice, *, of: str) -> tuple[str, Factory]:
+    """The detector that ``choice`` means for a signal of kind ``of``: its full name, options
+    included, and a callable that takes DetectorSettings.
 
-    "auto" is the e-detector for embeddings and the e-detector of the mean for all else. Other names
-    are built-ins, entry points of the group ``intonaco.detectors`` or ``module:attribute``. Raises
+    "auto" is the one of AUTOMATIC. Other names are built-ins, entry points of the group
+    ``intonaco.detectors``, ``river:CLASS``, ``evidently:METHOD`` or ``module:attribute``. Raises
     ConfigError that lists the known ones.
     """
-    if name == AUTO:
-        name = "e-detector" if of == "prompt_embedding" else "e-mean"
-    factory: Any = plugins.resolve(KIND, name, BUILT_IN)
-    if not callable(factory):
+    if isinstance(choice, str):
+        choice = DetectorChoice(name=choice)
+    name = AUTOMATIC.get(of, "e-mean") if choice.name == AUTO else choice.name
+    found = plugins.resolve(KIND, name, BUILT_IN, families=LIBRARIES)
+    if not callable(found):
         raise ConfigError(f"detector {name!r} is not callable: it has to take DetectorSettings")
-    return name, factory
+    factory: Factory = found
+    options = choice.options
+    if not options:
+        return name, factory
+    if name == "e-detector":
+        raise ConfigError(f"options: {name} has none")
+    return _full(name, options), lambda given: factory(replace(given, options=options))
 
 
-def check_name(name: str, field: str) -> None:
-    """Raises ConfigError that names ``field`` of the configuration if no detector is called so."""
+def check_name(choice: str | DetectorChoice, field: str) -> None:
+    """Makes the detector, to see that its name, its options and what it needs are there. Raises
+    ConfigError that names ``field`` of the configuration."""
     try:
-        resolve(name, of="")
+        resolve(choice, of="")[1](DetectorSettings())
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}", hint=error.hint) from error
+
+
+def _full(name: str, options: Mapping[str, object]) -> str:
+    return f"{name}({', '.join(f'{key}={options[key]}' for key in sorted(options))})"
