@@ -53,9 +53,12 @@ from intonaco.config.serving import (
 from intonaco.config.watching import (
     DEFAULT_SIGNALS,
     Budget,
+    Cohorts,
     Decision,
     Extractor,
+    Head,
     Monitoring,
+    Scoring,
     Signal,
 )
 
@@ -65,6 +68,7 @@ __all__ = [
     "ApiKey",
     "Approval",
     "Budget",
+    "Cohorts",
     "Config",
     "Console",
     "Count",
@@ -75,6 +79,7 @@ __all__ = [
     "Feedback",
     "Gateway",
     "Generation",
+    "Head",
     "Limits",
     "LoraRecipe",
     "Margins",
@@ -85,6 +90,7 @@ __all__ = [
     "RegistryConfig",
     "RolloutConfig",
     "RolloutMargins",
+    "Scoring",
     "Section",
     "Serving",
     "Share",

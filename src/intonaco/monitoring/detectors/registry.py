@@ -12,6 +12,7 @@ from intonaco.protocols import Detector
 
 KIND = "detectors"  # entry points: the group ``intonaco.detectors``
 AUTO = "auto"
+STRATIFIED = "stratified"
 BUILT_IN = {
     "e-detector": "intonaco.monitoring.detectors.embedding:EmbeddingDetector.of",
     "e-mean": "intonaco.monitoring.detectors.mean:MeanDetector.of",
@@ -21,16 +22,18 @@ BUILT_IN = {
 Factory = Callable[[DetectorSettings], Detector]
 
 
-def resolve(name: str, *, of: str) -> tuple[str, Factory]:
+def resolve(name: str, *, of: str, given_topic: bool = False) -> tuple[str, Factory]:
     """The detector that ``name`` means for a signal of kind ``of``: its full name and a callable
     that takes DetectorSettings.
 
-    "auto" is the e-detector for embeddings and the e-detector of the mean for all else. Other names
-    are built-ins, entry points of the group ``intonaco.detectors`` or ``module:attribute``. Raises
+    "auto" is the e-detector for embeddings, for signals that are judged given the topic the
+    stratified one where there is one, and the e-detector of the mean for all else. Other names are
+    built-ins, entry points of the group ``intonaco.detectors`` or ``module:attribute``. Raises
     ConfigError that lists the known ones.
     """
     if name == AUTO:
-        name = "e-detector" if of == "prompt_embedding" else "e-mean"
+        mean = STRATIFIED if given_topic and STRATIFIED in BUILT_IN else "e-mean"
+        name = "e-detector" if of.endswith("_embedding") else mean
     factory: Any = plugins.resolve(KIND, name, BUILT_IN)
     if not callable(factory):
         raise ConfigError(f"detector {name!r} is not callable: it has to take DetectorSettings")

@@ -1,0 +1,75 @@
+"""Groups of the reference's prompts, so that scores and votes can be judged given the topic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intonaco.monitoring.detectors.arrays import pack, unpack
+from intonaco.monitoring.detectors.kmeans import Rows, kmeans, silhouette, unit
+from intonaco.types import Json
+
+NEW = "new"  # the topic of prompts that lie far from all of the reference
+SIZES = (2, 4, 8, 16)  # numbers of topics that are tried: a finer choice changes little
+FEWEST = 8  # requests of the reference in a topic, on average
+ROUNDS = 12
+NEWER = 0.5  # see ``of_reference``
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Topics are named by their number; the numbers mean the same as long as this object lives,
+    which is from one reference to the next.
+
+    ``centroids`` [k, d] unit rows. ``limit``: cosine distance to the nearest centroid from which a
+    prompt belongs to none of them.
+    """
+
+    centroids: NDArray[np.float32]
+    limit: float
+
+    @classmethod
+    def of_reference(cls, reference: NDArray[np.floating[Any]], *, seed: int = 0) -> Topics:
+        """Spherical k-means of the reference's embeddings [n, d], in as many topics as give the
+        best mean silhouette of those tried. New is what lies farther from its centroid than 99 %
+        of the reference does, and half as far again beyond that as those lie beyond the median:
+        the reference's own outliers are no news. Raises ValueError for fewer than two rows."""
+        rows = unit(reference)
+        if len(rows) < 2:
+            raise ValueError(f"topics need at least two requests, and there are {len(rows)}")
+        distinct = len(np.unique(rows.round(6), axis=0))
+        best, centroids = 0.0, unit(rows.mean(axis=0, keepdims=True))
+        for k in SIZES:
+            if k > min(distinct, len(rows) // FEWEST):
+                break
+            found, labels = kmeans(
+                rows, k, rng=np.random.default_rng([seed, k]), restarts=2, rounds=ROUNDS
+            )
+            score = silhouette(rows, labels)
+            if score > best:
+                best, centroids = score, found
+        away = 1.0 - (rows @ centroids.T).max(axis=1)
+        far = float(np.quantile(away, 0.99))
+        limit = far + NEWER * (far - float(np.median(away)))
+        return cls(centroids.astype(np.float32), limit)
+
+    def of(self, row: Rows) -> str:
+        """The topic of a prompt's unit vector [d]."""
+        cosines = self.centroids @ row.astype(np.float32)
+        nearest = int(np.argmax(cosines))
+        return NEW if 1.0 - float(cosines[nearest]) > self.limit else str(nearest)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*(str(k) for k in range(len(self.centroids))), NEW)
+
+    def state(self) -> Mapping[str, Json]:
+        return {"centroids": pack(self.centroids), "limit": self.limit}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Json]) -> Topics:
+        return cls(unpack(state["centroids"]), float(state["limit"]))
