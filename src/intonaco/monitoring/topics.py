@@ -18,6 +18,7 @@ SIZES = (2, 4, 8, 16)  # numbers of topics that are tried: a finer choice change
 FEWEST = 8  # requests of the reference in a topic, on average
 ROUNDS = 12
 NEWER = 0.5  # see ``of_reference``
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Topics:
         away = 1.0 - (rows @ centroids.T).max(axis=1)
         far = float(np.quantile(away, 0.99))
         limit = far + NEWER * (far - float(np.median(away)))
-        return cls(centroids.astype(np.float32), limit)
+        return cls(centroids.astype(np.float32), limit + ROUNDING)
 
     def of(self, row: Rows) -> str:
         """The topic of a prompt's unit vector [d]."""

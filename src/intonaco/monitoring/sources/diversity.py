@@ -59,6 +59,8 @@ class Diversity(Source):
     def __init__(self, name: str, signal: Signal) -> None:
         super().__init__(name, signal)
         self._recent: deque[_Picture] = deque(maxlen=RECENT)
+        self._kept = 0  # pictures ever put there
+        self._rows: Row | None = None  # [RECENT, 2, d]: theirs, picture n in row n modulo RECENT
         self._first: list[_Picture] = []
         self._bar: float | None = None  # cosine of prompts below which they are something else
         self._usual = 1.0  # likeness of pictures of different things that is normal
@@ -83,7 +85,7 @@ class Diversity(Source):
             self._learn(new)
             return ()
         value = self._nearly_equals_another(new) or self._like_something_else(new)
-        self._recent.append(new)
+        self._keep(new)
         return (reading(seen, float(value)),)
 
     def _nearly_equals_another(self, new: _Picture) -> bool:
@@ -92,10 +94,20 @@ class Diversity(Source):
         )
 
     def _like_something_else(self, new: _Picture) -> bool:
-        if new.rows is None or self._bar is None:
+        if new.rows is None or self._bar is None or self._rows is None:
             return False
-        others = [p.rows for p in self._recent if p.rows is not None]
-        return bool(others) and _likeness(new.rows, np.stack(others), self._bar) > self._usual
+        others = self._rows[: self._kept]
+        return _likeness(new.rows, others, self._bar) > self._usual
+
+    def _keep(self, new: _Picture) -> None:
+        self._recent.append(new)
+        if new.rows is not None:
+            if self._rows is None:
+                self._rows = np.zeros((RECENT, *new.rows.shape), dtype=np.float32)
+            self._rows[self._kept % RECENT] = new.rows
+        elif self._rows is not None:
+            self._rows[self._kept % RECENT] = 0.0  # like nothing
+        self._kept += 1
 
     def _learn(self, new: _Picture) -> None:
         self._first.append(new)
@@ -109,7 +121,8 @@ class Diversity(Source):
         found = [_likeness(rows[i], rows[(i + before) % n], self._bar) for i in range(n)]
         known = [likeness for likeness in found if likeness > NONE]
         self._usual = float(np.quantile(known, ALIKE)) if known else 1.0
-        self._recent.extend(self._first)
+        for picture in self._first:
+            self._keep(picture)
         self._first = []
 
     def text(self, finding: Finding) -> str:
@@ -124,13 +137,18 @@ class Diversity(Source):
     def state(self) -> Mapping[str, Json]:
         return {
             "recent": _packed(self._recent),
+            "kept": self._kept,
             "first": _packed(self._first),
             "bar": self._bar,
             "usual": self._usual,
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
-        self._recent = deque(_unpacked(state["recent"]), maxlen=RECENT)
+        recent = _unpacked(state["recent"])
+        self._recent.clear()
+        self._rows, self._kept = None, int(state["kept"]) - len(recent)
+        for picture in recent:
+            self._keep(picture)
         self._first = _unpacked(state["first"])
         self._bar = None if state["bar"] is None else float(state["bar"])
         self._usual = float(state["usual"])
