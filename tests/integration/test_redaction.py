@@ -69,7 +69,7 @@ class Letters:
 
     def _unit(self, rows: Any) -> NDArray[np.float32]:
         x = np.array(rows, dtype=np.float32)
-        return cast(Any, x / np.linalg.norm(x, axis=1, keepdims=True))
+        return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), dtype=np.float32)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def close(made: Cohorts, item: ScoredRecord) -> list[Mature]:
     return list(made.close(item.record.at + DAY + GRACE_SECONDS))
 
 
-def users(n: int, **record: str) -> list[ScoredRecord]:
+def users(n: int, **record: Any) -> list[ScoredRecord]:
     """Items a minute apart, each of another user unless ``record`` says who."""
     base = Traffic().ask()
     return [
@@ -105,7 +106,7 @@ def test_the_order_of_two_logs_changes_nothing() -> None:
     for seed in range(4):
         made, order = cohorts(), list(said)
         if seed:
-            np.random.default_rng(seed).shuffle(order)  # type: ignore[arg-type]
+            np.random.default_rng(seed).shuffle(order)
         for one in order[:30]:
             made.heard(one, None)
         follow(made, items)
@@ -173,14 +174,8 @@ def test_two_votes_that_contradict_each_other_are_none() -> None:
 
 # ------------------------------------------------------------------------------- in the monitor
 
-OF = {"reference": 200, "tolerance": 0.0}
-SIGNALS = {
-    "thumbs": Signal(of="thumbs", **OF),
-    "stars": Signal(of="stars", **OF),
-    "regenerate": Signal(of="regenerate", **OF),
-    "download": Signal(of="download", **OF),
-    "response_rate": Signal(of="response_rate", **OF),
-}
+NAMES = ("thumbs", "stars", "regenerate", "download", "response_rate")
+SIGNALS = {name: Signal.model_validate({"of": name, "reference": 200}) for name in NAMES}
 
 
 def monitor(*names: str) -> Monitor:
@@ -215,8 +210,9 @@ def day(
             vote: str | None = "up" if likes else "down"
             if kind == "stars":
                 vote = str(int(np.clip(round(random.normal(1 + 4 * up, 1.0)), 1, 5)))
-            how = {"kind": kind} if kind in ("regenerate", "download") else {"vote": vote}
-            said = feedback(item, wait, **how)  # type: ignore[arg-type]
+            sign = kind in ("regenerate", "download")
+            how: dict[str, Any] = {"kind": kind} if sign else {"vote": vote}
+            said = feedback(item, wait, **how)
             yield said.at, said
 
 
@@ -246,11 +242,11 @@ def run(made: Monitor, log: Iterator[tuple[float, ScoredRecord | Feedback]]) -> 
     ],
 )
 def test_each_sign_is_noticed_and_quiet_before(
-    signal: str, before: dict[str, object], after: dict[str, object]
+    signal: str, before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     traffic, random, made = Traffic(seed=1), np.random.default_rng(1), monitor(signal)
-    assert run(made, day(traffic, random, 1_500, **before)) == []  # type: ignore[arg-type]
-    findings = run(made, day(traffic, random, 1_200, **after))  # type: ignore[arg-type]
+    assert run(made, day(traffic, random, 1_500, **before)) == []
+    findings = run(made, day(traffic, random, 1_200, **after))
     assert [f.signal for f in findings] == [signal]
     finding = findings[0]
     wanted = "up" if signal == "regenerate" else "down"

@@ -4,8 +4,9 @@ exactly after a restart."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -276,14 +277,14 @@ def test_what_is_judged_given_its_topic_begins_when_topics_are_known() -> None:
     }
     pictures, made = Pictures(1), monitor(**signals)
     seen: list[str | None] = []
-    detector = made._watches["clip"].detector
-    real: Callable[..., bool] = detector.update
+    detector: Any = made._watches["clip"].detector
+    real = detector.update
 
-    def update(x: object, **how: str | None) -> bool:
+    def update(x: object, **how: Any) -> bool:
         seen.append(how["topic"])
-        return real(x, **how)
+        return bool(real(x, **how))
 
-    detector.update = update  # type: ignore[method-assign]
+    detector.update = update
     watch(made, pictures.many(400))
     status = {s.signal: s.requests for s in made.status()}
     assert status["pooled"] == 400
