@@ -18,6 +18,7 @@ from intonaco.errors import ConfigError
 from intonaco.monitoring import heads
 from intonaco.monitoring.heads import Heads
 from intonaco.protocols import EmbeddingScorer, Scorer
+from intonaco.testing.scorers import ScriptedScorer, check_embedding_scorer, check_scorer
 
 
 class Colours:
@@ -27,7 +28,7 @@ class Colours:
 
     def images(self, images: Sequence[Any]) -> NDArray[np.float32]:
         rows = np.array([np.asarray(i, float).reshape(-1, 3).mean(0) + 1e-6 for i in images])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         raise NotImplementedError
@@ -142,6 +143,41 @@ def test_a_plug_in_and_what_is_not_a_number(tmp_path: Path) -> None:
         {"sharpness": 0.0},
     ]
     assert load(tmp_path).digest == ""
+
+
+def test_heads_keep_what_the_seams_promise(tmp_path: Path) -> None:
+    pictures = [noise(sd, side) for sd, side in ((0.0, 32), (3.0, 64), (9.0, 48))]
+    spec = linear(tmp_path, weight=[1.0, 2.0, -1.0])
+    made = load(tmp_path, a=Head(type="sharpness"), b=Head(type="noise"), c=spec)
+    for head in made.scorers.values():
+        assert isinstance(head, Scorer)
+        check_scorer(head, pictures, ["a", "b", "c"])
+    aesthetic = made.scorers["c"]
+    assert isinstance(aesthetic, EmbeddingScorer)
+    check_embedding_scorer(aesthetic, Colours().images(pictures))
+    check_scorer(ScriptedScorer({"a": 1.0}), pictures, ["a", "b", "c"])
+
+
+class Ranks:
+    """Breaks its promise: a score is the rank among the images it is given with."""
+
+    name = "ranks"
+
+    def score(self, images: Sequence[Any], prompts: Sequence[str]) -> NDArray[np.float64]:
+        return np.arange(len(images), dtype=np.float64)
+
+
+class Columns(Ranks):
+    def score(self, images: Sequence[Any], prompts: Sequence[str]) -> NDArray[np.float64]:
+        return np.zeros((len(images), 1))
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"), [(Ranks(), "depends on the others"), (Columns(), "of shape")]
+)
+def test_the_checks_find_what_is_wrong(scorer: Scorer, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_scorer(scorer, [noise(1.0)] * 2, ["a", "b"])
 
 
 def test_signals_name_heads_that_there_are() -> None:
