@@ -12,8 +12,7 @@ import pytest
 from tests.content import feedback
 from tests.traffic import Traffic
 
-from intonaco.config import Cohorts as Settings
-from intonaco.config import Monitoring, Signal
+from intonaco.config import Maturity, Monitoring, Signal
 from intonaco.monitoring.cohorts import EXPLICIT, GRACE_SECONDS, Cohorts, Mature
 from intonaco.monitoring.monitor import Monitor
 from intonaco.types import Feedback, Finding, ScoredRecord
@@ -23,7 +22,7 @@ HOUR = 3_600.0
 
 
 def cohorts(**settings: float) -> Cohorts:
-    return Cohorts(Settings.model_validate({"mature_after_s": DAY, **settings}))
+    return Cohorts(Maturity.model_validate({"mature_after_s": DAY, **settings}))
 
 
 def follow(made: Cohorts, items: Sequence[ScoredRecord], topic: str | None = "0") -> None:
@@ -182,7 +181,7 @@ def monitor(*names: str) -> Monitor:
     config = Monitoring(
         requests_between_false_alarms=5_000,
         signals={n: SIGNALS[n] for n in names or SIGNALS},
-        feedback=Settings(mature_after_s=HOUR),
+        feedback=Maturity(mature_after_s=HOUR),
     )
     return Monitor("digits", config)
 
@@ -317,3 +316,12 @@ def test_a_new_champion_begins_with_feedback_of_its_own() -> None:
     assert made.waiting == 0
     run(made, day(traffic, random, 300))  # of the old release
     assert made.status()[0].requests == 0
+
+
+def test_where_nothing_is_made_of_feedback_none_is_remembered() -> None:
+    made = Monitor("digits", Monitoring(signals={"errors": Signal(of="errors")}))
+    traffic = Traffic(seed=6)
+    for item in traffic.many(20):
+        made.hear(feedback(item, 1.0, vote="up"), item.record.at)
+        made.observe(item)
+    assert made.waiting == 0

@@ -49,7 +49,7 @@ class Scoring(Section):
         return heads
 
 
-class Cohorts(Section):
+class Maturity(Section):
     """How feedback is counted: for images that are ``mature_after_s`` old, so that slow and quick
     voters count alike. ``per_unit``: votes, and images, of one unit that count in a cohort (the
     images made in a stretch of ``mature_after_s``). ``kept``: images that wait for their maturity;
@@ -148,7 +148,7 @@ class Monitoring(Section):
     # Between a finding and its diagnosis: a topic of 5 % of the requests is then seen five times.
     settle_requests: Annotated[int, Field(ge=0)] = 100
     scoring: Scoring = Scoring()
-    feedback: Cohorts = Cohorts()
+    feedback: Maturity = Maturity()
     # Whether findings, and what the monitors remember for them, hold prompts that records keep.
     show_prompts: bool = True
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intonaco.config import Cohorts as Settings
+from intonaco.config import Maturity
 from intonaco.monitoring.detectors.arrays import pack, unpack
 from intonaco.monitoring.signals import OWN_ARMS
 from intonaco.types import Feedback, Json
@@ -67,7 +67,7 @@ class Cohorts:
     ``unmatched``: feedback whose image was never seen.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Maturity) -> None:
         self.settings = settings
         self.late = 0
         self.unmatched = 0

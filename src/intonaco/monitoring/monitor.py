@@ -55,6 +55,7 @@ class Monitor:
         self._heads: str | None = None
         self._topics: Topics | None = None
         self._cohorts = Cohorts(config.feedback)
+        self._counts_feedback = any(s.of in OF_FEEDBACK for s in config.signals.values())
         self._dedupe = SessionDedupe()
         self._recent = Recent()
         self._watches = self._new_watches()
@@ -102,7 +103,7 @@ class Monitor:
         # Prompts of which nothing is known have no topic, and never will: those are judged together
         waiting = row is not None and self._topics is None
         topic = self._topics.of(row) if row is not None and self._topics is not None else None
-        if not waiting and champion_made(item, self._release):
+        if self._counts_feedback and not waiting and champion_made(item, self._release):
             self._cohorts.made(record.request_id, record.at, record.unit, topic)
         seen = Seen(item=item, release=self._release, row=row, repeat=repeat, topic=topic)
         return [
@@ -115,7 +116,8 @@ class Monitor:
     def hear(self, feedback: Feedback, now: float) -> list[Finding]:
         """Take what a user said of an image; the findings it completes. Hear all that was said
         before ``observe`` is given what was made at about that time."""
-        self._cohorts.heard(feedback, self._release)
+        if self._counts_feedback:
+            self._cohorts.heard(feedback, self._release)
         return [
             self._finding(watch, now)
             for watch in self._watches.values()

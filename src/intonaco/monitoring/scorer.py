@@ -50,7 +50,7 @@ KNOWN_TEXTS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Looked:
     """What was read of a record's pictures."""
 
     image: Image.Image | None = None
@@ -161,15 +161,15 @@ class Scorer:
         with self._lock:
             return np.asarray(self.extractor.images(images))
 
-    def _look(self, record: Record) -> Seen:
+    def _look(self, record: Record) -> Looked:
         """The pictures to score; probes are compared byte by byte elsewhere, not scored."""
         if record.probe or not self._sampled(record):
-            return Seen()
+            return Looked()
         image, broken = self._open(record, record.image)
         condition, _ = self._open(record, record.condition)
         if image is None:
-            return Seen(condition=condition, broken=broken)
-        return Seen(
+            return Looked(condition=condition, broken=broken)
+        return Looked(
             image=image,
             condition=condition,
             hash=perceptual_hash(image),
