@@ -278,8 +278,8 @@ def test_conditioning_pictures_are_watched_whatever_is_asked_of_them() -> None:
 # --------------------------------------------------------------------------------------- scores
 
 
-@pytest.mark.parametrize("bounds", [None, (0.0, 1000.0)])
-def test_any_heads_score_is_watched_in_its_own_units(bounds: tuple[float, float] | None) -> None:
+@pytest.mark.parametrize("span", [None, (0.0, 1000.0)])
+def test_any_heads_score_is_watched_in_its_own_units(span: tuple[float, float] | None) -> None:
     random = np.random.default_rng(5)
     config = Monitoring.model_validate(
         {
@@ -289,7 +289,7 @@ def test_any_heads_score_is_watched_in_its_own_units(bounds: tuple[float, float]
                 "sharp": {
                     "of": "score",
                     "score": "sharpness",
-                    "bounds": bounds,
+                    "range": span,
                     "direction": "down",
                     "reference": REFERENCE,
                     "given_topic": False,

@@ -183,12 +183,12 @@ def test_the_checks_find_what_is_wrong(scorer: Scorer, message: str) -> None:
 def test_signals_name_heads_that_there_are() -> None:
     with pytest.raises(ValueError, match="extractor give: clip"):
         Monitoring(signals={"s": Signal(of="score", score="aesthetic")})
-    with pytest.raises(ValueError, match="needs score"):
+    with pytest.raises(ValueError, match="a signal of score needs score"):
         Signal(of="score")
-    with pytest.raises(ValueError, match="not for errors"):
+    with pytest.raises(ValueError, match="not of errors"):
         Signal(of="errors", score="clip")
-    with pytest.raises(ValueError, match="bounds must rise"):
-        Signal(of="score", score="clip", bounds=(1.0, 1.0))
+    with pytest.raises(ValueError, match="must be below"):
+        Signal(of="score", score="clip", range=(1.0, 1.0))
     with pytest.raises(ValueError, match="another name"):
         Monitoring.model_validate({"scoring": {"heads": {"clip": {"type": "noise"}}}})
     with pytest.raises(ValueError, match="digest"):

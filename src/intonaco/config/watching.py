@@ -60,62 +60,39 @@ class Maturity(Section):
     kept: Annotated[int, Field(ge=100, le=200_000)] = 20_000
 
 
-class Signal(Section):
-    """``of``: what is watched. ``weight``: share of the false-alarm budget. ``given_topic``: judged
-    within each topic, so that a move of the traffic is not taken for a change of quality; by
-    default scores and feedback are."""
+SignalKind = Literal[
+    "prompt_embedding",
+    "clip_score",
+    "errors",
+    "latency",
+    # of pictures
+    "condition_embedding",
+    "image_embedding",
+    "score",
+    "diversity",
+    "blank_images",
+    "broken_images",
+    "safety",
+    # of feedback
+    "thumbs",
+    "stars",
+    "regenerate",
+    "download",
+    "response_rate",
+]
 
-    of: Literal[
-        "prompt_embedding",
-        "clip_score",
-        "errors",
-        "latency",
-        # of pictures
-        "condition_embedding",
-        "image_embedding",
-        "score",
-        "diversity",
-        "blank_images",
-        "broken_images",
-        "safety",
-        # of feedback
-        "thumbs",
-        "stars",
-        "regenerate",
-        "download",
-        "response_rate",
-    ]
-    detector: str = "auto"  # built-in, entry point or module:attribute
-    weight: Positive = 1.0
-    reference: Annotated[int, Field(ge=50)] = 2000  # requests that say what is normal
-    tolerance: Annotated[float, Field(ge=0)] = 0.0  # a move this small is nothing to tell
-    direction: Literal["up", "down", "both"] = "both"
-    slower_than: Positive = 3.0  # latency: slow is this many times the reference median
-    # score: its name, "clip" or one of scoring.heads; safety: the head whose number is looked at
-    score: str | None = None
-    # score: what its values lie between; none: learned from the first of them
-    bounds: tuple[float, float] | None = None
-    unsafe_above: float = 0.5  # safety: a picture with a higher number is unsafe
-    given_topic: bool | None = None
-
-    @property
-    def judged_given_topic(self) -> bool:
-        if self.given_topic is not None:
-            return self.given_topic
-        return self.of in GIVEN_TOPIC
-
-    @model_validator(mode="after")
-    def _score_is_named(self) -> Signal:
-        if self.of in ("score", "safety"):
-            if self.score is None:
-                raise ValueError(f"of: {self.of} needs score, the name of a head")
-        elif self.score is not None:
-            raise ValueError(f"score is for of: score and of: safety, not for {self.of}")
-        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds must rise, and are {self.bounds}")
-        return self
-
-
+# Fields that only signals of some kinds have; in all others they are refused.
+FIELDS_OF_KINDS: dict[str, tuple[str, ...]] = {
+    "slower_than": ("latency",),
+    "score": ("score", "safety"),
+    "unsafe_above": ("safety",),
+    "range": ("score",),
+}
+REQUIRED_OF_KINDS: dict[str, tuple[str, ...]] = {
+    "score": ("score",),
+    "safety": ("score",),
+}
+# Kinds that are judged within each topic unless the signal says otherwise.
 GIVEN_TOPIC = (
     "clip_score",
     "score",
@@ -126,6 +103,44 @@ GIVEN_TOPIC = (
     "download",
     "response_rate",
 )
+
+
+class Signal(Section):
+    """``of``: what is watched. ``weight``: share of the false-alarm budget. ``given_topic``: judged
+    within each topic, so that a move of the traffic is not taken for a change of quality. The
+    fields from ``slower_than`` on belong to some kinds only (``FIELDS_OF_KINDS``)."""
+
+    of: SignalKind
+    detector: str = "auto"  # built-in, entry point or module:attribute
+    weight: Positive = 1.0
+    reference: Annotated[int, Field(ge=50)] = 2000  # requests that say what is normal
+    tolerance: Annotated[float, Field(ge=0)] = 0.0  # a move this small is nothing to tell
+    direction: Literal["up", "down", "both"] = "both"
+    given_topic: bool | None = None  # none: scores and feedback are
+
+    slower_than: Positive = 3.0  # slow is this many times the reference median
+    score: str | None = None  # "clip" or one of scoring.heads
+    unsafe_above: float = 0.5  # a picture with a higher number is unsafe
+    # what values can be; others are cut off there. A score without it: learned from the first ones
+    range: tuple[float, float] | None = None
+
+    @property
+    def judged_given_topic(self) -> bool:
+        return self.of in GIVEN_TOPIC if self.given_topic is None else self.given_topic
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Signal:
+        for name, kinds in FIELDS_OF_KINDS.items():
+            given = getattr(self, name) != Signal.model_fields[name].default
+            if given and self.of not in kinds:
+                raise ValueError(f"{name} is of signals of {' or '.join(kinds)}, not of {self.of}")
+        for name in REQUIRED_OF_KINDS.get(self.of, ()):
+            if getattr(self, name) is None:
+                raise ValueError(f"a signal of {self.of} needs {name}")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError("range: the first number must be below the second")
+        return self
+
 
 DEFAULT_SIGNALS = {
     "prompts": Signal(of="prompt_embedding"),

@@ -39,7 +39,10 @@ class Watch:
     def __post_init__(self) -> None:
         self.source = source(self.name, self.signal)
         self.detector_name, factory = resolve(
-            self.signal.detector, of=self.signal.of, given_topic=self.given_topic
+            self.signal.detector,
+            of=self.signal.of,
+            stream=self.source.stream,
+            given_topic=self.given_topic,
         )
         self.detector = factory(
             DetectorSettings(

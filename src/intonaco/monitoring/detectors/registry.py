@@ -22,9 +22,12 @@ BUILT_IN = {
 Factory = Callable[[DetectorSettings], Detector]
 
 
-def resolve(name: str, *, of: str, given_topic: bool = False) -> tuple[str, Factory]:
-    """The detector that ``name`` means for a signal of kind ``of``: its full name and a callable
-    that takes DetectorSettings.
+def resolve(
+    name: str, *, of: str, stream: str = "bounded", given_topic: bool = False
+) -> tuple[str, Factory]:
+    """The detector that ``name`` means for a signal of kind ``of``, whose readings are what
+    ``stream`` says ("vector", "bounded", "rate" or "positive", see ``Source``): its full name and
+    a callable that takes DetectorSettings.
 
     "auto" is the e-detector for embeddings, for signals that are judged given the topic the
     stratified one where there is one, and the e-detector of the mean for all else. Other names are
@@ -33,7 +36,7 @@ def resolve(name: str, *, of: str, given_topic: bool = False) -> tuple[str, Fact
     """
     if name == AUTO:
         mean = STRATIFIED if given_topic and STRATIFIED in BUILT_IN else "e-mean"
-        name = "e-detector" if of.endswith("_embedding") else mean
+        name = "e-detector" if stream == "vector" or of.endswith("_embedding") else mean
     factory: Any = plugins.resolve(KIND, name, BUILT_IN)
     if not callable(factory):
         raise ConfigError(f"detector {name!r} is not callable: it has to take DetectorSettings")

@@ -14,6 +14,7 @@ class BrokenImages(Source):
     """1 for a stored picture of the champion's that cannot be read, else 0; one that was deleted
     since, or not looked at, says nothing."""
 
+    stream = "rate"
     direction = "up"
 
     def of_record(self, seen: Seen) -> Iterable[Reading]:
@@ -32,6 +33,7 @@ class BrokenImages(Source):
 class BlankImages(Source):
     """1 for a picture of one tone (but for a speck), else 0."""
 
+    stream = "rate"
     direction = "up"
 
     def of_record(self, seen: Seen) -> Iterable[Reading]:

@@ -52,6 +52,7 @@ class Diversity(Source):
     session's repeats.
     """
 
+    stream = "rate"
     direction = "up"
     extracted = True
     repeats = False

@@ -20,6 +20,7 @@ class Conditions(Source):
     """Embeddings of the pictures that edits start from, of all user requests, whoever answered. A
     session that sends the same picture again says nothing new, whatever it asks for."""
 
+    stream = "vector"
     direction = "moved"
     extracted = True
 
@@ -53,6 +54,7 @@ class Images(Source):
     """Embeddings of the pictures that the champion made for users assigned to it. They move with
     the prompts too: read them beside the prompts' signal."""
 
+    stream = "vector"
     direction = "moved"
     extracted = True
     repeats = False

@@ -37,6 +37,7 @@ class _OfCohort(Source):
 class Thumbs(_OfCohort):
     """1 for an image that was voted up, 0 for one voted down."""
 
+    stream = "rate"
     what = "Share of thumbs up"
 
     def value(self, image: Mature) -> float | None:
@@ -71,6 +72,7 @@ class Stars(_OfCohort):
 class Regenerate(_OfCohort):
     """1 for an image that its user had made again, else 0: a sign that it was not liked."""
 
+    stream = "rate"
     what = "Share of images that users had made again"
 
     def value(self, image: Mature) -> float | None:
@@ -80,6 +82,7 @@ class Regenerate(_OfCohort):
 class Download(_OfCohort):
     """1 for an image that its user took away, else 0: a sign that it was liked."""
 
+    stream = "rate"
     what = "Share of images that users downloaded"
 
     def value(self, image: Mature) -> float | None:
@@ -90,6 +93,7 @@ class ResponseRate(_OfCohort):
     """1 for an image that got a vote or stars, else 0. When it moves, votes come from other people
     than before, and what they say is to be read with care."""
 
+    stream = "rate"
     what = "Share of images that got a vote"
 
     def value(self, image: Mature) -> float | None:

@@ -15,10 +15,10 @@ WIDER = 3.0  # see ``Score``
 
 
 class Score(Source):
-    """Values of the head ``signal.score``, brought into 0 to 1 by ``signal.bounds``.
+    """Values of the head ``signal.score``, brought into 0 to 1 by ``signal.range``.
 
-    Without bounds they are learned from the first values: their middle 90 %, three times as far
-    again on both sides. What lies outside counts as the bound, as the detectors' guarantee needs;
+    Without a range they are learned from the first values: their middle 90 %, three times as far
+    again on both sides. What lies outside is cut off there, as the detectors' guarantee needs;
     a move beyond it is seen all the same.
     """
 
@@ -30,32 +30,32 @@ class Score(Source):
     def __init__(self, name: str, signal: Signal) -> None:
         super().__init__(name, signal)
         self._head = signal.score or ""
-        self._bounds = signal.bounds
+        self._range = signal.range
         self._first: list[float] = []
 
     @property
     def learns(self) -> int:
-        if self.signal.bounds is not None:
+        if self.signal.range is not None:
             return 0
         return max(20, min(100, self.signal.reference // 4))
 
     @property
     def tolerance(self) -> float:
-        """In the head's own units only where the bounds are given; else learned too late to be of
+        """In the head's own units only where the range is given; else learned too late to be of
         use, and a share of what the values span."""
-        if self.signal.bounds is None:
+        if self.signal.range is None:
             return self.signal.tolerance
-        return self.signal.tolerance / (self.signal.bounds[1] - self.signal.bounds[0])
+        return self.signal.tolerance / (self.signal.range[1] - self.signal.range[0])
 
     def of_record(self, seen: Seen) -> Iterable[Reading]:
         value = champion_score(seen.item, self._head, seen.release)
         if value is None:
             return ()
-        if self._bounds is None:
+        if self._range is None:
             if not seen.repeat:
                 self._learn(value)
             return ()
-        low, high = self._bounds
+        low, high = self._range
         return (reading(seen, min(max((value - low) / (high - low), 0.0), 1.0)),)
 
     def _learn(self, value: float) -> None:
@@ -64,11 +64,11 @@ class Score(Source):
             return
         low, high = (float(q) for q in np.quantile(self._first, (0.05, 0.95)))
         span = (high - low) or max(abs(high), 1.0)
-        self._bounds = (low - WIDER * span, high + WIDER * span)
+        self._range = (low - WIDER * span, high + WIDER * span)
         self._first = []
 
     def raw(self, value: float) -> float:
-        low, high = self._bounds or (0.0, 1.0)
+        low, high = self._range or (0.0, 1.0)
         return low + value * (high - low)
 
     def text(self, finding: Finding) -> str:
@@ -80,20 +80,21 @@ class Score(Source):
 
     def state(self) -> Mapping[str, Json]:
         return {
-            "bounds": None if self._bounds is None else list(self._bounds),
+            "range": None if self._range is None else list(self._range),
             "first": list(self._first),
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
-        bounds = state["bounds"]
-        if self.signal.bounds is None:
-            self._bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
+        known = state["range"]
+        if self.signal.range is None:
+            self._range = None if known is None else (float(known[0]), float(known[1]))
         self._first = [float(v) for v in state["first"]]
 
 
 class Safety(Source):
     """1 for a picture that the head ``signal.score`` holds to be unsafe, else 0."""
 
+    stream = "rate"
     direction = "up"
     extracted = True
     of_heads = True
