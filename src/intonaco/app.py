@@ -114,6 +114,7 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     """What is wrong with a configuration beyond its form: names that resolve to nothing, files that
     are not there. Empty if all is well."""
     from intonaco.datasets.validation import validate
+    from intonaco.monitoring import heads
     from intonaco.monitoring.detectors import check_name
 
     problems = []
@@ -135,6 +136,7 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         attempt(need_extra, "serving.tracing", *OTEL)
     for signal, settings in config.monitoring.signals.items():
         attempt(check_name, settings.detector, f"monitoring.signals.{signal}.detector")
+    problems += heads.check(config.monitoring.scoring.heads, workspace.root)
     for name, upstream in config.serving.upstreams.items():
         try:
             headers_of(upstream, os.environ)

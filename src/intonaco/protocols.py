@@ -159,6 +159,15 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class EmbeddingScorer(Protocol):
+    """A scorer that needs no more than the image's unit vector in the extractor's space."""
+
+    name: str
+
+    def score_embeddings(self, rows: Matrix) -> NDArray[np.floating[Any]]: ...
+
+
+@runtime_checkable
 class Detector(Protocol):
     """Watches one stream. ``evidence`` is a log e-value, ``threshold`` its log limit: the detector
     fires when evidence reaches it. ``state`` is JSON; ``restore`` of it is exact."""

@@ -1,25 +1,30 @@
-"""Feeds scored records to the monitors and to the rollout's analysis, each once.
+"""Feeds scored records and feedback to the monitors and to the rollout's analysis, each once.
 
-The reader's offset is committed together with the state of what was fed, so that a kill neither
-loses a record nor counts it twice.
+The readers' offsets are committed together with the state of what was fed, so that a kill neither
+loses a line nor counts it twice.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from statistics import median
 
 from intonaco.codec import decode
+from intonaco.errors import StorageError
 from intonaco.executor import Parts
 from intonaco.monitoring.monitor import Monitor
 from intonaco.rollout.analysis import RolloutAnalysis
 from intonaco.segment_log import SegmentReader
-from intonaco.types import Finding, Json, Outcome, Rollout, ScoredRecord
+from intonaco.types import Feedback, Finding, Json, Outcome, Rollout, ScoredRecord
+
+logger = logging.getLogger(__name__)
 
 CONSUMER = "watch"
 COMMIT_SECONDS = 1.0
 BATCH = 500
+FEEDBACK_BATCH = 20_000
 SCORED_SECONDS = 10.0  # with nothing left to read, everything older than this has been scored
 LATENCIES = 200  # champion's service times kept in each request class
 
@@ -30,6 +35,7 @@ class Watch:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.reader = SegmentReader(parts.workspace.scores)
+        self.feedback = SegmentReader(parts.workspace.feedback)
         self.monitor = Monitor(parts.config.service, parts.config.monitoring)
         self.analysis: RolloutAnalysis | None = None
         self.release: str | None = None  # champion that the monitor's reference belongs to
@@ -49,7 +55,9 @@ class Watch:
         self._follow_rollout()
         findings: list[Finding] = []
         idle = True
-        for line in self.reader.read(BATCH):
+        # First all that was said, so that an image that its record's time makes mature has it.
+        said_all = self._hear(findings, now)
+        for line in self.reader.read(BATCH if said_all else 0):
             item = decode(ScoredRecord, line)
             idle, self._dirty = False, True
             self._count(item)
@@ -58,13 +66,31 @@ class Watch:
                 self.analysis.observe(item)
         scored = self.last_at or now
         unscored = self._unscored_bytes()
-        if idle and unscored == 0 and self.analysis is not None:
-            self.analysis.advance(now - SCORED_SECONDS)
+        if idle and said_all and unscored == 0:
+            waiting = self.monitor.waiting
+            findings.extend(self.monitor.mature(now - SCORED_SECONDS))
+            self._dirty |= self.monitor.waiting != waiting
+            if self.analysis is not None:
+                self.analysis.advance(now - SCORED_SECONDS)
         silence = self.monitor.silence(now, scored, unscored)
         if silence is not None:
             findings.append(silence)
         if findings or (self._dirty and now - self._committed_at >= COMMIT_SECONDS):
             self._commit(fence, now, findings)
+
+    def _hear(self, findings: list[Finding], now: float) -> bool:
+        """Take in feedback; whether that was all of it."""
+        left = FEEDBACK_BATCH
+        for line in self.feedback.read(FEEDBACK_BATCH):
+            left -= 1
+            self._dirty = True
+            try:
+                feedback = decode(Feedback, line)
+            except StorageError as error:
+                logger.error("feedback skipped: %s", error, extra={"action": "watch.broken_line"})
+                continue
+            findings.extend(self.monitor.hear(feedback, now))
+        return left > 0
 
     def _unscored_bytes(self) -> int:
         """Bytes of gateway records that the scorer has not taken yet."""
@@ -153,6 +179,7 @@ class Watch:
 
     def _state(self) -> Json:
         return {
+            "feedback": dict(self.feedback.offset),
             "monitor": self.monitor.state(),
             "release": self.release,
             "requests": self.requests,
@@ -169,6 +196,7 @@ class Watch:
             return
         offset, state = stored
         self.reader.seek(offset)
+        self.feedback.seek(state.get("feedback", {}))
         self.monitor.restore(state["monitor"])
         self.release = state["release"]
         self.requests = state["requests"]

@@ -77,6 +77,11 @@ class Workspace:
         return self.root / "images"
 
     @property
+    def conditions(self) -> Path:
+        """Pictures that users sent in with edits, if they are kept. Not handed out by gateways."""
+        return self.root / "conditions"
+
+    @property
     def datasets(self) -> Path:
         return self.root / "datasets"
 

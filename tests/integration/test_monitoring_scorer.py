@@ -22,7 +22,8 @@ from PIL import Image
 from tests.traffic import Traffic
 
 from intonaco.clock import Clock, FakeClock
-from intonaco.codec import decode, encode
+from intonaco.codec import as_json, decode, encode
+from intonaco.config import Head, Scoring
 from intonaco.errors import BackendError
 from intonaco.monitoring.client import ScorerClient
 from intonaco.monitoring.embed_server import EmbedServer
@@ -83,8 +84,10 @@ def make(workspace: Workspace) -> Iterator[Make]:
     """Scorers of the workspace, closed at the end. An earlier one is left as a kill leaves it."""
     made = []
 
-    def scorer(*, clock: Clock | None = None, using: Any = None) -> Scorer:
-        made.append(Scorer(workspace, using or extractor(), clock=clock))
+    def scorer(
+        *, clock: Clock | None = None, using: Any = None, scoring: Scoring | None = None
+    ) -> Scorer:
+        made.append(Scorer(workspace, using or extractor(), scoring=scoring, clock=clock))
         return made[-1]
 
     yield scorer
@@ -172,6 +175,67 @@ def test_prompts_that_were_not_kept_give_no_data(workspace: Workspace, make: Mak
     assert (dropped.prompt_embedding, dict(dropped.scores)) == ((), {})
     assert known.scores["clip"] == pytest.approx(1.0)
     assert scorer.extractor.texts_seen == 1  # type: ignore[attr-defined]  # the test's own
+
+
+def test_what_a_picture_shows_is_noted(workspace: Workspace, make: Make) -> None:
+    write(
+        workspace,
+        [
+            record("a red", "red"),
+            record("f" * 64, "red", prompt_form="hash"),
+            record("a red", "broken"),
+            record("a red", "deleted"),
+            record("a red", None),
+            record("a red", "blue", task="edit", condition="images/red.png"),
+            record("a red", "red", probe=True),
+        ],
+    )
+    drain(make(scoring=Scoring(heads={"sharpness": Head(type="sharpness")})))
+    red, hashed, broken, deleted, none, edit, probe = scored(workspace)
+    assert red.image_embedding == hashed.image_embedding == (1.0, 0.0, 0.0)
+    assert red.image_hash == hashed.image_hash == "0" * 16
+    assert red.image_facts["contrast"] == 0.0
+    assert dict(hashed.scores) == {"sharpness": 0.0}  # which needs no prompt
+    assert set(red.scores) == {"clip", "sharpness"}
+    assert len(red.heads) == 64
+    kept = [i.image_broken for i in (red, hashed, broken, deleted, none, edit, probe)]
+    assert kept == [False, False, True, None, None, False, None]
+    for nothing in (broken, deleted, none, probe):
+        assert (nothing.image_embedding, nothing.image_hash) == ((), "")
+        assert (dict(nothing.scores), dict(nothing.image_facts)) == ({}, {})
+    assert edit.image_embedding == (0.0, 0.0, 1.0)
+    assert edit.condition_embedding == (1.0, 0.0, 0.0)
+    assert red.condition_embedding == ()
+
+
+def test_a_share_of_pictures_is_looked_at_the_same_after_a_restart(
+    workspace: Workspace, make: Make
+) -> None:
+    records = [record("a red", "red", request_id=f"q{n}") for n in range(300)]
+    records += [record("a red", "red", request_id=f"s{n}", shadow_of=f"q{n}") for n in range(300)]
+    write(workspace, records)
+    scoring = Scoring(sample=0.25, images=False)
+    make(scoring=scoring).step()
+    drain(make(scoring=scoring))
+    looked = {i.record.request_id for i in scored(workspace) if i.image_hash}
+    users = {q for q in looked if q[0] == "q"}
+    assert len(users) == pytest.approx(75, abs=25)
+    assert {q[1:] for q in users} == {q[1:] for q in looked - users}  # pairs are whole
+    assert all(i.prompt_embedding for i in scored(workspace))
+    assert not any(i.image_embedding for i in scored(workspace))
+    assert all(bool(i.scores) == bool(i.image_hash) for i in scored(workspace))
+
+
+def test_scored_records_of_before_are_read() -> None:
+    old = as_json(Traffic().ask())
+    for name in (
+        *("image_embedding", "condition_embedding", "image_hash", "image_facts", "image_broken"),
+        "heads",
+    ):
+        del old[name]
+    del old["record"]["condition"]
+    item = decode(ScoredRecord, json.dumps(old))
+    assert item == Traffic().ask()
 
 
 def test_a_line_that_is_no_record_is_skipped_and_counted(workspace: Workspace, make: Make) -> None:

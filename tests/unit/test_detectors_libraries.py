@@ -53,7 +53,7 @@ def windows(*, vectors: bool = False) -> EvidentlyDetector:
 
 
 def build(choice: str | DetectorChoice, reference: int = 500) -> Detector:
-    return resolve(choice, of="")[1](DetectorSettings(reference=reference))
+    return resolve(choice)[1](DetectorSettings(reference=reference))
 
 
 # ------------------------------------------------------------------------------- without libraries
@@ -127,7 +127,7 @@ def test_options_come_from_the_configuration() -> None:
             "detector": {"name": "stratified", "options": {"of": "e-rate", "topics": 3}},
         }
     )
-    name, factory = resolve(signal.detector, of="clip_score")
+    name, factory = resolve(signal.detector)
     assert name == "stratified(of=e-rate, topics=3)"
     assert getattr(factory(DetectorSettings()), "topics", None) == 3
 
@@ -196,7 +196,7 @@ def test_river_says_what_it_has(choice: dict[str, object], complaint: str) -> No
 
 @needs_river
 def test_what_river_has_not_is_refused() -> None:
-    factory = resolve("river:ADWIN", of="")[1]
+    factory = resolve("river:ADWIN")[1]
     with pytest.raises(ConfigError, match="river:ADWIN has no direction"):
         factory(DetectorSettings(direction="down"))
     with pytest.raises(ConfigError, match="river:ADWIN has no tolerance"):

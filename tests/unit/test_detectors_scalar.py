@@ -294,7 +294,7 @@ def test_built_ins_follow_the_protocol(name: str) -> None:
     settings = DetectorSettings(requests_between_false_alarms=1_000, reference=200)
 
     def make() -> Detector:
-        return resolve(choice, of="")[1](settings)
+        return resolve(choice)[1](settings)
 
     assert isinstance(make(), Detector)
     if name == "stratified":  # the moved values come with a topic, which must not be a new one

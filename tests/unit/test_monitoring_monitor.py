@@ -110,7 +110,11 @@ def test_errors_and_latency(armed: tuple[Monitor, Traffic]) -> None:
 
 
 def test_only_the_champions_own_users_count_for_quality() -> None:
-    monitor, traffic = Monitor("digits", settings()), Traffic(seed=2)
+    config = settings()
+    pooled = config.signals["clip_score"].model_copy(update={"given_topic": False})
+    signals = {**config.signals, "clip_score": pooled}
+    monitor = Monitor("digits", config.model_copy(update={"signals": signals}))
+    traffic = Traffic(seed=2)
     for how in ({"probe": True}, {"shadow_of": "r1"}):
         assert monitor.observe(traffic.ask(failing=1.0, **how)) == []
     assert monitor.requests == 0

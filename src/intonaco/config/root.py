@@ -47,11 +47,31 @@ class Config(Section):
     def _prompts_are_there_to_watch(self) -> Config:
         if self.serving.gateway.prompts != "keep":
             for name, signal in self.monitoring.signals.items():
-                if signal.of in ("prompt_embedding", "clip_score"):
+                if signal.of in ("prompt_embedding", "clip_score") or signal.score == "clip":
                     raise ValueError(
                         f"monitoring.signals.{name} needs prompts, and serving.gateway.prompts is "
                         f"{self.serving.gateway.prompts!r}: leave the signal out, or keep prompts"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _conditions_are_there_to_watch(self) -> Config:
+        gateway = self.serving.gateway
+        if gateway.keep_conditions and gateway.prompts != "keep":
+            raise ValueError(
+                f"serving.gateway.keep_conditions stores what users send, and prompts is "
+                f"{gateway.prompts!r}: leave one of them out"
+            )
+        for name, signal in self.monitoring.signals.items():
+            if signal.of == "condition_embedding" and not gateway.keep_conditions:
+                raise ValueError(
+                    f"monitoring.signals.{name} needs the pictures that users send: set "
+                    "serving.gateway.keep_conditions, or leave the signal out"
+                )
+            if signal.of == "image_embedding" and not self.monitoring.scoring.images:
+                raise ValueError(
+                    f"monitoring.signals.{name} needs monitoring.scoring.images, which is false"
+                )
         return self
 
     @model_validator(mode="after")

@@ -104,6 +104,9 @@ class Gateway(Section):
     challenger_timeout_s: Positive = 60.0  # then the champion answers instead
     breaker_failures: Count = 3  # hard failures in a row that trip a challenger
     keep_images: Share = 1.0  # share of images kept for scoring
+    # Whether the pictures that users send in with edits are kept too (with those images that are),
+    # so that their drift can be watched.
+    keep_conditions: bool = False
     # What records hold of a prompt. With `hash` or `drop` nothing can embed or score it.
     prompts: Literal["keep", "hash", "drop"] = "keep"
     retention_days: Positive | None = None  # of images and records; none: kept until you delete

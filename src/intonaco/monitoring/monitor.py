@@ -10,12 +10,14 @@ import numpy as np
 
 from intonaco.codec import digest
 from intonaco.config import Monitoring
+from intonaco.monitoring.cohorts import Cohorts
 from intonaco.monitoring.detectors.dedupe import SessionDedupe
 from intonaco.monitoring.detectors.kmeans import unit
 from intonaco.monitoring.explanation import explain, moved_share, summary
-from intonaco.monitoring.recent import Recent
-from intonaco.monitoring.signals import champion_score, is_user_request
+from intonaco.monitoring.recent import REFERENCE, Recent
+from intonaco.monitoring.signals import champion_made, champion_score, is_user_request
 from intonaco.monitoring.sources import Reading, Seen
+from intonaco.monitoring.topics import Topics
 from intonaco.monitoring.watch import Watch
 from intonaco.types import ClusterMove, Feedback, Finding, Json, ScoredRecord, SignalStatus
 
@@ -25,6 +27,7 @@ SCORE = "clip"  # the score that explanations compare
 SILENCE_SECONDS = 60.0
 SILENCE = "scorer"  # name of the signal of the dead-man's switch
 STATE_VERSION = 2
+OF_FEEDBACK = ("thumbs", "stars", "regenerate", "download", "response_rate")
 
 
 class Monitor:
@@ -36,6 +39,9 @@ class Monitor:
     raise one in ``requests_between_false_alarms * sum(weights) / weight_i`` updates, so that all
     together raise at most one in ``requests_between_false_alarms`` requests.
 
+    The first quarter of the reference is grouped into topics; from then on every request has one,
+    and signals that are judged given the topic begin.
+
     Give it every scored record once, in order, and keep ``state()`` together with the reader's
     offset.
     """
@@ -46,6 +52,10 @@ class Monitor:
         self.requests = 0  # user requests seen
         self._release = release
         self._extractor: str | None = None
+        self._heads: str | None = None
+        self._topics: Topics | None = None
+        self._cohorts = Cohorts(config.feedback)
+        self._counts_feedback = any(s.of in OF_FEEDBACK for s in config.signals.values())
         self._dedupe = SessionDedupe()
         self._recent = Recent()
         self._watches = self._new_watches()
@@ -71,31 +81,64 @@ class Monitor:
         if not is_user_request(record):
             return []
         self.requests += 1
-        if item.prompt_embedding:
+        if item.prompt_embedding or item.image_embedding or item.image_hash:
             self._check_extractor(item.extractor)
+            self._check_heads(item.heads)
         row = unit(np.array(item.prompt_embedding)) if item.prompt_embedding else None
         repeat = row is not None and self._dedupe.repeats(record.unit, row, record.at)
         score = champion_score(item, SCORE, self._release)
         if row is not None and not repeat:
+            shown = self.config.show_prompts and record.prompt_form == "text"
             self._recent.add(
-                at=record.at, row=row, prompt=record.prompt, image=record.image, score=score
+                at=record.at,
+                row=row,
+                prompt=record.prompt if shown else "",
+                image=record.image,
+                score=score,
             )
-            if not self._reference_complete():
+            if self._topics is None or not self._reference_complete():
                 self._recent.add_reference(row)
-        seen = Seen(item=item, release=self._release, row=row, repeat=repeat)
+            if self._topics is None and self._recent.offered >= self._topics_after():
+                self._topics = Topics.of_reference(self._recent.reference())
+        # Prompts of which nothing is known have no topic, and never will: those are judged together
+        waiting = row is not None and self._topics is None
+        topic = self._topics.of(row) if row is not None and self._topics is not None else None
+        if self._counts_feedback and not waiting and champion_made(item, self._release):
+            self._cohorts.made(record.request_id, record.at, record.unit, topic)
+        seen = Seen(item=item, release=self._release, row=row, repeat=repeat, topic=topic)
         return [
             self._finding(watch, record.at)
             for watch in self._watches.values()
-            if self._feed(watch, watch.source.of_record(seen), counts=not repeat)
-        ]
+            if not (waiting and watch.given_topic)
+            and self._feed(watch, watch.source.of_record(seen), counts=not repeat)
+        ] + self.mature(record.at)
 
     def hear(self, feedback: Feedback, now: float) -> list[Finding]:
-        """Take what a user said of an image; the findings it completes."""
+        """Take what a user said of an image; the findings it completes. Hear all that was said
+        before ``observe`` is given what was made at about that time."""
+        if self._counts_feedback:
+            self._cohorts.heard(feedback, self._release)
         return [
             self._finding(watch, now)
             for watch in self._watches.values()
             if self._feed(watch, watch.source.of_feedback(feedback, now))
         ]
+
+    def mature(self, now: float) -> list[Finding]:
+        """Count the images whose time for feedback is over at ``now``; the findings that
+        completes. ``observe`` does so by its records' time; where none come, give it a time up to
+        which all records have been observed and all feedback was heard."""
+        return [
+            self._finding(watch, image.at)
+            for image in self._cohorts.close(now)
+            for watch in self._watches.values()
+            if self._feed(watch, watch.source.of_cohort(image))
+        ]
+
+    @property
+    def waiting(self) -> int:
+        """Images that are not yet mature."""
+        return len(self._cohorts)
 
     def tick(self, now: float) -> list[Finding]:
         """Let time pass: what is measured by the clock, not by requests. Call it every second or
@@ -117,6 +160,12 @@ class Monitor:
                 fired |= watch.feed(reading)
         return fired
 
+    def _topics_after(self) -> int:
+        """Requests that topics are made of: a quarter of the longest reference, as many as a
+        sample of it holds at most."""
+        longest = max((w.signal.reference for w in self._watches.values()), default=0)
+        return max(20, min(REFERENCE, longest // 4))
+
     def _reference_complete(self) -> bool:
         """The sample of the reference ends when the first signal about requests is armed."""
         from_extractor = [w for w in self._watches.values() if w.source.extracted]
@@ -132,11 +181,29 @@ class Monitor:
             )
             fresh = self._new_watches()
             for name, watch in self._watches.items():
-                if watch.source.extracted:
+                if watch.source.extracted or watch.given_topic:
                     self._watches[name] = fresh[name]
-            self._recent = Recent()
+            self._forget_requests()
             self._dedupe.clear()
         self._extractor = extractor
+
+    def _check_heads(self, heads: str) -> None:
+        if self._heads not in (None, heads):
+            logger.warning(
+                "scoring heads changed, scores get a new reference",
+                extra={"action": "monitor.heads_changed", "service_id": self.service_id},
+            )
+            fresh = self._new_watches()
+            for name, watch in self._watches.items():
+                if watch.source.of_heads:
+                    self._watches[name] = fresh[name]
+        self._heads = heads
+
+    def _forget_requests(self) -> None:
+        """Topics get other numbers, so what waits with one must go too."""
+        self._recent = Recent()
+        self._topics = None
+        self._cohorts = Cohorts(self.config.feedback)
 
     # -------------------------------------------------------------------------------- what it says
 
@@ -167,6 +234,7 @@ class Monitor:
             unit=watch.source.unit,
             direction=direction,
             release=self._release,
+            facts=self._cohorts.facts() if watch.signal.of in OF_FEEDBACK else {},
         )
         finding = self.refresh(finding)
         logger.info(
@@ -210,7 +278,7 @@ class Monitor:
         """Forget what is normal and collect it anew, from what ``release`` serves from now on."""
         self._release = release
         self._watches = self._new_watches()
-        self._recent = Recent()
+        self._forget_requests()
 
     def silence(self, now: float, last_scored_at: float | None, lag_bytes: int) -> Finding | None:
         """Dead-man's switch: records wait and nothing was scored for a minute. One finding an
@@ -255,6 +323,9 @@ class Monitor:
             "requests": self.requests,
             "release": self._release,
             "extractor": self._extractor,
+            "heads": self._heads,
+            "topics": self._topics.state() if self._topics else None,
+            "cohorts": self._cohorts.state(),
             "dedupe": self._dedupe.state(),
             "recent": self._recent.state(),
             "watches": {name: watch.state() for name, watch in self._watches.items()},
@@ -275,6 +346,10 @@ class Monitor:
         self.requests = int(state["requests"])
         self._release = state["release"]
         self._extractor = state["extractor"]
+        self._heads = state.get("heads")
+        self._topics = Topics.of_state(state["topics"]) if state.get("topics") else None
+        if "cohorts" in state:
+            self._cohorts.restore(state["cohorts"])
         self._dedupe.restore(state["dedupe"])
         self._recent.restore(state["recent"])
         self._silent_since = state["silent_since"]
@@ -287,7 +362,7 @@ class Monitor:
 
 
 def _text(watch: Watch, finding: Finding, clusters: Sequence[ClusterMove]) -> str:
-    if watch.source.direction == "moved":
+    if watch.signal.of == "prompt_embedding":
         return f"{summary(clusters)}."
     text = watch.source.text(finding)
     if watch.source.extracted and any(c.moved for c in clusters):

@@ -35,6 +35,11 @@ class Recent:
     _images: deque[str | None] = field(default_factory=lambda: deque(maxlen=RECENT))
     _scores: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
+    @property
+    def offered(self) -> int:
+        """Requests that the sample of the reference was drawn from."""
+        return self._offered
+
     def add_reference(self, row: NDArray[Any]) -> None:
         """Reservoir sampling (Vitter, 1985), its draws seeded by the count, so that it goes on the
         same after a restart."""

@@ -9,6 +9,7 @@ beyond that, so as not to write it again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,11 @@ from PIL import Image, UnidentifiedImageError
 from intonaco import config as configuration
 from intonaco.clock import Clock, SystemClock
 from intonaco.codec import decode, encode
+from intonaco.config import Scoring
 from intonaco.errors import ConfigError, Conflict, IntonacoError, StorageError
 from intonaco.monitoring.embed_server import EmbedServer
+from intonaco.monitoring.heads import Heads
+from intonaco.monitoring.pictures import facts, grey, perceptual_hash
 from intonaco.protocols import FeatureExtractor
 from intonaco.segment_log import SegmentReader, SegmentWriter
 from intonaco.types import Record, ScoredRecord
@@ -44,6 +49,17 @@ HEARTBEAT_SECONDS = 1.0
 KNOWN_TEXTS = 4096
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """What was read of a record's pictures."""
+
+    image: Image.Image | None = None
+    condition: Image.Image | None = None
+    hash: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    broken: bool | None = None
+
+
 class Scorer:
     """Reads records, writes scored records. One per workspace; not thread safe but for ``embed``.
 
@@ -51,8 +67,15 @@ class Scorer:
     read: those are passed on without a score, or skipped, never a reason to stop."""
 
     def __init__(
-        self, workspace: Workspace, extractor: FeatureExtractor, *, clock: Clock | None = None
+        self,
+        workspace: Workspace,
+        extractor: FeatureExtractor,
+        *,
+        scoring: Scoring | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self.scoring = scoring or Scoring()
+        self.heads = Heads.load(self.scoring.heads, workspace.root, extractor)
         self.workspace = workspace
         self.extractor = extractor
         self.clock = clock or SystemClock()
@@ -95,33 +118,80 @@ class Scorer:
             return None
 
     def _score(self, records: Sequence[Record]) -> list[ScoredRecord]:
-        # A prompt that was hashed or dropped has no vector and no score: no data, never a guess.
+        # A prompt that was hashed or dropped has no vector and no CLIP score: no data, never a
+        # guess. What a picture shows by itself is known all the same.
         known = [i for i, r in enumerate(records) if r.prompt_form == "text"]
         texts = dict(zip(known, self.embed([records[i].prompt for i in known]), strict=True))
-        images = {i: image for i in known if (image := self._image(records[i])) is not None}
-        cosines: dict[int, float] = {}
+        seen = {i: self._look(r) for i, r in enumerate(records)}
+        images = {i: s.image for i, s in seen.items() if s.image is not None}
+        conditions = {i: s.condition for i, s in seen.items() if s.condition is not None}
+        rows = self._vectors([*images.values(), *conditions.values()])
+        of_images = dict(zip(images, rows[: len(images)], strict=True))
+        of_conditions = dict(zip(conditions, rows[len(images) :], strict=True))
+        scores: dict[int, dict[str, float]] = {}
         if images:
+            prompts = [records[i].prompt if i in texts else "" for i in images]
             with self._lock:
-                rows = self.extractor.images(list(images.values()))
-            for i, row in zip(images, rows, strict=True):
-                cosines[i] = float(np.dot(row.astype(np.float64), texts[i].astype(np.float64)))
+                found = self.heads.score(list(images.values()), prompts, rows[: len(images)])
+            scores = dict(zip(images, found, strict=True))
+        for i, row in of_images.items():
+            if i in texts:
+                cosine = np.dot(row.astype(np.float64), texts[i].astype(np.float64))
+                scores[i][SCORE] = float(cosine)
         return [
             ScoredRecord(
                 record=record,
-                prompt_embedding=tuple(round(float(v), 6) for v in texts.get(i, ())),
-                scores={SCORE: cosines[i]} if i in cosines else {},
+                prompt_embedding=_rounded(texts.get(i)),
+                scores=scores.get(i, {}),
                 extractor=self.extractor.digest,
+                image_embedding=_rounded(of_images.get(i)) if self.scoring.images else (),
+                condition_embedding=_rounded(of_conditions.get(i)),
+                image_hash=seen[i].hash,
+                image_facts=seen[i].facts,
+                image_broken=seen[i].broken,
+                heads=self.heads.digest,
             )
             for i, record in enumerate(records)
         ]
 
-    def _image(self, record: Record) -> Image.Image | None:
-        """The image to score; probes are compared byte by byte elsewhere, not scored."""
-        if record.image is None or record.probe:
-            return None
+    def _vectors(self, images: Sequence[Image.Image]) -> NDArray[Any]:
+        """Unit rows [n, d] of pictures."""
+        if not images:
+            return np.zeros((0, 0), dtype=np.float32)
+        with self._lock:
+            return np.asarray(self.extractor.images(images))
+
+    def _look(self, record: Record) -> Looked:
+        """The pictures to score; probes are compared byte by byte elsewhere, not scored."""
+        if record.probe or not self._sampled(record):
+            return Looked()
+        image, broken = self._open(record, record.image)
+        condition, _ = self._open(record, record.condition)
+        if image is None:
+            return Looked(condition=condition, broken=broken)
+        return Looked(
+            image=image,
+            condition=condition,
+            hash=perceptual_hash(image),
+            facts=facts(grey(image)),
+            broken=False,
+        )
+
+    def _sampled(self, record: Record) -> bool:
+        """By the request's id, so that the same images are looked at after a restart, and a
+        shadow's copy with its original."""
+        key = record.shadow_of or record.request_id
+        place = hashlib.sha256(f"scoring/{key}".encode()).digest()[:8]
+        return int.from_bytes(place) < self.scoring.sample * 2**64
+
+    def _open(self, record: Record, path: str | None) -> tuple[Image.Image | None, bool | None]:
+        """The stored picture in RGB and whether it is broken; of one that was deleted since (or
+        never kept) nothing is known."""
+        if path is None:
+            return None, None
         try:
-            with Image.open(self.workspace.resolve(record.image)) as image:
-                return image.convert("RGB")
+            with Image.open(self.workspace.resolve(path)) as image:
+                return image.convert("RGB"), False
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
             self.broken_images += 1
             logger.warning(
@@ -130,7 +200,7 @@ class Scorer:
                 error,
                 extra={"action": "scorer.broken_image"},
             )
-            return None
+            return None, None if isinstance(error, FileNotFoundError) else True
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit rows [n, d] of texts, those seen lately from memory. Thread safe."""
@@ -207,6 +277,10 @@ class Scorer:
         self._writer.close()
 
 
+def _rounded(row: NDArray[Any] | None) -> tuple[float, ...]:
+    return () if row is None else tuple(round(float(v), 6) for v in row)
+
+
 def _sizes(root: Path) -> dict[str, int]:
     """Bytes of whole lines per log file. All that this process appended is whole lines; a line cut
     short by an earlier kill ends its file for good, and counting it does no harm: readers never
@@ -233,7 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the only import of torch in this process, and only when it really scores
         from intonaco.evaluation.features import load_extractor
 
-        scorer = Scorer(workspace, load_extractor(config.extractor, workspace.root))
+        extractor = load_extractor(config.extractor, workspace.root)
+        scorer = Scorer(workspace, extractor, scoring=config.monitoring.scoring)
         with EmbedServer(scorer.embed, workspace.admin_token()) as server:
             workspace.announce(NAME, url=server.url, digest=scorer.extractor.digest)
             logger.info("scorer is ready at %s", server.url, extra={"action": "scorer.ready"})

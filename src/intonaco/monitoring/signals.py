@@ -37,13 +37,17 @@ def failed(record: Record, release: str | None) -> float | None:
     return 0.0 if Outcome.OK in outcomes else None
 
 
-def champion_score(item: ScoredRecord, name: str, release: str | None) -> float | None:
-    """Raw score of an image that the champion made for a user assigned to it."""
-    served = any(
+def champion_made(item: ScoredRecord, release: str | None) -> bool:
+    """Whether the champion made this record's image, for a user assigned to it."""
+    return any(
         a.outcome is Outcome.OK and a.release == item.record.served_by
         for a in champion_attempts(item.record, release)
     )
-    return item.scores.get(name) if served else None
+
+
+def champion_score(item: ScoredRecord, name: str, release: str | None) -> float | None:
+    """Raw score of an image that the champion made for a user assigned to it."""
+    return item.scores.get(name) if champion_made(item, release) else None
 
 
 @dataclass(slots=True)

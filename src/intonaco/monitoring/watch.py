@@ -38,7 +38,11 @@ class Watch:
 
     def __post_init__(self) -> None:
         self.source = source(self.name, self.signal)
-        self.detector_name, factory = resolve(self.signal.detector, of=self.signal.of)
+        self.detector_name, factory = resolve(
+            self.signal.detector,
+            stream=self.source.stream,
+            given_topic=self.given_topic,
+        )
         self.detector = factory(
             DetectorSettings(
                 requests_between_false_alarms=self.requests_between_false_alarms,
@@ -51,6 +55,10 @@ class Watch:
         self._marks = deque(maxlen=MARKS)
 
     @property
+    def given_topic(self) -> bool:
+        return self.signal.judged_given_topic
+
+    @property
     def armed(self) -> bool:
         return bool(getattr(self.detector, "armed", True))
 
@@ -58,7 +66,8 @@ class Watch:
         """Give the detector one reading; True when it fires, once. A firing signal goes on showing
         its value, but what it says next would be about the same change."""
         x, at = reading.value, reading.at
-        session, topic = reading.session, reading.topic
+        session = reading.session
+        topic = reading.topic if self.given_topic else None
         if self.firing:
             self.detector.update(x, session=session, topic=topic, at=at)
             return False

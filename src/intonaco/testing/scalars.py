@@ -59,7 +59,7 @@ def keeps(alarms: int, allowed: float) -> bool:
 
 
 def built_in(kind: str, reference: int) -> Detector:
-    _, factory = resolve(DETECTORS[kind.split("_")[0]], of="")
+    _, factory = resolve(DETECTORS[kind.split("_")[0]])
     return factory(DetectorSettings(requests_between_false_alarms=BUDGET, reference=reference))
 
 

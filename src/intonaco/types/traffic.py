@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from intonaco.types.vocabulary import ArmRole, Outcome
 
@@ -110,6 +110,7 @@ class Record:
     shadow_of: str | None = None  # request id, for the copy that a shadow arm answered
     probe: bool = False
     prompt_form: str = "text"  # what ``prompt`` is: "text", "hash" (HMAC, hex) or "none"
+    condition: str | None = None  # path of the picture that an edit started from, if kept
 
     @property
     def key(self) -> str:
@@ -125,12 +126,20 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRecord:
-    """A record with what the scorer saw in it. ``scores`` hold raw values ("clip": cosine)."""
+    """A record with what the scorer saw in it. ``scores`` hold raw values ("clip": cosine).
+    Embeddings are unit vectors, empty where there is none, and personal data. Of an image that was
+    not looked at (none was kept, or it is not in the sample) nothing is said."""
 
     record: Record
     prompt_embedding: tuple[float, ...]
     scores: Mapping[str, float]
     extractor: str  # digest of the extractor
+    image_embedding: tuple[float, ...] = ()
+    condition_embedding: tuple[float, ...] = ()
+    image_hash: str = ""  # perceptual hash of 64 bits, hex
+    image_facts: Mapping[str, float] = field(default_factory=dict)  # "contrast", "black", "white"
+    image_broken: bool | None = None  # whether the stored image cannot be read
+    heads: str = ""  # digest of the heads that gave the scores beside "clip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,12 @@ from intonaco.protocols import Detector
 
 KIND = "detectors"  # entry points: the group ``intonaco.detectors``
 AUTO = "auto"
-AUTOMATIC = {  # what "auto" means by the kind of signal; all else is a mean
-    "prompt_embedding": "e-detector",
-    "errors": "e-rate",
-    "latency": "e-rate",  # of requests that were slow for their class
+AUTOMATIC = {  # what "auto" means by what a signal's readings are; all else is a mean
+    "vector": "e-detector",
+    "rate": "e-rate",
+    "positive": "e-quantile",
 }
+STRATIFIED = "stratified"
 _PLACE = "intonaco.monitoring.detectors"
 BUILT_IN = {
     "e-detector": f"{_PLACE}.embedding:EmbeddingDetector.of",
@@ -35,22 +36,29 @@ LIBRARIES = {  # "river:ADWIN": what stands here, called with "ADWIN", gives the
 Factory = Callable[[DetectorSettings], Detector]
 
 
-def resolve(choice: str | DetectorChoice, *, of: str) -> tuple[str, Factory]:
-    """The detector that ``choice`` means for a signal of kind ``of``: its full name, options
-    included, and a callable that takes DetectorSettings.
+def resolve(
+    choice: str | DetectorChoice, *, stream: str = "bounded", given_topic: bool = False
+) -> tuple[str, Factory]:
+    """The detector that ``choice`` means for a signal whose readings are what ``stream`` says
+    ("vector", "bounded", "rate" or "positive", see ``Source``): its full name, options included,
+    and a callable that takes DetectorSettings.
 
-    "auto" is the one of AUTOMATIC. Other names are built-ins, entry points of the group
-    ``intonaco.detectors``, ``river:CLASS``, ``evidently:METHOD`` or ``module:attribute``. Raises
-    ConfigError that lists the known ones.
+    "auto" is the one of AUTOMATIC, for signals that are judged given the topic one of those in
+    each topic. Other names are built-ins, entry points of the group ``intonaco.detectors``,
+    ``river:CLASS``, ``evidently:METHOD`` or ``module:attribute``. Raises ConfigError that lists
+    the known ones.
     """
     if isinstance(choice, str):
         choice = DetectorChoice(name=choice)
-    name = AUTOMATIC.get(of, "e-mean") if choice.name == AUTO else choice.name
+    name, options = choice.name, choice.options
+    if name == AUTO:
+        name = AUTOMATIC.get(stream, "e-mean")
+        if given_topic and stream != "vector":
+            name, options = STRATIFIED, {"of": name, **options}
     found = plugins.resolve(KIND, name, BUILT_IN, families=LIBRARIES)
     if not callable(found):
         raise ConfigError(f"detector {name!r} is not callable: it has to take DetectorSettings")
     factory: Factory = found
-    options = choice.options
     if not options:
         return name, factory
     if name == "e-detector":
@@ -62,7 +70,7 @@ def check_name(choice: str | DetectorChoice, field: str) -> None:
     """Makes the detector, to see that its name, its options and what it needs are there. Raises
     ConfigError that names ``field`` of the configuration."""
     try:
-        resolve(choice, of="")[1](DetectorSettings())
+        resolve(choice)[1](DetectorSettings())
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}", hint=error.hint) from error
 

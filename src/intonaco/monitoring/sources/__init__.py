@@ -2,10 +2,21 @@
 
 from intonaco.config import Signal
 from intonaco.monitoring.sources.base import Reading, Seen, Source
+from intonaco.monitoring.sources.broken import BlankImages, BrokenImages
 from intonaco.monitoring.sources.clip import ClipScore
+from intonaco.monitoring.sources.diversity import Diversity
+from intonaco.monitoring.sources.embeddings import Conditions, Images
 from intonaco.monitoring.sources.errors import Errors
+from intonaco.monitoring.sources.feedback import (
+    Download,
+    Regenerate,
+    ResponseRate,
+    Stars,
+    Thumbs,
+)
 from intonaco.monitoring.sources.latency import Latency
 from intonaco.monitoring.sources.prompts import Prompts
+from intonaco.monitoring.sources.score import Safety, Score
 
 __all__ = ["SOURCES", "Reading", "Seen", "Source", "source"]
 
@@ -15,6 +26,18 @@ SOURCES: dict[str, type[Source]] = {
     "clip_score": ClipScore,
     "errors": Errors,
     "latency": Latency,
+    "condition_embedding": Conditions,
+    "image_embedding": Images,
+    "score": Score,
+    "diversity": Diversity,
+    "blank_images": BlankImages,
+    "broken_images": BrokenImages,
+    "safety": Safety,
+    "thumbs": Thumbs,
+    "stars": Stars,
+    "regenerate": Regenerate,
+    "download": Download,
+    "response_rate": ResponseRate,
 }
 
 

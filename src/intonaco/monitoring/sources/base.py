@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from numpy.typing import NDArray
 
 from intonaco.config import Signal
+from intonaco.monitoring.cohorts import Mature
 from intonaco.types import Feedback, Finding, Json, ScoredRecord
+
+# What the readings are, and with it which detectors can take them: vectors; numbers in [0, 1];
+# of those, 0 and 1 or a share; positive numbers without a bound.
+Stream = Literal["vector", "bounded", "rate", "positive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +44,22 @@ class Reading:
 
 class Source:
     """Reads one signal's values off what happens. Override what the signal needs; each of
-    ``of_record``, ``of_feedback`` and ``tick`` gives the readings it completes, oldest first.
+    ``of_record``, ``of_feedback``, ``of_cohort`` and ``tick`` gives the readings it completes,
+    oldest first.
 
     ``unit``: of the signal's values as people see them. ``direction``: "up", "down" or "moved",
     for signals that are watched on both sides: "" (what it did is seen from the values).
     ``extracted``: made by the extractor, so that it means nothing beside values of another one.
-    ``repeats``: whether a session's repeats count.
+    ``repeats``: whether a session's repeats count. ``of_heads``: made by heads of the scorer, so
+    that it means nothing beside values of others. ``stream``: what its readings are.
     """
 
     unit: ClassVar[str] = "share"
     direction: ClassVar[str] = ""
     extracted: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
+    of_heads: ClassVar[bool] = False
+    stream: Stream = "bounded"
 
     def __init__(self, name: str, signal: Signal) -> None:
         self.name = name
@@ -70,6 +79,10 @@ class Source:
         return ()
 
     def of_feedback(self, feedback: Feedback, now: float) -> Iterable[Reading]:
+        return ()
+
+    def of_cohort(self, image: Mature) -> Iterable[Reading]:
+        """Of an image whose time for feedback is over."""
         return ()
 
     def tick(self, now: float) -> Iterable[Reading]:

@@ -12,6 +12,7 @@ from intonaco.types import Finding
 class Errors(Source):
     """1 for a request that the champion failed at least once, else 0."""
 
+    stream = "rate"
     direction = "up"
 
     def of_record(self, seen: Seen) -> Iterable[Reading]:

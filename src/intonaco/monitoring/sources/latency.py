@@ -13,6 +13,7 @@ from intonaco.types import Finding, Json
 class Latency(Source):
     """1 for a request that took more than ``slower_than`` times its class's usual time, else 0."""
 
+    stream = "rate"
     direction = "up"
 
     def __init__(self, name: str, signal: Signal) -> None:

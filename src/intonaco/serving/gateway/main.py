@@ -95,6 +95,7 @@ def build(
         SegmentWriter(workspace.records, name, fsync=settings.records_fsync),
         Digests(workspace.instance_key()),
         settings.prompts,
+        settings.keep_conditions,
     )
     copies = Copies(
         dispatcher,

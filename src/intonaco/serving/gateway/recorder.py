@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import pybase64
 
 from intonaco.codec import encode
 from intonaco.segment_log import SegmentWriter
@@ -46,6 +49,7 @@ class Recorder:
     writer: SegmentWriter
     digests: Digests
     prompts: Literal["keep", "hash", "drop"] = "keep"
+    keep_conditions: bool = False
 
     def keeps(self, request_id: str) -> bool:
         """Whether this image is in the share that is kept."""
@@ -56,9 +60,11 @@ class Recorder:
         request = context.asked.request
         prompt, prompt_form = self._prompt(request.prompt)
         image: str | None = None
+        condition: str | None = None
         try:
             if keep and answer.png is not None:
-                image = self._store(request.request_id, context.at, answer.png)
+                image = self._store(self.workspace.images, context, answer.png)
+                condition = self._condition(context)
         except OSError as error:
             self._failed(error)
         record = Record(
@@ -87,6 +93,7 @@ class Recorder:
             height=request.height,
             task="generate" if request.image is None else "edit",
             image=image,
+            condition=condition,
             shadow_of=context.shadow_of,
             probe=context.probe,
         )
@@ -105,10 +112,17 @@ class Recorder:
             return "", "none"
         return prompt, "text"
 
-    def _store(self, request_id: str, at: float, png: bytes) -> str:
+    def _condition(self, context: Context) -> str | None:
+        """Store what an edit starts from, once: with the image that the user got."""
+        sent = context.asked.request.image
+        if not self.keep_conditions or sent is None or context.shadow_of or context.probe:
+            return None
+        return self._store(self.workspace.conditions, context, pybase64.b64decode(sent))
+
+    def _store(self, root: Path, context: Context, png: bytes) -> str:
         # A folder a minute: no folder grows without end, and old ones can be deleted whole.
-        folder = self.workspace.images / time.strftime("%Y%m%d/%H%M", time.gmtime(at))
-        path = folder / f"{request_id}.png"
+        folder = root / time.strftime("%Y%m%d/%H%M", time.gmtime(context.at))
+        path = folder / f"{context.asked.request.request_id}.png"
         try:
             path.write_bytes(png)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Deleting what is older than the service keeps: images, records, scores and feedback.
+"""Deleting what is older than the service keeps: pictures, records, scores and feedback.
 
 Ages are told by names and by the last write, so nothing is opened. The newest segment of a writer
 is never deleted (it may be open); ``SegmentWriter.roll`` once a day keeps it young. A segment of
@@ -46,13 +46,14 @@ def prune(workspace: Workspace, now: float, days: float, *, scored: bool = False
     """Delete what is older than ``days``; returns how many files and folders went. ``scored``: the
     service has a scorer, so that its records wait for it even if it has never run."""
     cutoff = now - days * DAY_S
-    minutes = [p.relative_to(workspace.images).as_posix() for p in workspace.images.glob("*/*")]
     gone = 0
-    for name in expired_minutes(minutes, cutoff):
-        shutil.rmtree(workspace.images / name, ignore_errors=True)
-        gone += 1
-    for day in workspace.images.glob("[0-9]*"):
-        _remove_empty(day)
+    for pictures in (workspace.images, workspace.conditions):
+        minutes = [p.relative_to(pictures).as_posix() for p in pictures.glob("*/*")]
+        for name in expired_minutes(minutes, cutoff):
+            shutil.rmtree(pictures / name, ignore_errors=True)
+            gone += 1
+        for day in pictures.glob("[0-9]*"):
+            _remove_empty(day)
     for root, readers in (
         (workspace.records, _read(workspace, scored)),
         (workspace.scores, []),
