@@ -1,23 +1,46 @@
-"""Feeds scored records to the monitors and to the rollout's analysis, each once.
+"""Feeds what gateways and scorer wrote to the monitors, to the windows of traffic and to the
+rollout's analysis, each line once.
 
-The reader's offset is committed together with the state of what was fed, so that a kill neither
-loses a record nor counts it twice.
+The readers' offsets are committed together with the state of what was fed, so that a kill neither
+loses a line nor counts it twice. Scored records go to monitors and analysis; the gateways' own
+records, which need no scorer, to the windows.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
+from collections.abc import Iterator
 from statistics import median
+from typing import TypeVar
 
 from intonaco.codec import decode
+from intonaco.errors import StorageError
 from intonaco.executor import Parts
-from intonaco.monitoring.monitor import Monitor
+from intonaco.monitoring.monitor import RECORDS, Monitor
+from intonaco.monitoring.polls import Polls, polls_of
+from intonaco.monitoring.silence import RecordLog
+from intonaco.monitoring.windows import TrafficWindows, expiry
 from intonaco.rollout.analysis import RolloutAnalysis
 from intonaco.segment_log import SegmentReader
-from intonaco.types import Finding, Json, Outcome, Rollout, ScoredRecord
+from intonaco.types import (
+    Finding,
+    Json,
+    Outcome,
+    Record,
+    Rollout,
+    ScoredRecord,
+    Tally,
+    TrafficWindow,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CONSUMER = "watch"
+DOOR = "watch.door"  # reads records and tallies of the gateways
 COMMIT_SECONDS = 1.0
 BATCH = 500
 SCORED_SECONDS = 10.0  # with nothing left to read, everything older than this has been scored
@@ -30,7 +53,12 @@ class Watch:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.reader = SegmentReader(parts.workspace.scores)
+        self.records = SegmentReader(parts.workspace.records)
+        self.tallies = SegmentReader(parts.workspace.tallies)
         self.monitor = Monitor(parts.config.service, parts.config.monitoring)
+        self.windows = TrafficWindows(self._written_window)
+        self.log = RecordLog()
+        self.polls: Polls = polls_of(parts.config.monitoring, self._worker_urls)
         self.analysis: RolloutAnalysis | None = None
         self.release: str | None = None  # champion that the monitor's reference belongs to
         self.requests = 0  # user requests ever seen
@@ -47,11 +75,10 @@ class Watch:
         """Take in what was scored since the last look; write findings and state."""
         self._follow_champion(now)
         self._follow_rollout()
-        findings: list[Finding] = []
+        findings = self._door(now)
         idle = True
-        for line in self.reader.read(BATCH):
-            item = decode(ScoredRecord, line)
-            idle, self._dirty = False, True
+        for item in self._read(self.reader, ScoredRecord):
+            idle = False
             self._count(item)
             findings.extend(self.monitor.observe(item))
             if self.analysis is not None:
@@ -63,8 +90,50 @@ class Watch:
         silence = self.monitor.silence(now, scored, unscored)
         if silence is not None:
             findings.append(silence)
+        for sample in self.polls.collect(now):
+            findings.extend(self.monitor.take(sample))
+            self._dirty = True
+        findings.extend(self.monitor.tick(now, workers=len(self._worker_urls())))
         if findings or (self._dirty and now - self._committed_at >= COMMIT_SECONDS):
             self._commit(fence, now, findings)
+
+    def _read(self, reader: SegmentReader, cls: type[T]) -> Iterator[T]:
+        """Lines not read yet. One that cannot be read is told of and left out: it would be none the
+        better for stopping at it."""
+        for line in reader.read(BATCH):
+            self._dirty = True
+            try:
+                yield decode(cls, line)
+            except StorageError as error:
+                log.error("a line is skipped: %s", error, extra={"action": "watch.broken_line"})
+
+    def _door(self, now: float) -> list[Finding]:
+        """Take in what the gateways wrote themselves."""
+        findings: list[Finding] = []
+        for record in self._read(self.records, Record):
+            self.windows.record(record, now)
+            self.log.record(record)
+        for tally in self._read(self.tallies, Tally):
+            self.windows.tally(tally, now)
+            self.log.tally(tally)
+            findings.extend(self.monitor.tally(tally))
+        limit = self.parts.config.monitoring.silent_after_s
+        missing = self.log.missing(now, limit)
+        if missing is not None:
+            text = (
+                f"{', '.join(missing)} answered requests, and no record of them came for "
+                f"{limit:.0f} s: errors, latency and traffic are not being watched"
+            )
+            findings.append(self.monitor.dead_man(RECORDS, now, limit, limit, text))
+        return findings
+
+    def _worker_urls(self) -> tuple[str, ...]:
+        """Of the champion's workers."""
+        table = self.parts.ledger.latest_routing()
+        return () if table is None else table.champion().urls
+
+    def _written_window(self, level: str, start: int) -> TrafficWindow | None:
+        return self.parts.ledger.find(TrafficWindow, _window_id(level, start))
 
     def _unscored_bytes(self) -> int:
         """Bytes of gateway records that the scorer has not taken yet."""
@@ -148,6 +217,17 @@ class Watch:
                 )
             tx.signals(now, self.monitor.status())
             tx.commit_consumer(CONSUMER, self.reader.offset, self._state(), now)
+            for window in self.windows.changed():
+                tx.put(
+                    window,
+                    id=_window_id(window.level, window.start),
+                    at=window.start,
+                    status=window.level,
+                )
+            for level, before in expiry(now).items():
+                tx.drop(TrafficWindow, status=level, before=before)
+            tx.commit_consumer(DOOR, self.records.offset, self._door_state(), now)
+        self.windows.written()
         self._committed_at = now
         self._dirty = False
 
@@ -163,7 +243,15 @@ class Watch:
             "rollout": self.analysis.rollout_id if self.analysis else None,
         }
 
+    def _door_state(self) -> Json:
+        return {"tallies": dict(self.tallies.offset), "log": self.log.state()}
+
     def _restore(self) -> None:
+        door = self.parts.ledger.consumer(DOOR)
+        if door is not None:
+            self.records.seek(door[0])
+            self.tallies.seek(door[1]["tallies"])
+            self.log = RecordLog.of_state(door[1]["log"])
         stored = self.parts.ledger.consumer(CONSUMER)
         if stored is None:
             return
@@ -181,3 +269,7 @@ class Watch:
             if rollout is not None and not rollout.status.final:
                 self.analysis = self._analysis_of(rollout, {})
                 self.analysis.restore(state["analysis"])
+
+
+def _window_id(level: str, start: int) -> str:
+    return f"{level}-{start:012d}"

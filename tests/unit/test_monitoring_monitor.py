@@ -12,7 +12,7 @@ from tests.traffic import Traffic
 
 from intonaco.config import Monitoring, Signal
 from intonaco.errors import ConfigError
-from intonaco.monitoring.monitor import SILENCE_SECONDS, Monitor
+from intonaco.monitoring.monitor import Monitor
 from intonaco.monitoring.signals import LatencyClasses, champion_score, failed
 from intonaco.types import Attempt, Finding, Outcome, ScoredRecord
 
@@ -253,8 +253,8 @@ def test_silence_is_a_finding_once_an_episode() -> None:
     assert monitor.silence(1000.0, 990.0, 0) is None
     assert monitor.silence(2000.0, 990.0, 0) is None  # no traffic is no silence
     assert monitor.silence(2010.0, 990.0, 500) is None
-    assert monitor.silence(2010.0 + SILENCE_SECONDS - 1, 990.0, 500) is None
-    finding = monitor.silence(2010.0 + SILENCE_SECONDS, 990.0, 500)
+    assert monitor.silence(2010.0 + 60.0 - 1, 990.0, 500) is None
+    finding = monitor.silence(2010.0 + 60.0, 990.0, 500)
     assert finding is not None
     assert finding.signal == "scorer"
     assert "500 bytes" in finding.text

@@ -10,23 +10,30 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from intonaco.config import Signal
+from intonaco.errors import ConfigError
 from intonaco.monitoring.detectors.arrays import pack, unpack
-from intonaco.monitoring.detectors.registry import resolve
+from intonaco.monitoring.detectors.registry import AUTO, resolve
 from intonaco.monitoring.detectors.settings import DetectorSettings
+from intonaco.monitoring.pace import Pace
+from intonaco.monitoring.silence import Silence
 from intonaco.monitoring.sources import Reading, Source, source
 from intonaco.protocols import Detector
 from intonaco.types import Json, SignalStatus
 
+POSITIVE = "e-quantile"  # what "auto" is for positive numbers without a bound
 MARKS = 512  # how far back a change can be dated, in detector updates
 
 
 @dataclass(slots=True)
 class Watch:
-    """``seen``: requests that the signal had something to say about, repeats included."""
+    """``seen``: requests that the signal had something to say about, repeats included. ``pace``:
+    turns a budget on another clock into updates; None where ``requests_between_false_alarms``
+    counts updates, or more than them, as it is. ``reason``: why the last answer was no number."""
 
     name: str
     signal: Signal
     requests_between_false_alarms: float
+    pace: Pace | None = None
     detector: Detector = field(init=False)
     detector_name: str = field(init=False)
     source: Source = field(init=False)
@@ -34,11 +41,16 @@ class Watch:
     updates: int = 0
     armed_at: int | None = None
     firing: bool = False
+    silence: Silence = field(default_factory=Silence)
+    reason: str = ""
     _marks: deque[tuple[int, float, float]] = field(init=False)  # seen, at, value per update
 
     def __post_init__(self) -> None:
         self.source = source(self.name, self.signal)
-        self.detector_name, factory = resolve(self.signal.detector, of=self.signal.of)
+        wanted = self.signal.detector
+        if wanted == AUTO and self.source.stream == "positive":
+            wanted = POSITIVE
+        self.detector_name, factory = resolve(wanted, of=self.signal.of)
         self.detector = factory(
             DetectorSettings(
                 requests_between_false_alarms=self.requests_between_false_alarms,
@@ -49,14 +61,21 @@ class Watch:
             )
         )
         self._marks = deque(maxlen=MARKS)
+        threshold = math.log(self.requests_between_false_alarms)
+        if self.pace is not None and not math.isclose(self.detector.threshold, threshold):
+            raise ConfigError(
+                f"monitoring.signals.{self.name}: the threshold of {self.detector_name} is not the "
+                "logarithm of a number of updates, so it cannot keep a budget per week",
+                hint="give requests_between_false_alarms, or choose an e-detector",
+            )
 
     @property
     def armed(self) -> bool:
         return bool(getattr(self.detector, "armed", True))
 
-    def feed(self, reading: Reading) -> bool:
+    def feed(self, reading: Reading, clock: float = 0.0) -> bool:
         """Give the detector one reading; True when it fires, once. A firing signal goes on showing
-        its value, but what it says next would be about the same change."""
+        its value, but what it says next would be about the same change. ``clock``: of the pace."""
         x, at = reading.value, reading.at
         session, topic = reading.session, reading.topic
         if self.firing:
@@ -65,11 +84,30 @@ class Watch:
         value = float(x) if isinstance(x, (int, float)) else math.nan
         self._marks.append((self.seen, at, value))
         self.updates += 1
+        if self.pace is not None:
+            self._keep_pace(self.pace, clock)
         fired = self.detector.update(x, session=session, topic=topic, at=at)
         if self.armed_at is None and self.armed:
             self.armed_at = self.seen
+            if self.pace is not None:
+                self.pace.reference_ends(clock)
+                self._raise_threshold(self.pace)
         self.firing = fired and self.armed
         return self.firing
+
+    def _keep_pace(self, pace: Pace, clock: float) -> None:
+        pace.count(clock)
+        if self.armed_at is not None:
+            self._raise_threshold(pace)
+
+    def _raise_threshold(self, pace: Pace) -> None:
+        needed = pace.raised()
+        if needed is not None:
+            self._set_threshold(needed)
+
+    def _set_threshold(self, updates_between: float) -> None:
+        self.requests_between_false_alarms = max(2.0, updates_between)
+        self.detector.threshold = math.log(self.requests_between_false_alarms)
 
     def since(self) -> tuple[int, float]:
         """Estimate of the request, in this signal's count, and of the time the change began."""
@@ -109,6 +147,8 @@ class Watch:
             evidence=evidence if math.isfinite(evidence) else 0.0,
             threshold=self.detector.threshold,
             firing=self.firing,
+            last_at=self.silence.heard_at if self.updates else None,
+            no_data=self.reason,
         )
 
     def state(self) -> Mapping[str, Json]:
@@ -120,6 +160,9 @@ class Watch:
             "updates": self.updates,
             "armed_at": self.armed_at,
             "firing": self.firing,
+            "pace": None if self.pace is None else self.pace.state(),
+            "silence": self.silence.state(),
+            "reason": self.reason,
             "marks": pack(np.array(self._marks, dtype=np.float64).reshape(-1, 3)),
         }
 
@@ -130,5 +173,13 @@ class Watch:
         self.updates = int(state["updates"])
         self.armed_at = None if state["armed_at"] is None else int(state["armed_at"])
         self.firing = bool(state["firing"])
+        self.silence = Silence.of_state(state.get("silence", [None, False]))
+        self.reason = state.get("reason", "")
+        if self.pace is not None and state.get("pace") is not None:
+            self.pace.restore(state["pace"])
+            if self.pace.told:
+                self._set_threshold(self.pace.told)
+            elif self.armed_at is not None:
+                self._raise_threshold(self.pace)
         rows = unpack(state["marks"])
         self._marks = deque(((int(s), float(a), float(v)) for s, a, v in rows), maxlen=MARKS)

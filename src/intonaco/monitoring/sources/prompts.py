@@ -10,6 +10,7 @@ from intonaco.monitoring.sources.base import Reading, Seen, Source, reading
 class Prompts(Source):
     """Embeddings of the prompts of all user requests, whoever answered."""
 
+    stream = "vector"
     direction = "moved"
     extracted = True
     repeats = False
