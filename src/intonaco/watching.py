@@ -113,7 +113,8 @@ class Watch:
         for record in self._read(self.records, Record):
             self.windows.record(record, now)
             self.log.record(record)
-        for tally in self._read(self.tallies, Tally):
+        tallies = self._read(self.tallies, Tally)
+        for tally in sorted(tallies, key=lambda t: (t.at, t.gateway, t.seq)):
             self.windows.tally(tally, now)
             self.log.tally(tally)
             findings.extend(self.monitor.tally(tally))

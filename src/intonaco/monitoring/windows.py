@@ -4,7 +4,7 @@ Each record is counted in its minute, its hour and its day, by the time at which
 so a late one finds its place and the three levels agree without ever being rolled up. Windows are
 what is written; in memory are only those that were touched lately. Within a window, figures are
 kept apart by release, arm and request class. All counts are whole numbers, so windows of parts of
-the traffic (two gateways, say), merged in any order, hold the very counts of the whole.
+the traffic (two gateways, say), merged in any order, are the very window of the whole.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ CELLS = 64  # combinations of release, arm and class in a window
 NAMES = 24  # names of errors, refusals, batch sizes in a cell
 OTHER = "other"
 IN_MEMORY = 12  # windows
-# Of an image, each with a sketch. "seconds" is end to end; "device" is its share of the device.
-TIMES = ("seconds", "queue", "service", "encode", "denoise", "decode", "device")
+# Of an image, each with a sketch. "seconds" is end to end; "work" is its share of a worker's time,
+# "gpu" of the GPU's, where that was measured; "device" is "gpu" where there is one, else "work".
+TIMES = ("seconds", "queue", "service", "encode", "denoise", "decode", "device", "work", "gpu")
 
 Key = tuple[str, str, str]  # release, arm, request class
 
@@ -42,16 +43,14 @@ class Cell:
 
     ``statuses``: user requests by the HTTP status of their answer, under the arm that they were
     assigned to and the release that answered. All else is of attempts, under the arm and release
-    that were tried. ``batches``: images by "SIZE/PADDED" of the batch they were made in. ``work``:
-    seconds of a worker's time. ``peak``: bytes.
+    that were tried. ``batches``: images by "SIZE/PADDED" of the batch they were made in.
+    ``peak``: bytes.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     batches: Counter[str] = field(default_factory=Counter)
-    work: float = 0.0
-    gpu_seconds: float = 0.0
     peak: int = 0
     times: dict[str, QuantileSketch] = field(default_factory=dict)
 
@@ -87,13 +86,14 @@ class Cell:
         size = max(1, attempt.batch_size)
         if attempt.service_seconds > 0:
             self.took("service", attempt.service_seconds)
-            self.work += attempt.service_seconds / size
+            self.took("work", attempt.service_seconds / size)
             self.took("device", attempt.gpu_seconds or attempt.service_seconds / size)
         for part in ("encode", "denoise", "decode"):
             seconds = getattr(attempt, f"{part}_seconds")
             if seconds > 0:  # 0: not told
                 self.took(part, seconds)
-        self.gpu_seconds += attempt.gpu_seconds
+        if attempt.gpu_seconds > 0:
+            self.took("gpu", attempt.gpu_seconds)
         self.peak = max(self.peak, attempt.peak_memory_bytes)
         if attempt.batch_size and attempt.padded_size:
             _bounded(self.batches, f"{attempt.batch_size}/{attempt.padded_size}")
@@ -104,8 +104,6 @@ class Cell:
         for mine, theirs in ((self.errors, other.errors), (self.batches, other.batches)):
             for name, count in theirs.items():
                 _bounded(mine, name, count)
-        self.work += other.work
-        self.gpu_seconds += other.gpu_seconds
         self.peak = max(self.peak, other.peak)
         for name, sketch in other.times.items():
             if name not in self.times:
@@ -119,8 +117,6 @@ class Cell:
                 for name in ("statuses", "outcomes", "errors", "batches")
                 if getattr(self, name)
             },
-            "work": self.work,
-            "gpu_seconds": self.gpu_seconds,
             "peak": self.peak,
             "times": {n: self.times[n].state() for n in TIMES if n in self.times},
         }
@@ -132,8 +128,6 @@ class Cell:
                 name: Counter(state.get(name, {}))
                 for name in ("statuses", "outcomes", "errors", "batches")
             },
-            work=state["work"],
-            gpu_seconds=state["gpu_seconds"],
             peak=state["peak"],
             times={n: QuantileSketch.of_state(s) for n, s in state["times"].items()},
         )
@@ -296,14 +290,14 @@ def level_for(seconds: float) -> str:
     return next((name for name, (_, keep) in LEVELS.items() if seconds <= keep), "day")
 
 
-_NAME = re.compile(r"(?:\d{3} )?([A-Za-z_][\w.]{0,40})(?::|$)")
+_NAME = re.compile(r"\d{3} ([a-z_]{1,40}):|([A-Z][A-Za-z]{0,40}(?:Error|Timeout|Exception)):")
 
 
 def error_name(attempt: Attempt) -> str:
     """What an attempt failed of, by name and never in the words of whoever failed: the worker's
     code or the exception's class, else the outcome."""
     found = _NAME.match(attempt.error)
-    return found.group(1) if found else attempt.outcome.value
+    return found[1] or found[2] if found else attempt.outcome.value
 
 
 def _bounded(counter: Counter[str], name: str, times: int = 1) -> None:

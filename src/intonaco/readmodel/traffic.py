@@ -79,7 +79,7 @@ def _cell(release: str, arm: str, kind: str | None, cell: Cell, price: float | N
         "errors": dict(cell.errors.most_common()),
         "times": {n: times(cell, n) for n in TIMES if n in cell.times},
         "batch_fill": sum(cell.batches.values()) / slots if slots else None,
-        "gpu_seconds": cell.gpu_seconds,
+        "gpu_seconds": cell.time("gpu").total,
         "cost_per_image": None
         if price is None or device.mean is None
         else device.mean * price / 3600.0,
@@ -101,9 +101,8 @@ def _capacity(ledger: Ledger, window: Window) -> float | None:
     if table is None:
         return None
     champion = window.total(release=table.champion().release)
-    if not champion.work:
-        return None
-    return len(table.champion().urls) * champion.time("service").count / champion.work
+    work = champion.time("work").mean
+    return len(table.champion().urls) / work if work else None
 
 
 def _course(rows: Sequence[TrafficWindow], windows: Sequence[Window]) -> list[Facts]:

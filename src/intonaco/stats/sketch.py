@@ -1,8 +1,9 @@
 """Quantiles and moments of a stream in bounded memory, mergeable.
 
 Masson, Rim & Lee, "DDSketch: a fast and fully-mergeable quantile sketch with relative-error
-guarantees", PVLDB 12(12), 2019, arXiv 1908.10693. Moments are merged after Chan, Golub & LeVeque,
-"Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+guarantees", PVLDB 12(12), 2019, arXiv 1908.10693. Sums and sums of squares are whole numbers of
+``UNIT``: merging adds them without rounding, so neither order nor division of a stream leaves a
+trace, and the variance does not cancel.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from intonaco.types import Json
 
 ERROR = 0.01  # relative, of every quantile
 BUCKETS = 1024  # with 1 %: values that differ by a factor of up to 8e8
-SMALLEST = 1e-9  # what is not above this counts as zero
+UNIT = 1e-9  # moments are of values rounded to this
+SMALLEST = UNIT  # what is not above this counts as zero
 
 
 @dataclass(slots=True)
@@ -37,14 +39,13 @@ class QuantileSketch:
     error: float = ERROR
     buckets: int = BUCKETS
     count: int = 0
-    total: float = 0.0  # sum of the values
     smallest: float = math.inf
     largest: float = -math.inf
     _zero: int = 0
     _bins: dict[int, int] = field(default_factory=dict)
     _top: int | None = None  # highest bucket
-    _mean: float = 0.0
-    _squares: float = 0.0  # sum of squared deviations from the mean
+    _sum: int = 0  # in units
+    _squares: int = 0  # in squared units
     _log_gamma: float = field(init=False, default=0.0, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,8 +61,10 @@ class QuantileSketch:
             raise ValueError(f"not a finite value of 0 or more: {value}")
         if times < 1:
             return
-        self._moments(times, value, 0.0)
-        self.total += value * times
+        units = round(value / UNIT)
+        self.count += times
+        self._sum += units * times
+        self._squares += units * units * times
         self.smallest = min(self.smallest, value)
         self.largest = max(self.largest, value)
         if value <= SMALLEST:
@@ -81,8 +84,9 @@ class QuantileSketch:
             raise ValueError("sketches of other buckets cannot be merged")
         if not other.count:
             return
-        self._moments(other.count, other._mean, other._squares)
-        self.total += other.total
+        self.count += other.count
+        self._sum += other._sum
+        self._squares += other._squares
         self.smallest = min(self.smallest, other.smallest)
         self.largest = max(self.largest, other.largest)
         self._zero += other._zero
@@ -104,23 +108,24 @@ class QuantileSketch:
         if low:
             self._bins[floor] = self._bins.get(floor, 0) + sum(self._bins.pop(i) for i in low)
 
-    def _moments(self, n: int, mean: float, squares: float) -> None:
-        count = self.count + n
-        delta = mean - self._mean
-        self._mean += delta * n / count
-        self._squares += squares + delta * delta * self.count * n / count
-        self.count = count
-
     # ------------------------------------------------------------------------------------ answering
 
     @property
+    def total(self) -> float:
+        """Sum of the values."""
+        return self._sum * UNIT
+
+    @property
     def mean(self) -> float | None:
-        return self._mean if self.count else None
+        return self._sum / self.count * UNIT if self.count else None
 
     @property
     def variance(self) -> float | None:
         """Unbiased; None for fewer than two values."""
-        return self._squares / (self.count - 1) if self.count > 1 else None
+        n = self.count
+        if n < 2:
+            return None
+        return (n * self._squares - self._sum**2) / (n * (n - 1)) * UNIT**2
 
     def quantile(self, q: float) -> float | None:
         """The value of rank floor(q (count - 1)) among the sorted ones, to within the relative
@@ -164,11 +169,10 @@ class QuantileSketch:
         steps = [b - a for a, b in zip([0, *indices], indices, strict=False)]
         return {
             "n": self.count,
-            "sum": self.total,
+            "sum": self._sum,
             "min": self.smallest,
             "max": self.largest,
-            "mean": self._mean,
-            "squares": self._squares,
+            "squares": str(self._squares),  # larger than what most readers of JSON hold
             "zero": self._zero,
             "at": steps,  # each bucket's distance from the one before
             "counts": [self._bins[i] for i in indices],
@@ -182,11 +186,10 @@ class QuantileSketch:
         if not state:
             return sketch
         sketch.count = int(state["n"])
-        sketch.total = float(state["sum"])
+        sketch._sum = int(state["sum"])
         sketch.smallest = float(state["min"])
         sketch.largest = float(state["max"])
-        sketch._mean = float(state["mean"])
-        sketch._squares = float(state["squares"])
+        sketch._squares = int(state["squares"])
         sketch._zero = int(state["zero"])
         index = 0
         for step, count in zip(state["at"], state["counts"], strict=True):
