@@ -14,7 +14,7 @@ RANDOM = random.Random(0)  # of all coins; tests seed it
 
 
 class Coin:
-    """Fires at each update with probability exp(-threshold), once it is armed."""
+    """Its evidence at each update exceeds a limit l with probability exp(-l), once it is armed."""
 
     def __init__(self, threshold: float, reference: int) -> None:
         self.threshold = threshold
@@ -27,32 +27,28 @@ class Coin:
 
     def reset(self) -> None:
         self.n = 0
-        self.fired = False
+        self.evidence = 0.0
 
     @property
     def armed(self) -> bool:
         return self.n >= self.reference
 
     @property
-    def evidence(self) -> float:
-        return self.threshold if self.fired else 0.0
-
-    @property
     def drift_detected(self) -> bool:
-        return self.fired
+        return self.evidence >= self.threshold
 
     def update(self, x: Any, **_: Any) -> bool:
-        armed, self.n = self.armed, self.n + 1
-        self.fired |= armed and RANDOM.random() < math.exp(-self.threshold)
-        return self.fired
+        self.evidence = -math.log(1.0 - RANDOM.random()) if self.armed else 0.0
+        self.n += 1
+        return self.drift_detected
 
     def update_many(self, xs: Iterable[Any]) -> bool:
         for x in xs:
             self.update(x)
-        return self.fired
+        return self.drift_detected
 
     def state(self) -> Mapping[str, Json]:
-        return {"n": self.n, "fired": self.fired}
+        return {"n": self.n, "evidence": self.evidence}
 
     def restore(self, state: Mapping[str, Json]) -> None:
-        self.n, self.fired = state["n"], state["fired"]
+        self.n, self.evidence = state["n"], state["evidence"]

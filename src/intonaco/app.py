@@ -115,6 +115,8 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     are not there. Empty if all is well."""
     from intonaco.datasets.validation import validate
     from intonaco.monitoring.detectors import check_name
+    from intonaco.monitoring.monitor import Monitor
+    from intonaco.monitoring.polls import polls_of
 
     problems = []
 
@@ -135,6 +137,9 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         attempt(need_extra, "serving.tracing", *OTEL)
     for signal, settings in config.monitoring.signals.items():
         attempt(check_name, settings.detector, f"monitoring.signals.{signal}.detector")
+    if not problems:
+        attempt(Monitor, config.service, config.monitoring)
+        attempt(polls_of, config.monitoring, tuple)
     for name, upstream in config.serving.upstreams.items():
         try:
             headers_of(upstream, os.environ)

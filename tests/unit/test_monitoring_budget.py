@@ -66,7 +66,7 @@ def test_adding_signals_does_not_add_alarms(signals: int, worlds: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signals", "worlds"), [(1, 2000), (4, 1000), (100, 100)])
+@pytest.mark.parametrize(("signals", "worlds"), [(1, 600), (4, 200), (100, 20)])
 def test_the_weekly_budget_over_many_worlds(signals: int, worlds: int) -> None:
     alarms = weeks(signals, worlds, per_week=0.5, every=1800, seed=1000 + signals)
     assert 0.05 * worlds < alarms <= most(0.5 * worlds)  # kept, and not thrown away
@@ -177,3 +177,16 @@ def test_pace_of_a_burst_counts_at_once() -> None:
         pace.count(7.0)  # no request passes meanwhile
     assert pace.updates_between >= 5000
     assert Pace(WEEK, HOUR).updates_between == 0.0
+
+
+def test_a_change_is_found_under_a_weekly_budget_and_stays_found() -> None:
+    monitor = asked(1, false_alarms_per_week=1)
+    rng = np.random.default_rng(3)
+    found = []
+    for step in range(1500):
+        value = float(rng.random() < (0.1 if step < 1000 else 0.5))
+        found += monitor.take(Sample(signal="s0", at=NOW + 60 * step, value=value))
+    (finding,) = found
+    assert 1000 < finding.request < 1100
+    assert finding.evidence >= finding.threshold > math.log(WEEK / 60)
+    assert monitor.status()[0].firing

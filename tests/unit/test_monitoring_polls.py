@@ -185,7 +185,7 @@ def test_what_is_no_prometheus(body: str) -> None:
         (lambda: None, None, "it answers that it has none"),
         (lambda: float("nan"), None, "it answers nan"),
         (lambda: "a prompt", None, "ValueError"),
-        (lambda: {}["a prompt"], None, "KeyError"),
+        (lambda: dict[str, int]()["a prompt"], None, "KeyError"),
     ],
 )
 def test_what_a_callable_answers(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,15 @@ import pytest
 from pydantic import ValidationError
 from tests.traffic import Traffic
 
-from intonaco.config import Monitoring, Signal
+from intonaco.app import check
+from intonaco.config import Monitoring, Signal, parse
+from intonaco.config.watching import FIELDS_OF_KINDS
 from intonaco.errors import ConfigError
 from intonaco.monitoring.monitor import Monitor
 from intonaco.monitoring.signals import LatencyClasses, seconds_of
 from intonaco.monitoring.sources import SOURCES, Seen, Source, source
 from intonaco.types import Outcome, Record, Sample, ScoredRecord, Tally
+from intonaco.workspace import Workspace
 
 NOW = 1_700_000_000.0
 ITEM = Traffic(seed=0).ask()
@@ -57,6 +62,17 @@ def test_every_kind_has_a_source_and_says_what_its_readings_are() -> None:
         assert cls.stream in ("vector", "bounded", "rate", "positive")
 
 
+def test_the_page_of_signals_says_what_the_code_does() -> None:
+    page = (Path(__file__).parents[2] / "docs/concepts/signals.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", page, re.MULTILINE))
+    del rows["of"]  # the head
+    assert set(rows) == set(SOURCES)
+    for kind, reading in rows.items():
+        assert SOURCES[kind].stream in reading or kind == "latency"
+    for field in FIELDS_OF_KINDS:
+        assert f"`{field}" in page or f" {field}: " in page or f"{{{field}" in page, field
+
+
 # ------------------------------------------------------------------------------- configuration
 
 
@@ -82,6 +98,22 @@ def test_every_kind_has_a_source_and_says_what_its_readings_are() -> None:
 def test_fields_that_do_not_fit_are_refused_by_name(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Signal.model_validate(fields)
+
+
+def test_the_check_finds_what_cannot_be_asked_and_what_cannot_be_kept(tmp_path: Path) -> None:
+    def problems(signal: str, more: str = "") -> list[str]:
+        text = f"service: s\nmonitoring: {{signals: {{x: {signal}}}{more}}}"
+        return check(parse(text), Workspace(tmp_path))
+
+    callable_ = "{of: python, call: 'no.such:f', range: [0, 1]}"
+    assert any("signals.x.call" in p for p in problems(callable_))
+    weekly = ", false_alarms_per_week: 1"
+    assert any(
+        "threshold of periodic" in p for p in problems("{of: errors, detector: periodic}", weekly)
+    )
+    token = "{of: promql, url: 'http://p', query: up, range: [0, 1], token: 'env:NO_SUCH_TOKEN'}"
+    assert any("NO_SUCH_TOKEN" in p for p in problems(token))
+    assert not [p for p in problems("{of: refused}", weekly) if "signal" in p]
 
 
 def test_one_budget_only() -> None:
@@ -114,7 +146,7 @@ def test_parts_of_a_request() -> None:
 @pytest.mark.parametrize("part", ["service", "queue", "denoise", "total"])
 def test_latency_is_compared_within_request_classes(part: str) -> None:
     field = {"total": "seconds"}.get(part, f"{part}_seconds")
-    found = source("slow", Signal(of="latency", part=part, reference=50))
+    found = source("slow", Signal.model_validate({"of": "latency", "part": part, "reference": 50}))
     usual = {32: 1.0, 64: 8.0}
     for _ in range(found.learns):
         for side, seconds in usual.items():
@@ -125,7 +157,7 @@ def test_latency_is_compared_within_request_classes(part: str) -> None:
         == [0.0] * 50
     )
     assert values(found, record(width=32, height=32, **{field: 3.5})) == [1.0]
-    again = source("slow", Signal(of="latency", part=part, reference=50))
+    again = source("slow", Signal.model_validate({"of": "latency", "part": part, "reference": 50}))
     again.restore(found.state())
     assert values(again, record(width=32, height=32, **{field: 3.5})) == [1.0]
 

@@ -209,7 +209,7 @@ class Monitor:
             since=since,
             since_at=since_at,
             evidence=watch.detector.evidence,
-            threshold=watch.detector.threshold,
+            threshold=watch.threshold,
             value_before=0.0 if before is None else before,
             value_now=0.0 if now is None else now,
             unit=watch.source.unit,

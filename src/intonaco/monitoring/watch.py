@@ -21,6 +21,7 @@ from intonaco.protocols import Detector
 from intonaco.types import Json, SignalStatus
 
 POSITIVE = "e-quantile"  # what "auto" is for positive numbers without a bound
+NEVER = 1e250  # updates; detectors keep their evidence below about 1e280
 MARKS = 512  # how far back a change can be dated, in detector updates
 
 
@@ -53,7 +54,7 @@ class Watch:
         self.detector_name, factory = resolve(wanted, of=self.signal.of)
         self.detector = factory(
             DetectorSettings(
-                requests_between_false_alarms=self.requests_between_false_alarms,
+                requests_between_false_alarms=self._detectors_own(),
                 reference=max(20, self.signal.reference - self.source.learns),
                 tolerance=self.source.tolerance,
                 direction=self.signal.direction,
@@ -61,13 +62,27 @@ class Watch:
             )
         )
         self._marks = deque(maxlen=MARKS)
-        threshold = math.log(self.requests_between_false_alarms)
-        if self.pace is not None and not math.isclose(self.detector.threshold, threshold):
+        if self.pace is not None and not math.isclose(
+            self.detector.threshold, math.log(self._detectors_own())
+        ):
             raise ConfigError(
                 f"monitoring.signals.{self.name}: the threshold of {self.detector_name} is not the "
-                "logarithm of a number of updates, so it cannot keep a budget per week",
-                hint="give requests_between_false_alarms, or choose an e-detector",
+                "logarithm of a number of updates, so it cannot keep a budget per week, or one of "
+                "requests for a signal that is not of requests",
+                hint="choose an e-detector",
             )
+
+    def _detectors_own(self) -> float:
+        """Updates between false alarms as the detector is told. With a pace the limit on its
+        evidence moves, so the detector is given one that it never reaches, and is judged here."""
+        return self.requests_between_false_alarms if self.pace is None else NEVER
+
+    @property
+    def threshold(self) -> float:
+        """Limit on the detector's evidence."""
+        if self.pace is None:
+            return self.detector.threshold
+        return math.log(self.requests_between_false_alarms)
 
     @property
     def armed(self) -> bool:
@@ -92,6 +107,8 @@ class Watch:
             if self.pace is not None:
                 self.pace.reference_ends(clock)
                 self._raise_threshold(self.pace)
+        if self.pace is not None:
+            fired = self.detector.evidence >= self.threshold
         self.firing = fired and self.armed
         return self.firing
 
@@ -103,11 +120,7 @@ class Watch:
     def _raise_threshold(self, pace: Pace) -> None:
         needed = pace.raised()
         if needed is not None:
-            self._set_threshold(needed)
-
-    def _set_threshold(self, updates_between: float) -> None:
-        self.requests_between_false_alarms = max(2.0, updates_between)
-        self.detector.threshold = math.log(self.requests_between_false_alarms)
+            self.requests_between_false_alarms = max(2.0, needed)
 
     def since(self) -> tuple[int, float]:
         """Estimate of the request, in this signal's count, and of the time the change began."""
@@ -145,7 +158,7 @@ class Watch:
             value=self.raw(getattr(self.detector, "value", None)),
             reference=self.reference_value,
             evidence=evidence if math.isfinite(evidence) else 0.0,
-            threshold=self.detector.threshold,
+            threshold=self.threshold,
             firing=self.firing,
             last_at=self.silence.heard_at if self.updates else None,
             no_data=self.reason,
@@ -178,7 +191,7 @@ class Watch:
         if self.pace is not None and state.get("pace") is not None:
             self.pace.restore(state["pace"])
             if self.pace.told:
-                self._set_threshold(self.pace.told)
+                self.requests_between_false_alarms = max(2.0, self.pace.told)
             elif self.armed_at is not None:
                 self._raise_threshold(self.pace)
         rows = unpack(state["marks"])
