@@ -120,22 +120,26 @@ def lines(count: int, *, seed: int = 0) -> list[str]:
     return found
 
 
-def requests_per_second(count: int = 2000, signal_count: int = 100) -> float:
-    """Requests that one core takes in a second, after all signals are armed."""
+def requests_per_second(
+    count: int = 2000, signal_count: int = 100, warm_up: int = 3000
+) -> tuple[float, float]:
+    """Requests that one core takes in a second, after all signals are armed; and the size of their
+    state in MB."""
     monitor = Monitor("bench", Monitoring(signals=signals(signal_count)))
     windows = TrafficWindows(lambda level, start: None)
-    warm, timed = lines(3000, seed=1), lines(count, seed=2)
+    warm, timed = lines(warm_up, seed=1), lines(count, seed=2)
     for line in warm:
         _take(monitor, windows, line)
+    state = ""
     began = time.process_time()
     for i, line in enumerate(timed):
         _take(monitor, windows, line)
         if i % PER_SECOND == 0:
-            json.dumps(monitor.state())
+            state = json.dumps(monitor.state())
             [encode(window) for window in windows.changed()]
             windows.written()
             [encode(status) for status in monitor.status()]
-    return count / (time.process_time() - began)
+    return count / (time.process_time() - began), len(state) / 2**20
 
 
 def _take(monitor: Monitor, windows: TrafficWindows, line: str) -> None:
@@ -166,8 +170,10 @@ def restore_seconds(stored: list[str]) -> float:
 
 def run() -> dict[str, float]:
     stored = month()
+    per_second, state_mb = requests_per_second()
     return {
-        "signals.requests_per_s_100_signals": requests_per_second(),
+        "signals.requests_per_s_100_signals": per_second,
+        "signals.state_mb_100_signals": state_mb,
         "windows.restore_s_30_days": restore_seconds(stored),
         "windows.restore_windows": float(len(stored)),
         "windows.state_mb_30_days": sum(map(len, stored)) / 2**20,

@@ -69,7 +69,7 @@ def test_adding_signals_does_not_add_alarms(signals: int, worlds: int) -> None:
 @pytest.mark.parametrize(("signals", "worlds"), [(1, 600), (4, 200), (100, 20)])
 def test_the_weekly_budget_over_many_worlds(signals: int, worlds: int) -> None:
     alarms = weeks(signals, worlds, per_week=0.5, every=1800, seed=1000 + signals)
-    assert 0.05 * worlds < alarms <= most(0.5 * worlds)  # kept, and not thrown away
+    assert 0.02 * worlds < alarms <= most(0.5 * worlds)  # kept, and not thrown away
 
 
 @pytest.mark.parametrize("signals", [1, 4, 100])

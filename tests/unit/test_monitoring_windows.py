@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.traffic import Traffic
@@ -270,3 +272,19 @@ def test_the_finest_level_that_reaches_back() -> None:
         "day",
         "day",
     ]
+
+
+def test_the_benchmark_measures_what_it_says() -> None:
+    place = Path(__file__).parents[2] / "benchmarks/monitoring/signals.py"
+    spec = importlib.util.spec_from_file_location("bench_signals", place)
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    assert len(bench.signals(100)) == 100
+    per_second, state_mb = bench.requests_per_second(20, signal_count=6, warm_up=40)
+    assert per_second > 0
+    assert state_mb > 0
+    stored = bench.month(per_window=10)
+    assert len(stored) == sum(keep // seconds for seconds, keep in LEVELS.values())
+    assert bench.restore_seconds(stored) >= 0
