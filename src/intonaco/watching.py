@@ -120,7 +120,7 @@ class Watch:
             findings.extend(self.monitor.tally(tally))
         limit = self.parts.config.monitoring.silent_after_s
         missing = self.log.missing(now, limit)
-        if missing is not None:
+        if missing:
             text = (
                 f"{', '.join(missing)} answered requests, and no record of them came for "
                 f"{limit:.0f} s: errors, latency and traffic are not being watched"

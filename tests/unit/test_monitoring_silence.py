@@ -115,20 +115,31 @@ def tally(seq: int, epoch: int = 1, gateway: str = "gateway") -> Tally:
 
 def test_records_that_gateways_wrote_and_that_do_not_come() -> None:
     log = RecordLog()
-    assert log.missing(NOW, 60) is None
+    assert log.missing(NOW, 60) == []
     log.record(replace(RECORD, seq=0))
     log.tally(tally(1))
-    assert log.missing(NOW + 1, 60) is None
+    assert log.missing(NOW + 1, 60) == []
     log.tally(tally(5))
-    assert log.missing(NOW + 2, 60) is None
-    assert log.missing(NOW + 61, 60) is None
+    assert log.missing(NOW + 2, 60) == []
+    assert log.missing(NOW + 61, 60) == []
     assert log.missing(NOW + 63, 60) == ["gateway"]
-    assert log.missing(NOW + 99, 60) is None
+    assert log.missing(NOW + 99, 60) == []
     log.record(replace(RECORD, seq=4))
-    assert log.missing(NOW + 100, 60) is None
+    assert log.missing(NOW + 100, 60) == []
     log.tally(tally(6))
-    assert log.missing(NOW + 200, 60) is None
+    assert log.missing(NOW + 200, 60) == []
     assert log.missing(NOW + 261, 60) == ["gateway"]
+
+
+def test_one_gateways_silence_is_not_drowned_by_another() -> None:
+    log = RecordLog()
+    log.tally(tally(3))
+    log.tally(tally(1000, gateway="gateway-1"))
+    told = []
+    for i in range(100):
+        log.record(replace(RECORD, gateway="gateway-1", seq=i))
+        told += log.missing(NOW + i, 60)
+    assert told == ["gateway"]
 
 
 def test_records_that_come_late_but_come_are_lag_and_no_silence() -> None:
@@ -136,7 +147,7 @@ def test_records_that_come_late_but_come_are_lag_and_no_silence() -> None:
     log.tally(tally(1000))
     for i in range(50):
         log.record(replace(RECORD, seq=i))
-        assert log.missing(NOW + 30 * i, 60) is None
+        assert log.missing(NOW + 30 * i, 60) == []
 
 
 @pytest.mark.parametrize(("epoch", "seq", "missing"), [(2, 0, False), (2, 3, True), (1, 9, False)])
@@ -147,4 +158,4 @@ def test_a_gateway_that_began_anew(epoch: int, seq: int, missing: bool) -> None:
     log.missing(NOW, 60)
     restored = RecordLog.of_state(json.loads(json.dumps(log.state())))
     assert restored == log
-    assert (restored.missing(NOW + 61, 60) is not None) == missing
+    assert restored.missing(NOW + 61, 60) == ["gateway"] * missing

@@ -47,42 +47,32 @@ class RecordLog:
 
     _read: dict[str, Key] = field(default_factory=dict)  # next record to read, by gateway
     _written: dict[str, Key] = field(default_factory=dict)  # next record to write
-    _behind_since: float | None = None
-    _told: bool = False
+    _behind: dict[str, Silence] = field(default_factory=dict)  # since it last moved
 
     def record(self, record: Record) -> None:
         key = (record.gateway_epoch, record.seq + 1)
         if key > self._read.get(record.gateway, (0, 0)):
             self._read[record.gateway] = key
-            self._behind_since = None  # it moves
+            self._behind.pop(record.gateway, None)  # it moves
 
     def tally(self, tally: Tally) -> None:
         self._written[tally.gateway] = (tally.record_epoch, tally.record_seq)
 
-    def missing(self, now: float, limit: float) -> list[str] | None:
-        """Gateways whose records did not come for longer than ``limit``; None while all is well and
-        once it was told."""
-        behind = sorted(
-            gateway
-            for gateway, (epoch, seq) in self._written.items()
-            if seq > 0 and (epoch, seq) > self._read.get(gateway, (0, 0))
-        )
-        if not behind:
-            self._behind_since, self._told = None, False
-            return None
-        if self._behind_since is None:
-            self._behind_since, self._told = now, False
-        if self._told or now - self._behind_since <= limit:
-            return None
-        self._told = True
-        return behind
+    def missing(self, now: float, limit: float) -> list[str]:
+        """Gateways whose records did not come for longer than ``limit``, each once an episode."""
+        found = []
+        for gateway, (epoch, seq) in sorted(self._written.items()):
+            if seq == 0 or (epoch, seq) <= self._read.get(gateway, (0, 0)):
+                self._behind.pop(gateway, None)
+            elif self._behind.setdefault(gateway, Silence()).lasts(now, limit) is not None:
+                found.append(gateway)
+        return found
 
     def state(self) -> Mapping[str, Json]:
         return {
             "read": {g: list(k) for g, k in self._read.items()},
             "written": {g: list(k) for g, k in self._written.items()},
-            "behind_since": self._behind_since,
-            "told": self._told,
+            "behind": {g: s.state() for g, s in self._behind.items()},
         }
 
     @classmethod
@@ -90,6 +80,5 @@ class RecordLog:
         def keys(stored: Mapping[str, Json]) -> dict[str, Key]:
             return {gateway: (int(epoch), int(seq)) for gateway, (epoch, seq) in stored.items()}
 
-        return cls(
-            keys(state["read"]), keys(state["written"]), state["behind_since"], state["told"]
-        )
+        behind = {g: Silence.of_state(s) for g, s in state["behind"].items()}
+        return cls(keys(state["read"]), keys(state["written"]), behind)
