@@ -116,6 +116,8 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     from intonaco.datasets.validation import validate
     from intonaco.monitoring import heads
     from intonaco.monitoring.detectors import check_name
+    from intonaco.monitoring.monitor import Monitor
+    from intonaco.monitoring.polls import polls_of
 
     problems = []
 
@@ -137,6 +139,9 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     for signal, settings in config.monitoring.signals.items():
         attempt(check_name, settings.detector, f"monitoring.signals.{signal}.detector")
     problems += heads.check(config.monitoring.scoring.heads, workspace.root)
+    if not problems:
+        attempt(Monitor, config.service, config.monitoring)
+        attempt(polls_of, config.monitoring, tuple)
     for name, upstream in config.serving.upstreams.items():
         try:
             headers_of(upstream, os.environ)

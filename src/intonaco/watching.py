@@ -1,7 +1,9 @@
-"""Feeds scored records and feedback to the monitors and to the rollout's analysis, each once.
+"""Feeds what gateways and scorer wrote to the monitors, to the windows of traffic and to the
+rollout's analysis, each line once.
 
 The readers' offsets are committed together with the state of what was fed, so that a kill neither
-loses a line nor counts it twice.
+loses a line nor counts it twice. Scored records go to monitors and analysis; the gateways' own
+records, which need no scorer, to the windows.
 """
 
 from __future__ import annotations
@@ -9,19 +11,37 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
+from collections.abc import Iterator
 from statistics import median
+from typing import TypeVar
 
 from intonaco.codec import decode
 from intonaco.errors import StorageError
 from intonaco.executor import Parts
-from intonaco.monitoring.monitor import Monitor
+from intonaco.monitoring.monitor import RECORDS, Monitor
+from intonaco.monitoring.polls import Polls, polls_of
+from intonaco.monitoring.silence import RecordLog
+from intonaco.monitoring.windows import TrafficWindows, expiry
 from intonaco.rollout.analysis import RolloutAnalysis
 from intonaco.segment_log import SegmentReader
-from intonaco.types import Feedback, Finding, Json, Outcome, Rollout, ScoredRecord
+from intonaco.types import (
+    Feedback,
+    Finding,
+    Json,
+    Outcome,
+    Record,
+    Rollout,
+    ScoredRecord,
+    Tally,
+    TrafficWindow,
+)
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CONSUMER = "watch"
+DOOR = "watch.door"  # reads records and tallies of the gateways
 COMMIT_SECONDS = 1.0
 BATCH = 500
 FEEDBACK_BATCH = 20_000
@@ -36,7 +56,12 @@ class Watch:
         self.parts = parts
         self.reader = SegmentReader(parts.workspace.scores)
         self.feedback = SegmentReader(parts.workspace.feedback)
+        self.records = SegmentReader(parts.workspace.records)
+        self.tallies = SegmentReader(parts.workspace.tallies)
         self.monitor = Monitor(parts.config.service, parts.config.monitoring)
+        self.windows = TrafficWindows(self._written_window)
+        self.log = RecordLog()
+        self.polls: Polls = polls_of(parts.config.monitoring, self._worker_urls)
         self.analysis: RolloutAnalysis | None = None
         self.release: str | None = None  # champion that the monitor's reference belongs to
         self.requests = 0  # user requests ever seen
@@ -53,13 +78,12 @@ class Watch:
         """Take in what was scored since the last look; write findings and state."""
         self._follow_champion(now)
         self._follow_rollout()
-        findings: list[Finding] = []
+        findings = self._door(now)
         idle = True
         # First all that was said, so that an image that its record's time makes mature has it.
         said_all = self._hear(findings, now)
-        for line in self.reader.read(BATCH if said_all else 0):
-            item = decode(ScoredRecord, line)
-            idle, self._dirty = False, True
+        for item in self._read(self.reader, ScoredRecord, BATCH if said_all else 0):
+            idle = False
             self._count(item)
             findings.extend(self.monitor.observe(item))
             if self.analysis is not None:
@@ -75,22 +99,59 @@ class Watch:
         silence = self.monitor.silence(now, scored, unscored)
         if silence is not None:
             findings.append(silence)
+        for sample in self.polls.collect(now):
+            findings.extend(self.monitor.take(sample))
+            self._dirty = True
+        findings.extend(self.monitor.tick(now, workers=len(self._worker_urls())))
         if findings or (self._dirty and now - self._committed_at >= COMMIT_SECONDS):
             self._commit(fence, now, findings)
 
     def _hear(self, findings: list[Finding], now: float) -> bool:
         """Take in feedback; whether that was all of it."""
-        left = FEEDBACK_BATCH
-        for line in self.feedback.read(FEEDBACK_BATCH):
-            left -= 1
+        taken = 0
+        for feedback in self._read(self.feedback, Feedback, FEEDBACK_BATCH):
+            taken += 1
+            findings.extend(self.monitor.hear(feedback, now))
+        return taken < FEEDBACK_BATCH
+
+    def _read(self, reader: SegmentReader, cls: type[T], most: int = BATCH) -> Iterator[T]:
+        """Lines not read yet. One that cannot be read is told of and left out: it would be none the
+        better for stopping at it."""
+        for line in reader.read(most):
             self._dirty = True
             try:
-                feedback = decode(Feedback, line)
+                yield decode(cls, line)
             except StorageError as error:
-                logger.error("feedback skipped: %s", error, extra={"action": "watch.broken_line"})
-                continue
-            findings.extend(self.monitor.hear(feedback, now))
-        return left > 0
+                log.error("a line is skipped: %s", error, extra={"action": "watch.broken_line"})
+
+    def _door(self, now: float) -> list[Finding]:
+        """Take in what the gateways wrote themselves."""
+        findings: list[Finding] = []
+        for record in self._read(self.records, Record):
+            self.windows.record(record, now)
+            self.log.record(record)
+        tallies = self._read(self.tallies, Tally)
+        for tally in sorted(tallies, key=lambda t: (t.at, t.gateway, t.seq)):
+            self.windows.tally(tally, now)
+            self.log.tally(tally)
+            findings.extend(self.monitor.tally(tally))
+        limit = self.parts.config.monitoring.silent_after_s
+        missing = self.log.missing(now, limit)
+        if missing:
+            text = (
+                f"{', '.join(missing)} answered requests, and no record of them came for "
+                f"{limit:.0f} s: errors, latency and traffic are not being watched"
+            )
+            findings.append(self.monitor.dead_man(RECORDS, now, limit, limit, text))
+        return findings
+
+    def _worker_urls(self) -> tuple[str, ...]:
+        """Of the champion's workers."""
+        table = self.parts.ledger.latest_routing()
+        return () if table is None else table.champion().urls
+
+    def _written_window(self, level: str, start: int) -> TrafficWindow | None:
+        return self.parts.ledger.find(TrafficWindow, _window_id(level, start))
 
     def _unscored_bytes(self) -> int:
         """Bytes of gateway records that the scorer has not taken yet."""
@@ -174,6 +235,17 @@ class Watch:
                 )
             tx.signals(now, self.monitor.status())
             tx.commit_consumer(CONSUMER, self.reader.offset, self._state(), now)
+            for window in self.windows.changed():
+                tx.put(
+                    window,
+                    id=_window_id(window.level, window.start),
+                    at=window.start,
+                    status=window.level,
+                )
+            for level, before in expiry(now).items():
+                tx.drop(TrafficWindow, status=level, before=before)
+            tx.commit_consumer(DOOR, self.records.offset, self._door_state(), now)
+        self.windows.written()
         self._committed_at = now
         self._dirty = False
 
@@ -190,7 +262,15 @@ class Watch:
             "rollout": self.analysis.rollout_id if self.analysis else None,
         }
 
+    def _door_state(self) -> Json:
+        return {"tallies": dict(self.tallies.offset), "log": self.log.state()}
+
     def _restore(self) -> None:
+        door = self.parts.ledger.consumer(DOOR)
+        if door is not None:
+            self.records.seek(door[0])
+            self.tallies.seek(door[1]["tallies"])
+            self.log = RecordLog.of_state(door[1]["log"])
         stored = self.parts.ledger.consumer(CONSUMER)
         if stored is None:
             return
@@ -209,3 +289,7 @@ class Watch:
             if rollout is not None and not rollout.status.final:
                 self.analysis = self._analysis_of(rollout, {})
                 self.analysis.restore(state["analysis"])
+
+
+def _window_id(level: str, start: int) -> str:
+    return f"{level}-{start:012d}"

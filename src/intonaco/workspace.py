@@ -73,6 +73,11 @@ class Workspace:
         return self.root / "feedback"
 
     @property
+    def tallies(self) -> Path:
+        """Segment logs of what gateways counted at their door, one folder a gateway."""
+        return self.root / "tallies"
+
+    @property
     def images(self) -> Path:
         return self.root / "images"
 

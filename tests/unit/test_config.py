@@ -49,7 +49,7 @@ def test_the_name_of_the_service_is_enough() -> None:
         ),
         (
             "service: s\nmonitoring: {signals: {p: {of: errors, tolerence: 1}}}",
-            "intonaco.yaml: monitoring.signals.p.tolerence: unknown field; allowed: detector,",
+            "intonaco.yaml: monitoring.signals.p.tolerence: unknown field; allowed: call,",
         ),
         (
             "service: s\nrollout: {steps: [{weight: 1, minutes: 5}]}",

@@ -147,19 +147,22 @@ def test_baseline_follows_the_protocol() -> None:
 def test_names() -> None:
     settings = DetectorSettings(requests_between_false_alarms=100, reference=40)
     built = {
-        of: type(resolve("auto", of=of)[1](settings)).__name__
-        for of in ("prompt_embedding", "clip_score", "errors", "latency")
+        stream: type(resolve("auto", stream=stream)[1](settings)).__name__
+        for stream in ("vector", "bounded", "rate", "positive")
     }
     assert built == {
-        "prompt_embedding": "EmbeddingDetector",
-        "clip_score": "MeanDetector",
-        "errors": "RateDetector",
-        "latency": "RateDetector",
+        "vector": "EmbeddingDetector",
+        "bounded": "MeanDetector",
+        "rate": "RateDetector",
+        "positive": "QuantileDetector",
     }
-    name, factory = resolve("periodic", of="errors")
+    name, factory = resolve("auto", stream="rate", given_topic=True)
+    assert name == "stratified(of=e-rate)"
+    assert type(factory(settings)).__name__ == "StratifiedDetector"
+    name, factory = resolve("periodic")
     assert (name, factory(settings).threshold) == ("periodic", 100.0)
     own = "intonaco.monitoring.detectors.mean:MeanDetector.of"
-    assert isinstance(resolve(own, of="errors")[1](settings), MeanDetector)
+    assert isinstance(resolve(own)[1](settings), MeanDetector)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

@@ -12,7 +12,7 @@ from tests.traffic import Traffic
 
 from intonaco.config import Monitoring, Signal
 from intonaco.errors import ConfigError
-from intonaco.monitoring.monitor import SILENCE_SECONDS, Monitor
+from intonaco.monitoring.monitor import Monitor
 from intonaco.monitoring.signals import LatencyClasses, champion_score, failed
 from intonaco.types import Attempt, Finding, Outcome, ScoredRecord
 
@@ -24,7 +24,9 @@ def settings(reference: int = 250, **changes: float) -> Monitoring:
         requests_between_false_alarms=changes.pop("between", 5_000),
         signals={
             "prompts": Signal(of="prompt_embedding", reference=reference),
-            "clip_score": Signal(of="clip_score", direction="down", reference=reference),
+            "clip_score": Signal(
+                of="clip_score", direction="down", reference=reference, given_topic=False
+            ),
             "errors": Signal(of="errors", direction="up", tolerance=0.01, reference=reference),
             "latency": Signal(of="latency", direction="up", tolerance=0.02, reference=reference),
         },
@@ -71,6 +73,17 @@ def test_demo_like_shift_gives_one_finding_per_signal(armed: tuple[Monitor, Traf
     assert 0.3 < score.value_now < 0.75
     firing = {s.signal for s in monitor.status() if s.firing}
     assert firing == {"prompts", "clip_score"}
+
+
+def test_given_the_topic_a_new_topic_is_no_fall_of_quality() -> None:
+    score = Signal(of="clip_score", direction="down", reference=200)
+    own = settings().signals | {"clip_score": score}
+    monitor = Monitor("digits", settings().model_copy(update={"signals": own}))
+    traffic = Traffic(seed=1, phrase=0.25)
+    assert watch(monitor, traffic.many(400)) == []
+    assert {f.signal for f in watch(monitor, traffic.many(400, new=0.3))} == {"prompts"}
+    fell = watch(monitor, traffic.many(400, new=0.3, known_quality=0.60))
+    assert {f.signal for f in fell} == {"clip_score"}
 
 
 def test_refresh_knows_more_than_the_finding_did(armed: tuple[Monitor, Traffic]) -> None:
@@ -260,8 +273,8 @@ def test_silence_is_a_finding_once_an_episode() -> None:
     assert monitor.silence(1000.0, 990.0, 0) is None
     assert monitor.silence(2000.0, 990.0, 0) is None  # no traffic is no silence
     assert monitor.silence(2010.0, 990.0, 500) is None
-    assert monitor.silence(2010.0 + SILENCE_SECONDS - 1, 990.0, 500) is None
-    finding = monitor.silence(2010.0 + SILENCE_SECONDS, 990.0, 500)
+    assert monitor.silence(2010.0 + 60.0 - 1, 990.0, 500) is None
+    finding = monitor.silence(2010.0 + 60.0, 990.0, 500)
     assert finding is not None
     assert finding.signal == "scorer"
     assert "500 bytes" in finding.text

@@ -10,6 +10,7 @@ import typer
 from intonaco import readmodel
 from intonaco.app import App
 from intonaco.cli.common import HERE, AsJson, Folder, ago, opened, out, print_json, print_table
+from intonaco.cli.traffic import traffic
 from intonaco.codec import as_json as to_json
 from intonaco.errors import BackendError, NotFound
 from intonaco.types import Observed, Release, Rollout, Update
@@ -19,6 +20,7 @@ REASON = 70  # characters of a reason in a table
 
 def add_to(app: typer.Typer) -> None:
     app.command()(status)
+    app.command()(traffic)
     app.command()(events)
     releases = typer.Typer(help="Releases: list, show, lineage, diff.", no_args_is_help=True)
     releases.command("list")(release_list)

@@ -50,17 +50,15 @@ from intonaco.config.serving import (
     Tracing,
     Worker,
 )
+from intonaco.config.signals import DEFAULT_SIGNALS, DetectorChoice, Signal
 from intonaco.config.watching import (
-    DEFAULT_SIGNALS,
     Budget,
     Decision,
-    DetectorChoice,
     Extractor,
     Head,
     Maturity,
     Monitoring,
     Scoring,
-    Signal,
 )
 
 __all__ = [

@@ -184,6 +184,8 @@ class Serving(Section):
     worker: Worker = Worker()
     tracing: Tracing | None = None  # none: nothing is traced
     replicas: Count = 1  # worker processes per release
+    # An hour of what one worker runs on, in the budget's currency; none: cost is not told
+    hourly_price: Annotated[float, Field(ge=0)] | None = None
     # For a release whose environment is not this one: build it, refuse the release, or start it
     # here all the same (its worker then attests another id and gets no traffic)
     environments: Literal["build", "refuse", "ignore"] = "build"

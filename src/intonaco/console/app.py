@@ -24,7 +24,7 @@ from intonaco import readmodel
 from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config
 from intonaco.console import images, openapi
-from intonaco.console.openapi import MAX_EVENTS, MOST_ID, PAGES
+from intonaco.console.openapi import MAX_EVENTS, MOST_ID, MOST_MINUTES, PAGES
 from intonaco.console.problems import Guard, failed, http_error, not_found, unavailable
 from intonaco.console.templating import HERE, environment
 from intonaco.errors import IntonacoError, NotFound
@@ -75,6 +75,8 @@ class _Console:
                 Route("/api/releases", self.api_releases),
                 Route("/api/releases/{release_id}", self.api_release),
                 Route("/api/updates", self.api_updates),
+                Route("/api/traffic", self.api_traffic),
+                Route("/metrics", self.metrics),
                 Route("/images/{path:path}", self.image),
                 Route("/livez", self.livez),
                 Route("/openapi.json", self.openapi),
@@ -165,6 +167,16 @@ class _Console:
 
     def api_updates(self, request: Request) -> Response:
         return _json(readmodel.updates(self.ledger))
+
+    def api_traffic(self, request: Request) -> Response:
+        """``minutes``: how far back."""
+        minutes = _whole(request, "minutes", 60, least=1, most=MOST_MINUTES)
+        now = self.clock.now()
+        return _json(readmodel.traffic(self.ledger, self.config, now, minutes / 60.0))
+
+    def metrics(self, request: Request) -> Response:
+        text = readmodel.exposition(self.ledger, self.config, self.clock.now())
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # ------------------------------------------------------------------ files
 

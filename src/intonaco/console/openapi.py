@@ -11,6 +11,7 @@ Json = dict[str, Any]
 
 MOST_ID = 2**63 - 1  # of an event: a larger number is none that SQLite knows
 MAX_EVENTS = 1000
+MOST_MINUTES = 31 * 24 * 60  # windows of traffic are kept for 31 days
 PAGES = ("overview", "updates", "releases", "events")
 
 ERRORS = {
@@ -55,6 +56,22 @@ def document() -> Json:
                 "release", "Where a release comes from", _ref("Lineage"), _path("release_id")
             ),
             "/api/updates": _api("updates", "Updates, newest first", _list("Update")),
+            "/api/traffic": _api(
+                "traffic",
+                "Times, failures, refusals, use of the batches, cost",
+                _ref("Traffic"),
+                _query("minutes", 1, MOST_MINUTES, 60, "How far back."),
+            ),
+            "/metrics": {
+                "get": {
+                    "operationId": "metrics",
+                    "summary": "Signals and traffic in Prometheus' text format",
+                    "responses": {
+                        "200": _content("Gauges and counters.", "text/plain"),
+                        **_errors("text/plain", 400, 405, 500, 503),
+                    },
+                }
+            },
             "/": _page("overviewPage", "The overview"),
             "/{page}": _page("page", "A page", _path("page", PAGES)),
             "/partials/{page}": _page("partial", "Its inner part", _path("page", PAGES)),
@@ -247,6 +264,21 @@ _ARM = _all(
     effective=MAYBE_NUMBER,
     shadow=TRUTH,
 )
+_CELL = _all(
+    release=TEXT,
+    arm=TEXT,
+    requests=COUNT,
+    images=COUNT,
+    times={
+        "type": "object",
+        "additionalProperties": _all(
+            count=COUNT, mean=MAYBE_NUMBER, p50=MAYBE_NUMBER, p95=MAYBE_NUMBER, p99=MAYBE_NUMBER
+        ),
+    },
+    batch_fill=MAYBE_NUMBER,
+    cost_per_image=MAYBE_NUMBER,
+    peak_memory_bytes={"type": ["integer", "null"]},
+)
 
 SCHEMAS: Json = {
     "Error": _all(error=_all(message=TEXT, type=TEXT, param=MAYBE_TEXT, code=MAYBE_TEXT)),
@@ -296,6 +328,21 @@ SCHEMAS: Json = {
         findings=_list("Finding"),
         traffic={"type": "array", "items": OBJECT},
     ),
+    "Traffic": {
+        **_all(
+            level={"enum": ["minute", "hour", "day"]},
+            requests=COUNT,
+            failed=COUNT,
+            refused={"type": "object", "additionalProperties": COUNT},
+            demand=NUMBER,
+            throughput=NUMBER,
+            capacity=MAYBE_NUMBER,
+            currency=TEXT,
+            cells={"type": "array", "items": _CELL},
+            course={"type": "array", "items": _all(at=NUMBER, seconds=COUNT, requests=COUNT)},
+        ),
+        "description": "Seconds; images and requests a second.",
+    },
     "Update": _all(**_UPDATE),
     "RunningUpdate": _all(
         **_UPDATE,

@@ -86,6 +86,8 @@ def diagnose(findings: Sequence[Finding], context: DiagnosisContext, now: float)
 def signal_kind(finding: Finding) -> str:
     """What a finding is about: "prompts", "quality", "errors", "latency" or "other". The name of a
     signal is free, so unit and direction decide where they can."""
+    if finding.of == "silence":  # of whichever signal: nothing was measured
+        return "other"
     if finding.direction == "moved":
         return "prompts"
     if finding.unit == "cosine":

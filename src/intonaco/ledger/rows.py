@@ -17,6 +17,7 @@ from intonaco.types import (
     Plan,
     Release,
     Rollout,
+    TrafficWindow,
     Update,
 )
 
@@ -28,6 +29,7 @@ KINDS: Mapping[str, type[Any]] = {
     "plan": Plan,
     "update": Update,
     "rollout": Rollout,
+    "window": TrafficWindow,
 }
 KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 

@@ -30,7 +30,7 @@ documents = Table(
     "documents",
     metadata,
     Column("service_id", String(64), primary_key=True),
-    # release, dataset, finding, diagnosis, plan, update, rollout
+    # release, dataset, finding, diagnosis, plan, update, rollout, window
     Column("kind", String(32), primary_key=True),
     Column("id", String(128), primary_key=True),
     Column("status", String(32), nullable=False),

@@ -107,6 +107,17 @@ class Ledger:
             query = query.where(d.status == status)
         return [decode(cls, row["body"]) for row in self._rows(query.order_by(d.at, d.id))]
 
+    def since(self, cls: type[T], at: float, *, status: str) -> list[T]:
+        """Documents of a kind and status from a time on, oldest first."""
+        d = t.documents.c
+        query = sa.select(d.body).where(
+            d.service_id == self.service_id,
+            d.kind == KIND_OF[cls],
+            d.status == status,
+            d.at >= at,
+        )
+        return [decode(cls, row["body"]) for row in self._rows(query.order_by(d.at, d.id))]
+
     def active_updates(self) -> list[Update]:
         return [u for u in self.all(Update, status="active") if not u.phase.final]
 

@@ -54,6 +54,18 @@ class Transaction:
         }
         self._upsert(t.documents, key, {"status": status, "at": at, "body": encode(document)})
 
+    def drop(self, cls: type[Any], *, status: str, before: float) -> None:
+        """Delete documents of a kind and status that are older than a time."""
+        d = t.documents.c
+        self.connection.execute(
+            t.documents.delete().where(
+                d.service_id == self.service_id,
+                d.kind == KIND_OF[cls],
+                d.status == status,
+                d.at < before,
+            )
+        )
+
     def update(self, update: Update) -> None:
         status = "final" if update.phase.final else "active"
         self.put(update, id=update.update_id, at=update.created_at, status=status)

@@ -9,23 +9,34 @@ from dataclasses import replace
 import numpy as np
 
 from intonaco.codec import digest
-from intonaco.config import Monitoring
+from intonaco.config import Monitoring, Signal
 from intonaco.monitoring.cohorts import Cohorts
 from intonaco.monitoring.detectors.dedupe import SessionDedupe
 from intonaco.monitoring.detectors.kmeans import unit
 from intonaco.monitoring.explanation import explain, moved_share, summary
+from intonaco.monitoring.pace import HOUR, REQUESTS, WEEK, Pace
 from intonaco.monitoring.recent import REFERENCE, Recent
 from intonaco.monitoring.signals import champion_made, champion_score, is_user_request
-from intonaco.monitoring.sources import Reading, Seen
+from intonaco.monitoring.sources import SOURCES, Reading, Seen
 from intonaco.monitoring.topics import Topics
 from intonaco.monitoring.watch import Watch
-from intonaco.types import ClusterMove, Feedback, Finding, Json, ScoredRecord, SignalStatus
+from intonaco.types import (
+    ClusterMove,
+    Feedback,
+    Finding,
+    Json,
+    Sample,
+    ScoredRecord,
+    SignalStatus,
+    Tally,
+)
 
 logger = logging.getLogger(__name__)
 
 SCORE = "clip"  # the score that explanations compare
-SILENCE_SECONDS = 60.0
-SILENCE = "scorer"  # name of the signal of the dead-man's switch
+DEAD_MAN = "dead-man's switch"
+SILENCE = "scorer"  # names of the signals of the dead-man's switches
+RECORDS = "records"
 STATE_VERSION = 2
 OF_FEEDBACK = ("thumbs", "stars", "regenerate", "download", "response_rate")
 
@@ -37,7 +48,9 @@ class Monitor:
     once and stays firing until ``rebaseline``: the old reference is kept until a new release, or a
     person, makes another state the normal one. The budget of false alarms is shared: signal i may
     raise one in ``requests_between_false_alarms * sum(weights) / weight_i`` updates, so that all
-    together raise at most one in ``requests_between_false_alarms`` requests.
+    together raise at most one in ``requests_between_false_alarms`` requests. Where the budget is
+    given per week, and for signals that do not update on requests, how often a signal updates is
+    measured (``Pace``).
 
     The first quarter of the reference is grouped into topics; from then on every request has one,
     and signals that are judged given the topic begin.
@@ -65,11 +78,21 @@ class Monitor:
     def _new_watches(self) -> dict[str, Watch]:
         signals = self.config.signals
         total = sum(s.weight for s in signals.values())
-        between = self.config.requests_between_false_alarms
         return {
-            name: Watch(name, signal, between * total / signal.weight)
+            name: self._new_watch(name, signal, total / signal.weight)
             for name, signal in signals.items()
         }
+
+    def _new_watch(self, name: str, signal: Signal, share: float) -> Watch:
+        """``share``: how many such signals would spend the whole budget."""
+        weekly = self.config.false_alarms_per_week
+        if weekly is not None:
+            between = WEEK / weekly * share  # seconds; the threshold begins with an update a second
+            return Watch(name, signal, max(2.0, between), Pace(between, HOUR))
+        between = self.config.requests_between_false_alarms * share
+        if SOURCES[signal.of].per_request:
+            return Watch(name, signal, between)
+        return Watch(name, signal, between, Pace(between, REQUESTS))
 
     # ------------------------------------------------------------------------------- what it sees
 
@@ -140,24 +163,49 @@ class Monitor:
         """Images that are not yet mature."""
         return len(self._cohorts)
 
-    def tick(self, now: float) -> list[Finding]:
-        """Let time pass: what is measured by the clock, not by requests. Call it every second or
-        so; the findings it completes."""
+    def tally(self, tally: Tally) -> list[Finding]:
+        """Take what a gateway counted at its door; the findings it completes."""
         return [
-            self._finding(watch, now)
+            self._finding(watch, tally.at)
             for watch in self._watches.values()
-            if self._feed(watch, watch.source.tick(now))
+            if self._feed(watch, watch.source.of_tally(tally))
         ]
 
-    @staticmethod
-    def _feed(watch: Watch, readings: Iterable[Reading], *, counts: bool = True) -> bool:
+    def take(self, sample: Sample) -> list[Finding]:
+        """Take what a signal that is asked by the clock answered; the finding it completes."""
+        watch = self._watches.get(sample.signal)
+        if watch is None:
+            return []
+        watch.reason = sample.reason
+        if sample.value is None or not self._feed(watch, watch.source.of_sample(sample)):
+            return []
+        return [self._finding(watch, sample.at)]
+
+    def tick(self, now: float, *, workers: int = 0) -> list[Finding]:
+        """Let time pass: what is measured by the clock, not by requests, and who is silent. Call it
+        every second or so; the findings it completes. ``workers``: how many serve the champion, 0
+        if that is not known."""
+        findings = []
+        for watch in self._watches.values():
+            watch.source.workers = workers
+            if self._feed(watch, watch.source.tick(now)):
+                findings.append(self._finding(watch, now))
+            limit = watch.source.silent_after
+            seconds = None if limit is None else watch.silence.lasts(now, limit)
+            if limit is not None and seconds is not None:
+                findings.append(self._no_data(watch, now, seconds, limit))
+        return findings
+
+    def _feed(self, watch: Watch, readings: Iterable[Reading], *, counts: bool = True) -> bool:
         """Whether one of the readings made the signal fire. What does not count (the same user
         asking the same again) is seen, but no news."""
         fired = False
         for reading in readings:
             watch.seen += 1
+            watch.silence.heard(reading.at)
             if counts or watch.source.repeats:
-                fired |= watch.feed(reading)
+                weekly = self.config.false_alarms_per_week is not None
+                fired |= watch.feed(reading, reading.at if weekly else float(self.requests))
         return fired
 
     def _topics_after(self) -> int:
@@ -228,7 +276,7 @@ class Monitor:
             since=since,
             since_at=since_at,
             evidence=watch.detector.evidence,
-            threshold=watch.detector.threshold,
+            threshold=watch.threshold,
             value_before=0.0 if before is None else before,
             value_now=0.0 if now is None else now,
             unit=watch.source.unit,
@@ -247,7 +295,7 @@ class Monitor:
         """The finding with its clusters worked out from all requests since its change. Call it
         again once more requests have come, before a diagnosis."""
         watch = self._watches.get(finding.signal)
-        if watch is None:
+        if watch is None or finding.detector == DEAD_MAN:
             return finding
         clusters = explain(self._recent.reference(), self._recent.since(finding.since_at))
         if watch.signal.of == "prompt_embedding" and any(c.moved for c in clusters):
@@ -262,6 +310,8 @@ class Monitor:
         """Whether ``settle_requests`` more have come since a finding, so that its refreshed
         explanation is worth a diagnosis."""
         watch = self._watches.get(finding.signal)
+        if finding.detector == DEAD_MAN:
+            return True
         return watch is None or watch.seen >= finding.request + self.config.settle_requests
 
     def status(self) -> list[SignalStatus]:
@@ -277,13 +327,15 @@ class Monitor:
     def rebaseline(self, release: str | None) -> None:
         """Forget what is normal and collect it anew, from what ``release`` serves from now on."""
         self._release = release
-        self._watches = self._new_watches()
+        before, self._watches = self._watches, self._new_watches()
+        for name, watch in self._watches.items():
+            watch.silence = before[name].silence  # another release makes nobody heard
         self._forget_requests()
 
     def silence(self, now: float, last_scored_at: float | None, lag_bytes: int) -> Finding | None:
-        """Dead-man's switch: records wait and nothing was scored for a minute. One finding an
-        episode; the next needs the lag to go away first. ``last_scored_at``: time of the scorer's
-        last work, None if it never did any."""
+        """Dead-man's switch: records wait and nothing was scored for ``silent_after_s``. One
+        finding an episode; the next needs the lag to go away first. ``last_scored_at``: time of the
+        scorer's last work, None if it never did any."""
         if lag_bytes <= 0:
             self._silent_since, self._silence_told = None, False
             return None
@@ -291,28 +343,45 @@ class Monitor:
             self._silent_since = now
         since = max(self._silent_since, last_scored_at or 0.0)
         seconds = now - since
-        if self._silence_told or seconds < SILENCE_SECONDS:
+        if self._silence_told or seconds < self.config.silent_after_s:
             return None
         self._silence_told = True
+        return self.dead_man(
+            SILENCE,
+            now,
+            seconds,
+            self.config.silent_after_s,
+            f"Nothing was scored for {seconds:.0f} s while {lag_bytes:,} bytes of records wait: "
+            "prompts and quality are not being watched",
+        )
+
+    def _no_data(self, watch: Watch, now: float, seconds: float, limit: float) -> Finding:
+        why = f": {watch.reason}" if watch.reason else ""
+        text = f"No data for {watch.name} for {seconds:.0f} s{why}; it is not being watched"
+        return self.dead_man(watch.name, now, seconds, limit, text)
+
+    def dead_man(self, signal: str, now: float, seconds: float, limit: float, text: str) -> Finding:
+        """The finding that something was silent for so long."""
         return Finding(
-            finding_id=digest([self.service_id, SILENCE, since])[:16],
+            finding_id=digest([self.service_id, signal, "silent", now])[:16],
             service_id=self.service_id,
-            signal=SILENCE,
-            detector="dead-man's switch",
+            signal=signal,
+            of="silence",
+            detector=DEAD_MAN,
             at=now,
             request=self.requests,
             armed_at=0,
             since=self.requests,
-            since_at=since,
+            since_at=now - seconds,
             evidence=seconds,
-            threshold=SILENCE_SECONDS,
+            threshold=limit,
             value_before=0.0,
             value_now=seconds,
             unit="s",
             direction="up",
             release=self._release,
-            text=f"Nothing was scored for {seconds:.0f} s while {lag_bytes:,} bytes of records "
-            "wait: prompts and quality are not being watched",
+            text=text,
+            facts={"silent": True},
         )
 
     # ----------------------------------------------------------------------------------- its state
@@ -357,7 +426,9 @@ class Monitor:
         self._watches = self._new_watches()
         for name, watch in self._watches.items():
             kept = state["watches"].get(name)
-            if kept and kept["detector_name"] == watch.detector_name:
+            # of a signal that has a pace now, and had none, nobody knows how often it updates
+            paced = watch.pace is None or bool(kept and kept.get("pace"))
+            if kept and kept["detector_name"] == watch.detector_name and paced:
                 watch.restore(kept)
 
 

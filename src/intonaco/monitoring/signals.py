@@ -11,6 +11,7 @@ from intonaco.types import Attempt, Json, Outcome, Record, ScoredRecord
 OWN_ARMS = ("champion", "baseline")  # the two arms that the present champion answers
 FAILURES = (Outcome.ERROR, Outcome.TIMEOUT)
 CLASSES = 64  # request classes (edits apart, size, steps) whose latency is watched
+SHORTEST = 0.001  # seconds; what is usually shorter is compared with this
 
 
 def is_user_request(record: Record) -> bool:
@@ -50,32 +51,54 @@ def champion_score(item: ScoredRecord, name: str, release: str | None) -> float 
     return item.scores.get(name) if champion_made(item, release) else None
 
 
+def seconds_of(record: Record, release: str | None, part: str = "service") -> float | None:
+    """Seconds that the champion took for a part of this image; None if it made none, or if nobody
+    told. ``part``: "service", "queue", "encode", "denoise", "decode"; "total": end to end;
+    "device": this image's share of the device's time."""
+    attempt = next(
+        (
+            a
+            for a in champion_attempts(record, release)
+            if a.outcome is Outcome.OK and a.service_seconds > 0
+        ),
+        None,
+    )
+    if attempt is None:
+        return None
+    if part == "total":
+        return record.seconds if record.status == 200 else None
+    if part == "device":
+        return attempt.gpu_seconds or attempt.service_seconds / max(1, attempt.batch_size)
+    seconds = float(getattr(attempt, f"{part}_seconds"))
+    return seconds if seconds > 0 or part == "queue" else None
+
+
 @dataclass(slots=True)
 class LatencyClasses:
-    """Says whether a request was slow for its class: longer than ``slower_than`` times the median
-    of the class's first ``learn`` requests. A class says nothing until it has learned."""
+    """Compares a request with the usual of its class: the median of the class's first ``learn``
+    requests, a millisecond at least, so that a queue that was empty can be compared with. A class
+    says nothing until it has learned."""
 
     slower_than: float
     learn: int
+    part: str = "service"
     medians: dict[str, float] = field(default_factory=dict)
     _learning: dict[str, list[float]] = field(default_factory=dict)
 
     def slow(self, record: Record, release: str | None) -> float | None:
-        """1 slow, 0 not, None unknown."""
-        seconds = next(
-            (
-                a.service_seconds
-                for a in champion_attempts(record, release)
-                if a.outcome is Outcome.OK and a.service_seconds > 0
-            ),
-            None,
-        )
+        """1 if it took more than ``slower_than`` times the usual, 0 if not, None unknown."""
+        ratio = self.ratio(record, release)
+        return None if ratio is None else float(ratio > self.slower_than)
+
+    def ratio(self, record: Record, release: str | None) -> float | None:
+        """How many times the usual it took, None unknown."""
+        seconds = seconds_of(record, release, self.part)
         if seconds is None:
             return None
         name = record.request_class
         median = self.medians.get(name)
         if median is not None:
-            return float(seconds > self.slower_than * median)
+            return seconds / max(median, SHORTEST)
         if name not in self._learning and len(self._learning) + len(self.medians) >= CLASSES:
             return None
         seen = self._learning.setdefault(name, [])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from intonaco.config import Config
 from intonaco.ledger import Ledger
+from intonaco.readmodel.exposition import exposition
 from intonaco.readmodel.operations import budget, processes
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
@@ -20,6 +21,7 @@ from intonaco.readmodel.signals import (
     timeline,
     worth_telling,
 )
+from intonaco.readmodel.traffic import traffic
 from intonaco.readmodel.updates import (
     PHASES,
     active_update,
@@ -36,6 +38,7 @@ __all__ = [
     "PHASES",
     "Facts",
     "budget",
+    "exposition",
     "finding_facts",
     "history",
     "phase_strip",
@@ -50,6 +53,7 @@ __all__ = [
     "signals",
     "snapshot",
     "timeline",
+    "traffic",
     "update_facts",
     "updates",
     "worth_telling",

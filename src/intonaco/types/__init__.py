@@ -20,6 +20,7 @@ from intonaco.types.releases import (
     Release,
     ServingSpec,
 )
+from intonaco.types.telemetry import Sample, Tally, TrafficWindow
 from intonaco.types.traffic import (
     Arm,
     Attempt,
@@ -92,12 +93,15 @@ __all__ = [
     "RolloutStatus",
     "RolloutStep",
     "RoutingTable",
+    "Sample",
     "ScoredRecord",
     "ServingSpec",
     "ServingStatus",
     "SignalStatus",
     "StepKind",
     "StepResult",
+    "Tally",
+    "TrafficWindow",
     "Update",
     "Verdict",
 ]

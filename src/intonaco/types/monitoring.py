@@ -47,6 +47,7 @@ class Finding:
     release: str | None = None
     text: str = ""  # one sentence for a person
     of: str = ""  # what the signal is of: "prompt_embedding", "clip_score", "errors", "latency" …
+    # ("silence": of a dead-man's switch)
     facts: Mapping[str, Json] = field(default_factory=dict)  # figures that a diagnosis can use
 
 
@@ -64,6 +65,8 @@ class SignalStatus:
     evidence: float
     threshold: float
     firing: bool
+    last_at: float | None = None  # of its last value
+    no_data: str = ""  # why the last answer was no number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,33 +6,53 @@ from collections.abc import Iterable, Mapping
 
 from intonaco.config import Signal
 from intonaco.monitoring.signals import LatencyClasses
-from intonaco.monitoring.sources.base import Reading, Seen, Source, reading
+from intonaco.monitoring.sources.base import Reading, Seen, Source, Stream, reading
 from intonaco.types import Finding, Json
+
+NAMES = {"service": "", "total": " end to end", "queue": " in the queue"}
 
 
 class Latency(Source):
-    """1 for a request that took more than ``slower_than`` times its class's usual time, else 0."""
+    """Times of one part of a request, against the usual of its class, so that users who ask for
+    larger pictures are no regression.
 
-    stream = "rate"
+    ``reading: slow``: 1 for a request that took more than ``slower_than`` times the usual, else 0,
+    for detectors of a mean. ``reading: ratio``: how many times the usual it took, for detectors of
+    quantiles, which see a small slowing of all requests too.
+    """
+
+    stream: Stream = "rate"
     direction = "up"
 
     def __init__(self, name: str, signal: Signal) -> None:
         super().__init__(name, signal)
-        self._classes = LatencyClasses(slower_than=signal.slower_than, learn=self.learns)
+        self.ratios = signal.reading == "ratio"
+        self.stream = "positive" if self.ratios else "rate"
+        self._classes = LatencyClasses(
+            slower_than=signal.slower_than, learn=self.learns, part=signal.part
+        )
 
     @property
     def learns(self) -> int:
         return max(20, min(100, self.signal.reference // 2))
 
     def of_record(self, seen: Seen) -> Iterable[Reading]:
-        value = self._classes.slow(seen.item.record, seen.release)
+        record = seen.item.record
+        take = self._classes.ratio if self.ratios else self._classes.slow
+        value = take(record, seen.release)
         return () if value is None else (reading(seen, value),)
 
     def text(self, finding: Finding) -> str:
         usual = " or ".join(f"{m:.2g} s" for m in sorted(self._classes.medians.values())[:3])
+        part = NAMES.get(self.signal.part, f" for {self.signal.part}")
+        if self.ratios:
+            return (
+                f"Requests now take {finding.value_now:.2f} times the usual {usual}{part} "
+                f"(before: {finding.value_before:.2f})"
+            )
         return (
             f"{finding.value_now:.1%} of requests now take more than {self.signal.slower_than:g} "
-            f"times the usual {usual} (before: {finding.value_before:.1%})"
+            f"times the usual {usual}{part} (before: {finding.value_before:.1%})"
         )
 
     def state(self) -> Mapping[str, Json]:

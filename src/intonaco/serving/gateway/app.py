@@ -32,6 +32,7 @@ from intonaco.serving.gateway.problems import Refused, http_error, server_error
 from intonaco.serving.gateway.recorder import Recorder
 from intonaco.serving.gateway.retention import DAY_S, prune
 from intonaco.serving.gateway.state import GatewayState
+from intonaco.serving.gateway.tallies import Tallies
 from intonaco.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Gateway:
     admin: Admin
     retention_days: float | None
     scored: bool  # the service has a scorer, which reads the records
+    tallies: Tallies
     tracing: GatewayTracing | None = None
 
     # ------------------------------------------------------------------ small endpoints
@@ -116,6 +118,7 @@ class Gateway:
             return
         self.recorder.writer.roll()
         self.desk.roll()
+        self.tallies.roll()
         self.metrics.pruned += await asyncio.to_thread(
             prune,
             self.recorder.workspace,
@@ -130,6 +133,7 @@ class Gateway:
             await self.dispatcher.upstream.foreign.close()
         self.recorder.writer.close()
         self.desk.close()
+        self.tallies.close()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
 
@@ -262,6 +266,14 @@ def assemble(
             body_seconds=bounds.body_seconds,
         ),
         admin=admin,
+        tallies=Tallies(
+            workspace=workspace,
+            service_id=config.service,
+            state=state,
+            metrics=metrics,
+            records=recorder.writer,
+            clock=clock,
+        ),
         retention_days=settings.retention_days,
         tracing=tracing,
         scored=config.extractor is not None,

@@ -167,9 +167,11 @@ async def run(workspace: Workspace, config: Config, name: str = NAME) -> None:
         log.info("listens at %s", url, extra={"action": "gateway.ready"})
         looking = asyncio.create_task(gateway.state.keep_looking())
         housekeeping = asyncio.create_task(gateway.keep_house())
+        counting = asyncio.create_task(gateway.tallies.keep())
         await asyncio.gather(servers[0].serve(sockets=[public]), servers[1].serve(sockets=[admin]))
         looking.cancel()
         housekeeping.cancel()
+        counting.cancel()
         await gateway.close()
 
 

@@ -1,11 +1,11 @@
-"""Deleting what is older than the service keeps: pictures, records, scores and feedback.
+"""Deleting what is older than the service keeps: pictures, records, scores, feedback and tallies.
 
 Ages are told by names and by the last write, so nothing is opened. The newest segment of a writer
 is never deleted (it may be open); ``SegmentWriter.roll`` once a day keeps it young. A segment of
 records that the scorer has not read to its end stays, however old; where a service has a scorer
 that has never run, all of them do. Who has read the scores is written in the ledger, which a
-gateway cannot see: they and the feedback go by age alone. Datasets, findings in the ledger and what
-registries or trackers were given are not touched.
+gateway cannot see: they, the feedback and the tallies go by age alone. Datasets, findings in the
+ledger and what registries or trackers were given are not touched.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def prune(workspace: Workspace, now: float, days: float, *, scored: bool = False
         (workspace.records, _read(workspace, scored)),
         (workspace.scores, []),
         (workspace.feedback, []),
+        (workspace.tallies, []),
     ):
         with contextlib.suppress(FileNotFoundError):  # another gateway is at it
             for path in expired(root, cutoff, readers):

@@ -1,0 +1,84 @@
+"""Dead-man's switches: what should be heard of and is not. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from intonaco.types import Json, Record, Tally
+
+Key = tuple[int, int]  # epoch and seq of a gateway's log
+
+
+@dataclass(slots=True)
+class Silence:
+    """Whether something was quiet for too long; told once an episode. What ends one: being heard
+    again."""
+
+    heard_at: float | None = None
+    told: bool = False
+
+    def heard(self, at: float) -> None:
+        self.heard_at, self.told = max(at, self.heard_at or 0.0), False
+
+    def lasts(self, now: float, limit: float) -> float | None:
+        """Seconds of a silence that is longer than ``limit`` and was not told of yet, else None.
+        It begins at the first look, where nothing was ever heard."""
+        if self.heard_at is None:
+            self.heard_at = now
+        seconds = now - self.heard_at
+        if self.told or seconds <= limit:
+            return None
+        self.told = True
+        return seconds
+
+    def state(self) -> Json:
+        return [self.heard_at, self.told]
+
+    @classmethod
+    def of_state(cls, state: Json) -> Silence:
+        return cls(heard_at=state[0], told=bool(state[1]))
+
+
+@dataclass(slots=True)
+class RecordLog:
+    """Whether the records that gateways say they wrote do arrive. A gateway's tallies name the next
+    record that it will write; the log is silent while the one before that is not read."""
+
+    _read: dict[str, Key] = field(default_factory=dict)  # next record to read, by gateway
+    _written: dict[str, Key] = field(default_factory=dict)  # next record to write
+    _behind: dict[str, Silence] = field(default_factory=dict)  # since it last moved
+
+    def record(self, record: Record) -> None:
+        key = (record.gateway_epoch, record.seq + 1)
+        if key > self._read.get(record.gateway, (0, 0)):
+            self._read[record.gateway] = key
+            self._behind.pop(record.gateway, None)  # it moves
+
+    def tally(self, tally: Tally) -> None:
+        self._written[tally.gateway] = (tally.record_epoch, tally.record_seq)
+
+    def missing(self, now: float, limit: float) -> list[str]:
+        """Gateways whose records did not come for longer than ``limit``, each once an episode."""
+        found = []
+        for gateway, (epoch, seq) in sorted(self._written.items()):
+            if seq == 0 or (epoch, seq) <= self._read.get(gateway, (0, 0)):
+                self._behind.pop(gateway, None)
+            elif self._behind.setdefault(gateway, Silence()).lasts(now, limit) is not None:
+                found.append(gateway)
+        return found
+
+    def state(self) -> Mapping[str, Json]:
+        return {
+            "read": {g: list(k) for g, k in self._read.items()},
+            "written": {g: list(k) for g, k in self._written.items()},
+            "behind": {g: s.state() for g, s in self._behind.items()},
+        }
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Json]) -> RecordLog:
+        def keys(stored: Mapping[str, Json]) -> dict[str, Key]:
+            return {gateway: (int(epoch), int(seq)) for gateway, (epoch, seq) in stored.items()}
+
+        behind = {g: Silence.of_state(s) for g, s in state["behind"].items()}
+        return cls(keys(state["read"]), keys(state["written"]), behind)

@@ -1,0 +1,161 @@
+"""Dead-man's switches: no data is told, once an episode, and never taken for quiet."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from tests.traffic import Traffic
+
+from intonaco.config import Monitoring, Signal
+from intonaco.decision.diagnosis import signal_kind
+from intonaco.monitoring.monitor import Monitor
+from intonaco.monitoring.silence import RecordLog, Silence
+from intonaco.types import Finding, Sample, Tally
+
+NOW = 1_700_000_000.0
+RECORD = Traffic(seed=0).ask().record
+
+
+def monitor(**signals: Signal) -> Monitor:
+    return Monitor("s", Monitoring(signals=signals))
+
+
+QUERY = Signal(of="promql", url="http://p", query="up", range=(0, 1), every_s=5)
+
+
+def told(found: list[Finding]) -> list[tuple[str, str, str]]:
+    return [(f.signal, f.of, f.detector) for f in found]
+
+
+def test_an_external_signal_that_falls_silent_is_told_once_an_episode() -> None:
+    watched = monitor(gpu=QUERY)
+    assert watched.tick(NOW) == []
+    watched.take(Sample(signal="gpu", at=NOW + 1, value=0.5))
+    assert watched.tick(NOW + 61) == []
+    watched.take(Sample(signal="gpu", at=NOW + 60, value=None, reason="no answer: ConnectTimeout"))
+    first = watched.tick(NOW + 62)
+    assert told(first) == [("gpu", "silence", "dead-man's switch")]
+    assert "no answer: ConnectTimeout" in first[0].text
+    assert first[0].since_at == NOW + 1
+    assert watched.tick(NOW + 500) == []
+    watched.take(Sample(signal="gpu", at=NOW + 501, value=0.5))
+    assert watched.tick(NOW + 502) == []
+    assert len(watched.tick(NOW + 600)) == 1
+    assert watched.status()[0].last_at == NOW + 501
+
+
+def test_one_that_never_had_data_is_told_too() -> None:
+    watched = monitor(gpu=Signal(of="gpu_utilisation", silent_after_s=30))
+    watched.take(Sample(signal="gpu", at=NOW, value=None, reason="no GPU"))
+    assert watched.tick(NOW) == []
+    assert "no GPU" in watched.tick(NOW + 31)[0].text
+    status = watched.status()[0]
+    assert (status.no_data, status.last_at, status.value) == ("no GPU", None, None)
+
+
+def test_signals_of_requests_are_expected_only_where_it_is_said() -> None:
+    quiet, said = Signal(of="errors"), Signal(of="latency", silent_after_s=100)
+    watched = monitor(errors=quiet, latency=said)
+    watched.tick(NOW)
+    found = watched.tick(NOW + 1000)
+    assert [f.signal for f in found] == ["latency"]
+    assert signal_kind(found[0]) == "other"  # nothing slow was measured
+    assert watched.refresh(found[0]) == found[0]
+    assert watched.settled(found[0])
+
+
+def test_a_new_champion_does_not_end_a_silence() -> None:
+    watched = monitor(gpu=QUERY)
+    watched.tick(NOW)
+    assert len(watched.tick(NOW + 100)) == 1
+    watched.rebaseline("b" * 64)
+    assert watched.tick(NOW + 200) == []
+
+
+def test_a_silence_goes_on_over_a_restart() -> None:
+    watched = monitor(gpu=QUERY)
+    watched.tick(NOW)
+    again = monitor(gpu=QUERY)
+    again.restore(json.loads(json.dumps(watched.state())))
+    assert len(again.tick(NOW + 100)) == 1
+    once_more = monitor(gpu=QUERY)
+    once_more.restore(json.loads(json.dumps(again.state())))
+    assert once_more.tick(NOW + 200) == []
+
+
+def test_silence() -> None:
+    silence = Silence()
+    assert silence.lasts(10.0, 5.0) is None
+    silence.heard(12.0)
+    silence.heard(11.0)  # late
+    assert silence.lasts(17.0, 5.0) is None
+    assert silence.lasts(17.5, 5.0) == 5.5
+
+
+# ------------------------------------------------------------------------------- records
+
+
+def tally(seq: int, epoch: int = 1, gateway: str = "gateway") -> Tally:
+    return Tally(
+        gateway=gateway,
+        gateway_epoch=1,
+        seq=0,
+        service_id="s",
+        at=NOW,
+        requests=1,
+        failed=0,
+        images=1,
+        in_flight=0,
+        record_epoch=epoch,
+        record_seq=seq,
+    )
+
+
+def test_records_that_gateways_wrote_and_that_do_not_come() -> None:
+    log = RecordLog()
+    assert log.missing(NOW, 60) == []
+    log.record(replace(RECORD, seq=0))
+    log.tally(tally(1))
+    assert log.missing(NOW + 1, 60) == []
+    log.tally(tally(5))
+    assert log.missing(NOW + 2, 60) == []
+    assert log.missing(NOW + 61, 60) == []
+    assert log.missing(NOW + 63, 60) == ["gateway"]
+    assert log.missing(NOW + 99, 60) == []
+    log.record(replace(RECORD, seq=4))
+    assert log.missing(NOW + 100, 60) == []
+    log.tally(tally(6))
+    assert log.missing(NOW + 200, 60) == []
+    assert log.missing(NOW + 261, 60) == ["gateway"]
+
+
+def test_one_gateways_silence_is_not_drowned_by_another() -> None:
+    log = RecordLog()
+    log.tally(tally(3))
+    log.tally(tally(1000, gateway="gateway-1"))
+    told = []
+    for i in range(100):
+        log.record(replace(RECORD, gateway="gateway-1", seq=i))
+        told += log.missing(NOW + i, 60)
+    assert told == ["gateway"]
+
+
+def test_records_that_come_late_but_come_are_lag_and_no_silence() -> None:
+    log = RecordLog()
+    log.tally(tally(1000))
+    for i in range(50):
+        log.record(replace(RECORD, seq=i))
+        assert log.missing(NOW + 30 * i, 60) == []
+
+
+@pytest.mark.parametrize(("epoch", "seq", "missing"), [(2, 0, False), (2, 3, True), (1, 9, False)])
+def test_a_gateway_that_began_anew(epoch: int, seq: int, missing: bool) -> None:
+    log = RecordLog()
+    log.record(replace(RECORD, gateway_epoch=1, seq=8))
+    log.tally(tally(seq, epoch))
+    log.missing(NOW, 60)
+    restored = RecordLog.of_state(json.loads(json.dumps(log.state())))
+    assert restored == log
+    assert restored.missing(NOW + 61, 60) == ["gateway"] * missing

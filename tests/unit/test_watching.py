@@ -1,0 +1,267 @@
+"""The watch reads each line once, whatever dies in between; what it made of them can be seen."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tests.traffic import NAMES as DIGITS
+from tests.traffic import Traffic
+from typer.testing import CliRunner
+
+from intonaco import readmodel
+from intonaco.cli.main import app as command_line
+from intonaco.clock import FakeClock
+from intonaco.codec import encode
+from intonaco.config import parse
+from intonaco.executor import Parts
+from intonaco.ledger import Ledger
+from intonaco.segment_log import SegmentWriter
+from intonaco.types import (
+    Arm,
+    ArmRole,
+    Finding,
+    RoutingTable,
+    ScoredRecord,
+    Tally,
+    TrafficWindow,
+)
+from intonaco.watching import Watch
+from intonaco.workspace import Workspace
+
+NOW = 1_700_000_000.0
+PRIVATE = ("handwritten", "photo", "please", *(f"u{i}" for i in range(80)))
+SIGNALS = """
+    errors: {of: errors, reference: 50}
+    slow: {of: latency, reference: 60}
+    broken: {of: refused, reference: 50}
+"""
+
+
+class Service:
+    """A workspace with two gateways and a scorer that write what they would."""
+
+    def __init__(self, root: Path, signals: str = SIGNALS, more: str = "") -> None:
+        root.mkdir(exist_ok=True)
+        self.root = root
+        text = f"service: digits\nserving: {{hourly_price: 3.6}}\nmonitoring:\n  signals:{signals}"
+        (root / "intonaco.yaml").write_text(text + more)
+        self.workspace = Workspace(root)
+        self.ledger = Ledger.open(self.workspace.ledger, "digits")
+        self.clock = FakeClock(NOW)
+        self.parts = Parts(
+            config=parse(text + more),
+            workspace=self.workspace,
+            ledger=self.ledger,
+            clock=self.clock,
+            **dict.fromkeys(
+                (
+                    "releases",
+                    "datasets",
+                    "training",
+                    "serving",
+                    "router",
+                    "registry",
+                    "tracker",
+                    "embed",
+                    "probe",
+                    "smoke",
+                ),
+                cast(Any, None),
+            ),
+        )
+        with self.ledger.begin() as tx:
+            fence = tx.lease("test", NOW, 1e9)
+        assert fence is not None
+        self.fence = fence
+        self.watch = Watch(self.parts)
+        self.records = {
+            name: SegmentWriter(self.workspace.records, name) for name in ("gateway", "gateway-1")
+        }
+        self.tallies = {name: SegmentWriter(self.workspace.tallies, name) for name in self.records}
+        self.scores = SegmentWriter(self.workspace.scores, "scorer")
+
+    def ask(self, item: ScoredRecord, gateway: str = "gateway", *, scored: bool = True) -> None:
+        writer = self.records[gateway]
+        record = replace(item.record, gateway=gateway, gateway_epoch=writer.epoch, seq=writer.seq)
+        writer.append(encode(record))
+        if scored:
+            self.scores.append(encode(replace(item, record=record)))
+
+    def tally(self, gateway: str, at: float, **counts: Any) -> None:
+        writer, records = self.tallies[gateway], self.records[gateway]
+        tally = Tally(
+            gateway=gateway,
+            gateway_epoch=writer.epoch,
+            seq=writer.seq,
+            service_id="digits",
+            at=at,
+            record_epoch=records.epoch,
+            record_seq=records.seq,
+            **({"requests": 0, "failed": 0, "images": 0, "in_flight": 0} | counts),
+        )
+        writer.append(encode(tally))
+
+    def look(self, seconds: float = 1.0) -> None:
+        self.watch.look(self.fence, self.clock.advance(seconds))
+
+    def restart(self) -> None:
+        self.watch = Watch(self.parts)
+
+    def findings(self) -> list[Finding]:
+        return self.ledger.all(Finding)
+
+    def close(self) -> None:
+        for writer in (*self.records.values(), *self.tallies.values(), self.scores):
+            writer.close()
+        self.ledger.close()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Any:
+    made = Service(tmp_path / "svc")
+    yield made
+    made.close()
+
+
+def live(root: Path, kills: bool) -> tuple[str, str, list[str]]:
+    """Twenty seconds of traffic; the watch is thrown away now and then, with what it had not
+    written down."""
+    service, traffic = Service(root), Traffic(seed=3)
+    traffic.at = NOW
+    rng, dice = random.Random(1), random.Random(2)
+    for step in range(80):
+        for _ in range(rng.randrange(12)):
+            service.ask(traffic.ask(failing=0.02, slow=0.05), rng.choice(("gateway", "gateway-1")))
+        at = NOW + 0.3 * step
+        service.tally(rng.choice(("gateway", "gateway-1")), at, requests=3, refused={"x": 1})
+        if kills and dice.random() < 0.4:
+            service.watch.look(service.fence, service.clock.now())  # and dies before it is due
+            service.restart()
+        service.look(0.3)
+    service.look(5.0)
+    windows = [encode(w) for w in service.ledger.all(TrafficWindow)]
+    state = json.dumps(service.watch._state())
+    door = json.dumps(service.watch._door_state())
+    service.close()
+    return state, door, windows
+
+
+def test_killed_in_mid_stream_everything_is_the_same_to_the_last_digit(tmp_path: Path) -> None:
+    whole = live(tmp_path / "whole", kills=False)
+    cut = live(tmp_path / "cut", kills=True)
+    assert whole[0] == cut[0]
+    assert whole[1] == cut[1]
+    assert whole[2] == cut[2]
+    assert len(whole[2]) >= 3
+
+
+def test_traffic_is_seen_without_a_scorer_and_by_whoever_asks(service: Service) -> None:
+    traffic = Traffic(seed=5)
+    traffic.at = NOW
+    with service.ledger.begin(fence=service.fence) as tx:
+        arm = Arm(
+            name="champion",
+            role=ArmRole.CHAMPION,
+            release=traffic.release,
+            urls=("http://127.0.0.1:1", "http://127.0.0.1:2"),
+            weight=1.0,
+        )
+        tx.routing(RoutingTable(service_id="digits", epoch=1, salt="", arms=(arm,)), NOW)
+    for i in range(60):
+        service.ask(traffic.ask(failing=0.2), ("gateway", "gateway-1")[i % 2], scored=False)
+    service.tally("gateway", NOW + 5, requests=30, failed=4, refused={"invalid_json": 7})
+    service.look(20.0)
+    facts = readmodel.traffic(service.ledger, service.parts.config, service.clock.now())
+    assert (facts["requests"], facts["failed"], facts["refused"]) == (60, 4, {"invalid_json": 7})
+    whole = next(c for c in facts["cells"] if c["release"] == traffic.release and not c["class"])
+    made = whole["outcomes"]["ok"]
+    assert made + whole["outcomes"]["error"] == 60
+    assert 0.7 < whole["times"]["service"]["p50"] < 1.3
+    assert whole["times"]["service"]["p50"] <= whole["times"]["service"]["p99"]
+    assert whole["cost_per_image"] == pytest.approx(whole["times"]["device"]["mean"] * 0.001)
+    assert facts["capacity"] == pytest.approx(2.0 / whole["times"]["service"]["mean"])
+    assert sum(c["images"] for c in facts["course"]) == made
+    exposed = readmodel.exposition(service.ledger, service.parts.config, service.clock.now())
+    for line in (
+        f'intonaco_service_duration_seconds{{release="{traffic.release[:10]}",arm="champion",',
+        'intonaco_requests_refused{code="invalid_json"} 7',
+        "intonaco_capacity_per_second ",
+        'intonaco_drift_evidence_ratio{stream="errors"} 0',
+        "intonaco_budget_remaining_ratio 1",
+    ):
+        assert line in exposed
+    ran = CliRunner().invoke(command_line, ["traffic", "--workspace", str(service.root)])
+    assert ran.exit_code == 0, ran.output
+    said = json.dumps(facts) + exposed + ran.output
+    said += "".join(encode(w) for w in service.ledger.all(TrafficWindow))
+    assert not [n for n in (*PRIVATE, *DIGITS[2:]) if f'"{n}' in said or f" {n} " in said]
+
+
+def test_records_that_stop_coming_are_a_finding_once(service: Service) -> None:
+    traffic = Traffic(seed=6)
+    for _ in range(3):
+        service.ask(traffic.ask())
+    service.look()
+    service.tally("gateway-1", NOW, requests=1, images=1)  # wrote nothing: all is well
+    for writer in service.records.values():
+        writer.seq += 5  # what it says it wrote lies nowhere
+    service.tally("gateway", NOW + 1, requests=5, images=5)
+    for _ in range(100):
+        service.look()
+    assert [f.signal for f in service.findings()] == ["records"]
+    assert "no record of them came" in service.findings()[0].text
+    service.restart()
+    service.look(100.0)
+    assert len(service.findings()) == 1
+
+
+def test_a_line_that_cannot_be_read_is_left_out(service: Service) -> None:
+    traffic = Traffic(seed=7)
+    service.ask(traffic.ask())
+    service.scores.append('{"half": "a line"}')
+    service.records["gateway"].append("[]")
+    service.tallies["gateway"].append("{}")
+    service.ask(traffic.ask())
+    service.look()
+    service.look()
+    assert service.watch.requests == 2
+    total = readmodel.traffic(service.ledger, service.parts.config, service.clock.now(), 744)
+    assert total["requests"] == 2
+
+
+def test_windows_over_their_time_are_deleted(service: Service) -> None:
+    traffic = Traffic(seed=8)
+    traffic.at = NOW
+    service.ask(traffic.ask())
+    service.look()
+    assert {w.level for w in service.ledger.all(TrafficWindow)} == {"minute", "hour", "day"}
+    traffic.at = NOW + 3 * 3600
+    service.ask(traffic.ask())
+    service.look(3 * 3600 + 60)
+    kept = [(w.level, w.start > NOW) for w in service.ledger.all(TrafficWindow)]
+    assert kept.count(("minute", False)) == 0
+    assert kept.count(("hour", False)) == 1
+
+
+def test_polls_reach_the_monitor_and_their_silence_is_told(tmp_path: Path) -> None:
+    signals = """
+    clock: {of: python, call: "time:time", range: [0, 4.0e+9], every_s: 1}
+    gpu: {of: gpu_utilisation, every_s: 1, silent_after_s: 30}
+"""
+    service = Service(tmp_path / "svc", signals)
+    try:
+        for _ in range(1000):
+            service.look()
+            status = {s.signal: s for s in service.watch.monitor.status()}
+            if status["clock"].requests >= 2 and service.findings():
+                break
+        assert status["clock"].value == pytest.approx(1.8e9, rel=0.3)
+        assert [f.signal for f in service.findings()] == ["gpu"]
+        assert "no worker serves the champion" in service.findings()[0].text
+    finally:
+        service.close()
