@@ -49,18 +49,27 @@ def check(
         print_json(configuration.json_schema())
         return
     place = Workspace(workspace)
-    problems = check_config(configuration.load(place.config_file), place)
+    wrong: ConfigError | None = None
+    try:
+        problems = check_config(configuration.load(place.config_file), place)
+    except ConfigError as error:
+        problems = configuration.mistakes(error, str(place.config_file))
+        wrong = error if len(problems) == 1 else None
     if as_json:
         print_json({"ok": not problems, "problems": problems})
     elif not problems:
         out.print(f"{place.config_file}: all is well", markup=False)
+    elif len(problems) > 1:
+        for problem in problems:
+            out.print(f"- {problem}", markup=False, soft_wrap=True)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(problems[0] + more)
+        raise wrong or ConfigError(problems[0] + more)
 
 
 def up(workspace: Folder = HERE) -> None:
-    """Start everything on this machine and keep it running until Ctrl-C."""
+    """Start everything on this machine and keep it running until Ctrl-C. Requests under way are
+    answered first; a second Ctrl-C cuts that short."""
     app = opened(workspace)
     problems = check_config(app.config, app.workspace)
     if problems:
