@@ -7,6 +7,7 @@ order.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -143,18 +144,26 @@ class Supervisor:
             revived.append(child.name)
         return revived
 
-    def stop(self) -> None:
-        """End the children, then the workers that the backends started."""
-        ending = [c.process for c in self.children.values() if c.process.poll() is None]
-        for process in ending:
-            process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
-        for process in ending:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    def stop(self, *, drain_s: float = GRACE_SECONDS, hurry: Stop | None = None) -> None:
+        """End the children, then the workers that the backends started. Gateways have ``drain_s``
+        to answer what they took; once ``hurry`` is set nobody has any more time."""
+        ending = [c for c in self.children.values() if c.process.poll() is None]
+        for child in ending:
+            child.process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        # Gateways last: no user waits for the others.
+        for child in sorted(ending, key=lambda c: c.name.startswith("gateway")):
+            grace = GRACE_SECONDS
+            if child.name.startswith("gateway"):
+                grace = max(grace, drain_s)
+            while child.process.poll() is None:
+                hurried = hurry is not None and hurry.is_set()
+                if hurried or time.monotonic() - begun > grace:
+                    child.process.kill()
+                    child.process.wait()
+                else:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.process.wait(0.1)
         self.children.clear()
         end_workers(self.workspace)
 

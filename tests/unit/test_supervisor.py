@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
+from tests.fixtures_serving import until
 
 from intonaco import supervisor as module
 from intonaco.supervisor import RESTARTS_PER_MINUTE, Supervisor, command
@@ -41,3 +45,50 @@ def test_a_child_that_keeps_dying_is_rationed_and_takes_no_other_with_it(
         assert supervisor.revive() == ["short"]
     finally:
         supervisor.stop()
+
+
+SLOW_TO_END = """
+import pathlib, signal, sys, threading
+folder = pathlib.Path(sys.argv[-1])
+asked = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: asked.set())
+(folder / "up").touch()
+asked.wait(30)
+while not (folder / "answered").exists():
+    threading.Event().wait(0.05)
+(folder / "ended").touch()
+"""
+
+
+@pytest.fixture
+def busy_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    """A gateway that ends once its request is answered, and patience for others of none."""
+    (tmp_path / "slow_to_end.py").write_text(SLOW_TO_END)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "command", lambda name: ["slow_to_end"])
+    supervisor = Supervisor(Workspace(tmp_path), ["gateway-1"])
+    supervisor.begin("gateway-1")
+    until((tmp_path / "up").exists, bool)
+    return supervisor
+
+
+def test_a_stop_waits_for_the_requests_that_gateways_have(
+    tmp_path: Path, busy_gateway: Supervisor
+) -> None:
+    answer = threading.Timer(1.0, (tmp_path / "answered").touch)
+    answer.start()
+    busy_gateway.stop(drain_s=60.0)
+    answer.join()
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_stop_in_a_hurry_does_not_wait(tmp_path: Path, busy_gateway: Supervisor) -> None:
+    hurry = threading.Event()
+    process = busy_gateway.children["gateway-1"].process
+    again = threading.Timer(0.5, hurry.set)  # the second Ctrl-C
+    again.start()
+    busy_gateway.stop(drain_s=3600.0, hurry=hurry)
+    again.join()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "ended").exists()

@@ -80,9 +80,9 @@ def up(workspace: Folder = HERE) -> None:
     kinds = [n for n in PROCESSES if watched or n != "scorer"]
     names = [n for kind in kinds for n in (gateways if kind == "gateway" else (kind,))]
     supervisor = Supervisor(app.workspace, names)
-    stop = threading.Event()
+    stop, hurry = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: (hurry if stop.is_set() else stop).set())
     try:
         supervisor.start()
         gateway, console = app.workspace.process("gateway"), app.workspace.process("console")
@@ -91,8 +91,10 @@ def up(workspace: Folder = HERE) -> None:
         if not watched:
             out.print("no extractor configured: content is not watched, no rollout can be proven")
         supervisor.watch(stop)
+        drain_s = app.config.serving.gateway.request_timeout_s
+        out.print(f"answers what it took, at most {drain_s:g} s; Ctrl-C again ends it at once")
     finally:
-        supervisor.stop()
+        supervisor.stop(drain_s=app.config.serving.gateway.request_timeout_s, hurry=hurry)
 
 
 def run(
