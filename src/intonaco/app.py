@@ -118,6 +118,7 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     from intonaco.monitoring.detectors import check_name
     from intonaco.monitoring.monitor import Monitor
     from intonaco.monitoring.polls import polls_of
+    from intonaco.serving.gateway.callers import Keys
 
     problems = []
 
@@ -134,6 +135,10 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         ("tracking", config.tracker.type, TRACKERS),
     ):
         attempt(resolve, kind, name, builtins)
+    attempt(Keys.of, config.serving.gateway.api_keys, os.environ)
+    for specs in config.serving.faults.values():
+        for spec in specs:
+            attempt(_fault, spec)
     if config.serving.tracing is not None:
         attempt(need_extra, "serving.tracing", *OTEL)
     for signal, settings in config.monitoring.signals.items():
@@ -172,6 +177,15 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     if prompts is not None and not workspace.resolve(prompts).is_file():
         problems.append(f"evaluation.prompts: {workspace.resolve(prompts)} does not exist")
     return problems
+
+
+def _fault(spec: str) -> None:
+    from intonaco.serving.faults import parse_fault
+
+    try:
+        parse_fault(spec)
+    except ConfigError as error:
+        raise ConfigError(f"serving.faults: {error}") from None
 
 
 # ------------------------------------------------------------------------------------ built-ins

@@ -41,7 +41,7 @@ class Response(BaseModel):
     points (``images.0``). ``encoding``: "base64" in that place, an address there ("url"), or
     "binary": the answer's body is the picture."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     image: Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")] | None = None
     encoding: Literal["base64", "url", "binary"] = "base64"
@@ -64,7 +64,7 @@ class Upstream(BaseModel):
     seed. ``health``: a path that answers below 400 when it is well; without one any answer below
     500 will do. ``fetch_own_urls``: fetch a picture that it names by an address on its own host."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     url: str
     api: Literal["openai", "mapping"] = "openai"

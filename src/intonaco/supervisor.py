@@ -7,13 +7,14 @@ order.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event as Stop
@@ -57,14 +58,22 @@ class _Child:
     name: str
     process: subprocess.Popen[bytes]
     starts: list[float] = field(default_factory=list)
+    resting: bool = False  # it keeps dying, and is not started again for a while
 
 
 class Supervisor:
     """Children of one workspace."""
 
-    def __init__(self, workspace: Workspace, names: Sequence[str] = tuple(PROCESSES)) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        names: Sequence[str] = tuple(PROCESSES),
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.workspace = workspace
         self.names = names
+        self._monotonic = monotonic
         self.children: dict[str, _Child] = {}
 
     def start(self, names: Sequence[str] | None = None) -> None:
@@ -106,41 +115,55 @@ class Supervisor:
         self._spawn(name)
 
     def watch(self, stop: Stop) -> None:
-        """Start a child again when it dies, until told to stop. Raises BackendError if one keeps
-        dying."""
+        """Start a child again when it dies, until told to stop."""
         while not stop.wait(0.5):
             self.revive()
 
     def revive(self) -> list[str]:
-        """Start again what has died; returns the names."""
-        dead = [c for c in self.children.values() if c.process.poll() is not None]
-        for child in dead:
-            now = time.monotonic()
+        """Start again what has died; returns the names. One that keeps dying is started less often
+        and takes nothing with it: users are served although the console cannot run."""
+        revived = []
+        for child in [c for c in self.children.values() if c.process.poll() is not None]:
+            now = self._monotonic()
             recent = [at for at in child.starts if now - at < 60]
             if len(recent) >= RESTARTS_PER_MINUTE:
-                said, hint = self._last_words(child.name)
-                raise BackendError(
-                    f"{child.name} keeps dying: {said}",
-                    backend=child.name,
-                    retriable=False,
-                    hint=hint,
-                )
+                if not child.resting:
+                    child.resting = True
+                    said, hint = self._last_words(child.name)
+                    log.error(
+                        "%s keeps dying: %s; it is started %d times a minute at most; %s",
+                        child.name,
+                        said,
+                        RESTARTS_PER_MINUTE,
+                        hint,
+                        extra={"action": "revive"},
+                    )
+                continue
             log.warning("%s died, starting it again", child.name, extra={"action": "revive"})
             self._spawn(child.name)
-        return [c.name for c in dead]
+            revived.append(child.name)
+        return revived
 
-    def stop(self) -> None:
-        """End the children, then the workers that the backends started."""
-        ending = [c.process for c in self.children.values() if c.process.poll() is None]
-        for process in ending:
-            process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
-        for process in ending:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    def stop(self, *, drain_s: float = GRACE_SECONDS, hurry: Stop | None = None) -> None:
+        """End the children, then the workers that the backends started. Gateways have ``drain_s``
+        to answer what they took; once ``hurry`` is set nobody has any more time."""
+        ending = [c for c in self.children.values() if c.process.poll() is None]
+        for child in ending:
+            child.process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        # Gateways last: no user waits for the others.
+        for child in sorted(ending, key=lambda c: c.name.startswith("gateway")):
+            grace = GRACE_SECONDS
+            if child.name.startswith("gateway"):
+                grace = max(grace, drain_s)
+            while child.process.poll() is None:
+                hurried = hurry is not None and hurry.is_set()
+                if hurried or time.monotonic() - begun > grace:
+                    child.process.kill()
+                    child.process.wait()
+                else:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.process.wait(0.1)
         self.children.clear()
         end_workers(self.workspace)
 
@@ -156,7 +179,9 @@ class Supervisor:
                 start_new_session=True,  # a Ctrl-C reaches the supervisor, which ends them in order
                 env={**os.environ, **ENVIRONMENT},
             )
-        self.children[name] = _Child(name, process, [*starts, time.monotonic()])
+        self.children[name] = _Child(
+            name, process, [*starts[-RESTARTS_PER_MINUTE:], self._monotonic()]
+        )
 
     def _log(self, name: str) -> Path:
         return self.workspace.logs / f"{name}.log"

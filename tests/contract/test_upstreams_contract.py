@@ -113,9 +113,9 @@ def test_a_server_that_is_not_well_is_waited_for(place: Place, theirs: OpenAISer
     place.clock.advance(10)
     status = backend.status(rid)
     assert (status.ready, status.urls, status.error) == (False, (), "")
-    assert status.facts["problem"] == "it answers 503"
+    assert status.facts["problem"] == "it answers 503 at /health"
     place.clock.advance(301)
-    assert "it answers 503, for 301 s" in backend.status(rid).error
+    assert "it answers 503 at /health, for 301 s" in backend.status(rid).error
     theirs.unwell = False
     assert backend.status(rid).ready
     backend.close()

@@ -56,6 +56,25 @@ def test_malformed_yaml(root: Path, command: str) -> None:
     still_usable(root)
 
 
+def test_check_lists_all_mistakes(root: Path) -> None:
+    (root / "intonaco.yaml").write_text("service: svc\na: 1\nserving: {replicas: 0, b: 2}\n")
+    done = intonaco("check", cwd=root)
+    refused(done, "serving.replicas", "(and 2 more)")
+    for field in ("serving.replicas", "serving.b", "a: unknown"):
+        assert f"- intonaco.yaml: {field}" in done.stdout
+    done = intonaco("check", "--json", cwd=root)
+    refused(done, "(and 2 more)")
+    found = json.loads(done.stdout)
+    assert (found["ok"], len(found["problems"])) == (False, 3)
+    (root / "intonaco.yaml").write_text(
+        "service: svc\nserving: {faults: {x: [boom]}}\ndata: {pool: p, reference: r}\n"
+    )
+    done = intonaco("check", cwd=root)
+    refused(done, "serving.faults", "(and 2 more)")
+    assert "- data.pool: folder" in done.stdout
+    assert "- data.reference: folder" in done.stdout
+
+
 def test_no_configuration(tmp_path: Path) -> None:
     refused(intonaco("status", cwd=tmp_path), "intonaco.yaml does not exist")
 

@@ -153,7 +153,7 @@ def test_a_class_is_drawn_by_its_label_or_its_number(tmp_path: Path) -> None:
     }
     assert drawn["three"] == drawn[" Three "] == drawn["3"]
     assert drawn["nought"] == drawn["0"] != drawn["3"]
-    for wrong in ("a cat", "1000", "-1", ""):
+    for wrong in ("a cat", "1000", "-1", "", "9" * 5000):
         with pytest.raises(InvalidRequest, match=r"Three, nought, zero.*below 1000"):
             engine.check(replace(warm, prompt=wrong))
     with pytest.raises(InvalidRequest, match="negative_prompt"):

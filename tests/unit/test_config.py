@@ -115,6 +115,19 @@ def test_the_name_of_the_service_is_enough() -> None:
             "full: {}}}",
             "intonaco.yaml: training.recipes.fine_tune: lora.fused: false leaves the base as it is",
         ),
+        # numbers that are none: a time-out without end is no time-out
+        (
+            "service: s\nserving: {gateway: {request_timeout_s: .inf}}",
+            "intonaco.yaml: serving.gateway.request_timeout_s: Input should be a finite number",
+        ),
+        (
+            "service: s\nserving: {gateway: {limits: {area_factor: .inf}}}",
+            "intonaco.yaml: serving.gateway.limits.area_factor: Input should be a finite number",
+        ),
+        (
+            "service: s\nserving: {worker: {batch_wait_ms: .inf}}",
+            "intonaco.yaml: serving.worker.batch_wait_ms: Input should be a finite number",
+        ),
         # no configuration at all
         ("", "intonaco.yaml: expected a mapping at the top, got NoneType"),
         ("- a\n- b", "intonaco.yaml: expected a mapping at the top, got list"),

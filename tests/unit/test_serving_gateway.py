@@ -566,6 +566,18 @@ async def test_metrics_count(stage: Stage) -> None:
     assert 'le="+Inf"' in text
 
 
+async def test_large_counters_lose_no_digit(stage: Stage) -> None:
+    stage.gateway.state.requests = 1_234_567
+    stage.gateway.metrics.reject("rate_limit_exceeded")
+    (counter,) = stage.gateway.metrics.rejected
+    stage.gateway.metrics.rejected[counter] = 7_654_321
+    stage.gateway.metrics.http("/livez", "GET", 200, 1_000_000.125)
+    lines = (await stage.http.get("/metrics")).text.splitlines()
+    assert "intonaco_gateway_requests_total 1234567" in lines
+    assert 'intonaco_gateway_rejected_total{reason="rate_limit_exceeded"} 7654321' in lines
+    assert 'intonaco_gateway_http_request_seconds_sum{route="/livez"} 1000000.125' in lines
+
+
 async def test_metrics_have_the_form_and_the_times_that_people_expect(stage: Stage) -> None:
     stage.gateway.state.apply(canary(1.0))
     await stage.ask("alice", prompt="secret wish")

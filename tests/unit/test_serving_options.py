@@ -84,6 +84,22 @@ def test_a_model_that_is_there_passes_the_check(tmp_path: Path) -> None:
         assert not [p for p in check(parsed, Workspace(tmp_path)) if "model" in p or "hf:" in p]
 
 
+def test_what_a_start_would_stumble_over_is_found_by_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = config.parse(
+        "service: s\n"
+        "serving: {faults: {fine_tune: ['boom']}, gateway: {api_keys: ['env:NO_SUCH_KEY']}}\n"
+    )
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    assert [p for p in check(parsed, Workspace(tmp_path)) if p.startswith("serving.")] == [
+        "serving.gateway.api_keys: NO_SUCH_KEY is not set in the environment",
+        "serving.faults: fault 'boom': unknown kind 'boom'; known: errors, slow",
+    ]
+    monkeypatch.setenv("NO_SUCH_KEY", "a key")
+    assert len([p for p in check(parsed, Workspace(tmp_path)) if p.startswith("serving.")]) == 1
+
+
 def test_an_unknown_option_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"model\.options\.0"):
         config.parse("service: s\nmodel: {options: [fast]}\n")

@@ -123,6 +123,16 @@ def test_masks_that_are_none(mask: bytes, says: str) -> None:
     assert says in caught.value.error.message
 
 
+def test_a_mask_whose_hole_is_lost_in_scaling_is_refused() -> None:
+    cover = Image.new("RGBA", (96, 96), (0, 0, 0, 255))
+    cover.putpixel((70, 70), (0, 0, 0, 0))
+    with pytest.raises(Refused, match="invalid_value") as caught:
+        upload(png((96, 96)), saved(cover, "PNG"), size=(8, 8))
+    assert caught.value.error.param == "mask"
+    assert "too small to be seen at 8x8" in caught.value.error.message
+    assert upload(png((96, 96)), saved(cover, "PNG"), size=(96, 96)).mask is not None
+
+
 def animated(kind: str) -> bytes:
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     return saved(frames[0], kind, save_all=True, append_images=frames[1:])

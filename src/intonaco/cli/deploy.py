@@ -49,18 +49,27 @@ def check(
         print_json(configuration.json_schema())
         return
     place = Workspace(workspace)
-    problems = check_config(configuration.load(place.config_file), place)
+    wrong: ConfigError | None = None
+    try:
+        problems = check_config(configuration.load(place.config_file), place)
+    except ConfigError as error:
+        problems = configuration.mistakes(error, str(place.config_file))
+        wrong = error if len(problems) == 1 else None
     if as_json:
         print_json({"ok": not problems, "problems": problems})
     elif not problems:
         out.print(f"{place.config_file}: all is well", markup=False)
+    elif len(problems) > 1:
+        for problem in problems:
+            out.print(f"- {problem}", markup=False, soft_wrap=True)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(problems[0] + more)
+        raise wrong or ConfigError(problems[0] + more)
 
 
 def up(workspace: Folder = HERE) -> None:
-    """Start everything on this machine and keep it running until Ctrl-C."""
+    """Start everything on this machine and keep it running until Ctrl-C. Requests under way are
+    answered first; a second Ctrl-C cuts that short."""
     app = opened(workspace)
     problems = check_config(app.config, app.workspace)
     if problems:
@@ -71,9 +80,9 @@ def up(workspace: Folder = HERE) -> None:
     kinds = [n for n in PROCESSES if watched or n != "scorer"]
     names = [n for kind in kinds for n in (gateways if kind == "gateway" else (kind,))]
     supervisor = Supervisor(app.workspace, names)
-    stop = threading.Event()
+    stop, hurry = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: (hurry if stop.is_set() else stop).set())
     try:
         supervisor.start()
         gateway, console = app.workspace.process("gateway"), app.workspace.process("console")
@@ -82,8 +91,10 @@ def up(workspace: Folder = HERE) -> None:
         if not watched:
             out.print("no extractor configured: content is not watched, no rollout can be proven")
         supervisor.watch(stop)
+        drain_s = app.config.serving.gateway.request_timeout_s
+        out.print(f"answers what it took, at most {drain_s:g} s; Ctrl-C again ends it at once")
     finally:
-        supervisor.stop()
+        supervisor.stop(drain_s=app.config.serving.gateway.request_timeout_s, hurry=hurry)
 
 
 def run(

@@ -34,6 +34,7 @@ from intonaco.config.learning import (
 from intonaco.config.reading import (
     json_schema,
     load,
+    mistakes,
     parse,
 )
 from intonaco.config.root import (
@@ -103,5 +104,6 @@ __all__ = [
     "Worker",
     "json_schema",
     "load",
+    "mistakes",
     "parse",
 ]

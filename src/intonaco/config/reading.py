@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def parse(text: str, *, source: str = "intonaco.yaml") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source), hint=_more(error)) from error
+        raise ConfigError(_explain(error.errors()[0], source), hint=_more(error)) from error
 
 
 def load(path: Path) -> Config:
@@ -46,13 +47,19 @@ def load(path: Path) -> Config:
     return parse(text, source=str(path))
 
 
+def mistakes(error: ConfigError, source: str) -> list[str]:
+    """All that is wrong, of an error of ``parse`` or ``load``, which names the first only."""
+    if not isinstance(error.__cause__, ValidationError):
+        return [str(error)]
+    return [_explain(each, source) for each in error.__cause__.errors()]
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema of ``intonaco.yaml``."""
     return Config.model_json_schema()
 
 
-def _explain(error: ValidationError, source: str) -> str:
-    first = error.errors()[0]
+def _explain(first: Mapping[str, Any], source: str) -> str:
     path = ".".join(str(p) for p in first["loc"]) or "(top)"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

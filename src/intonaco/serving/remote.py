@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -181,7 +182,9 @@ class HttpServingBackend:
             return str(error)
         except httpx.HTTPError as error:
             return f"no answer: {type(error).__name__}"
-        return "" if well(upstream, status) else f"it answers {status}"
+        if well(upstream, status):
+            return ""
+        return f"it answers {status} at {urlsplit(address).path}"
 
     # ------------------------------------------------------------------ files
 

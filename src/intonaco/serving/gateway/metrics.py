@@ -126,12 +126,12 @@ def _head(name: str, kind: str, text: str) -> Iterator[str]:
 def _family(name: str, kind: str, text: str, values: Mapping[Labels, float]) -> Iterator[str]:
     yield from _head(name, kind, text)
     for labels, value in values.items():
-        yield f"intonaco_gateway_{name}{_labels(labels)} {value:g}"
+        yield f"intonaco_gateway_{name}{_labels(labels)} {_exact(value)}"
 
 
 def _scalar(name: str, kind: str, text: str, value: float) -> Iterator[str]:
     yield from _head(name, kind, text)
-    yield f"intonaco_gateway_{name} {value:g}"
+    yield f"intonaco_gateway_{name} {_exact(value)}"
 
 
 def _histograms(name: str, text: str, values: dict[Labels, Histogram]) -> Iterator[str]:
@@ -142,8 +142,13 @@ def _histograms(name: str, text: str, values: dict[Labels, Histogram]) -> Iterat
         for top, count in zip(tops, histogram.counts, strict=True):
             below += count
             yield f"intonaco_gateway_{name}_bucket{_labels((*labels, ('le', top)))} {below}"
-        yield f"intonaco_gateway_{name}_sum{_labels(labels)} {histogram.total:g}"
+        yield f"intonaco_gateway_{name}_sum{_labels(labels)} {_exact(histogram.total)}"
         yield f"intonaco_gateway_{name}_count{_labels(labels)} {below}"
+
+
+def _exact(value: float) -> str:
+    """All digits: of a counter cut to six, a rate beyond a million shows steps that nobody made."""
+    return repr(value).removesuffix(".0")
 
 
 def _labels(labels: Labels) -> str:

@@ -113,7 +113,14 @@ def _where_to_paint(cover: Image.Image, size: tuple[int, int]) -> Image.Image:
     hole = cover.getchannel("A").point(lambda a: 255 if a == 0 else 0)
     if hole.getbbox() is None:
         raise invalid("mask", "The mask has no fully transparent pixel, so nothing is to paint.")
-    return hole.resize(size, Image.Resampling.BOX).point(lambda v: 255 if v >= 128 else 0)
+    scaled = hole.resize(size, Image.Resampling.BOX).point(lambda v: 255 if v >= 128 else 0)
+    if scaled.getbbox() is None:
+        raise invalid(
+            "mask",
+            f"The mask's transparent part is too small to be seen at {size[0]}x{size[1]}: make it"
+            " larger, or ask for a larger 'size'.",
+        )
+    return scaled
 
 
 def _png(picture: Image.Image) -> str:

@@ -47,6 +47,7 @@ _GIVEN = frozenset({"prompt", "class_labels", "image", "mask_image", "batch_size
 # Pipelines of one prompt whose answer is no image, or that need an input no request carries.
 _FOREIGN = ("num_frames", "audio_length_in_s", "audio_end_in_s", "control_image", "video")
 # diffusers guides these at any scale above 0, all others above 1.
+LONGEST_NUMBER = 9  # digits of a class; int() raises for texts of thousands
 _GUIDED_ABOVE_ZERO = ("ZImage", "Krea2")
 
 
@@ -257,7 +258,7 @@ class Limits:
         text = prompt.strip()
         known = {name.casefold(): number for name, number in self.labels.items()}
         number = known.get(text.casefold())
-        if number is None and text.isdecimal():
+        if number is None and text.isdecimal() and len(text) <= LONGEST_NUMBER:
             number = int(text)
         if number is None or not 0 <= number < self.classes:
             some = ", ".join(list(self.labels)[:5])
