@@ -43,6 +43,7 @@ class Monitoring(Section):
     requests_between_false_alarms: Positive = 50_000
     signals: dict[str, Signal] = DEFAULT_SIGNALS
     probes: tuple[str, ...] = ()  # prompts generated with fixed seeds to tell model from users
+    probe_every_s: Annotated[float, Field(ge=0)] = 3600.0  # 0: only at findings and new champions
     # Between a finding and its diagnosis: a topic of 5 % of the requests is then seen five times.
     settle_requests: Annotated[int, Field(ge=0)] = 100
 

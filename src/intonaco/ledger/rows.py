@@ -15,6 +15,7 @@ from intonaco.types import (
     Finding,
     Json,
     Plan,
+    ProbeRound,
     Release,
     Rollout,
     Update,
@@ -26,6 +27,7 @@ KINDS: Mapping[str, type[Any]] = {
     "finding": Finding,
     "diagnosis": Diagnosis,
     "plan": Plan,
+    "probe_round": ProbeRound,
     "update": Update,
     "rollout": Rollout,
 }

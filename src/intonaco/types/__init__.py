@@ -11,6 +11,7 @@ from intonaco.types.monitoring import (
     Diagnosis,
     Finding,
     Plan,
+    ProbeRound,
     SignalStatus,
 )
 from intonaco.types.releases import (
@@ -85,6 +86,7 @@ __all__ = [
     "Outcome",
     "Phase",
     "Plan",
+    "ProbeRound",
     "Provenance",
     "Record",
     "Release",

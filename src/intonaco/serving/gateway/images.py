@@ -37,7 +37,7 @@ from intonaco.serving.gateway.encoding import convert
 from intonaco.serving.gateway.feedback import Tokens, Voteable
 from intonaco.serving.gateway.intake import in_time, read_form, read_json
 from intonaco.serving.gateway.picture_headers import png_size
-from intonaco.serving.gateway.problems import BROKEN, BUSY, Refused
+from intonaco.serving.gateway.problems import BROKEN, BUSY, NO_PROBES, Refused
 from intonaco.serving.gateway.recorder import Context, Recorder
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.stream import (
@@ -165,6 +165,8 @@ class Images:
         flying = self.copies.users_in_flight + wanted.n
         if not probe and flying > self.limits.bounds.in_flight:
             raise Refused(BUSY, 429, retry_after=1)
+        if probe and self.copies.busy:
+            raise Refused(NO_PROBES, 503, retry_after=1)
         request_id = facts(request).request_id
         unit = self._unit(request, wanted, request_id)
         arm, probability = self._arm(request, table, unit, key, probe)
@@ -383,7 +385,10 @@ class Images:
         """What an answer says of an image beside the image."""
         request = made.context.asked.request
         item: dict[str, Any] = {"seed": request.seed}
-        if not made.context.probe:
+        if made.context.probe:
+            attempts = made.answer.attempts
+            item["padded_size"] = attempts[-1].padded_size if attempts else 0
+        else:
             item["feedback_token"] = self.tokens.sign(
                 Voteable(
                     request_id=request.request_id,
