@@ -35,7 +35,7 @@ def look(parts: Parts, watch: Watch, fence: int, now: float) -> None:
     if not watch.monitor.settled(found[0]) and now - found[0].at < SETTLE_SECONDS:
         return
     diagnosis = diagnose(
-        [watch.monitor.refresh(finding) for finding in found],
+        [watch.explained(watch.monitor.refresh(finding)) for finding in found],
         DiagnosisContext(
             probes_ok=_probes_ok(found, known),
             rollout_active=parts.ledger.active_rollout() is not None,

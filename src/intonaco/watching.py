@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from dataclasses import replace
 from statistics import median
 
 from intonaco.codec import decode
 from intonaco.executor import Parts
+from intonaco.monitoring.breakdown import Breakdown, told
 from intonaco.monitoring.monitor import Monitor
 from intonaco.rollout.analysis import RolloutAnalysis
 from intonaco.segment_log import SegmentReader
@@ -31,6 +33,7 @@ class Watch:
         self.parts = parts
         self.reader = SegmentReader(parts.workspace.scores)
         self.monitor = Monitor(parts.config.service, parts.config.monitoring)
+        self.breakdown = Breakdown()
         self.analysis: RolloutAnalysis | None = None
         self.release: str | None = None  # champion that the monitor's reference belongs to
         self.requests = 0  # user requests ever seen
@@ -53,6 +56,7 @@ class Watch:
             item = decode(ScoredRecord, line)
             idle, self._dirty = False, True
             self._count(item)
+            self.breakdown.observe(item)
             findings.extend(self.monitor.observe(item))
             if self.analysis is not None:
                 self.analysis.observe(item)
@@ -63,8 +67,20 @@ class Watch:
         silence = self.monitor.silence(now, scored, unscored)
         if silence is not None:
             findings.append(silence)
+        findings = [self.explained(finding) for finding in findings]
         if findings or (self._dirty and now - self._committed_at >= COMMIT_SECONDS):
             self._commit(fence, now, findings)
+
+    def explained(self, finding: Finding) -> Finding:
+        """The finding with what its evidence lies on, and which requests hold the change."""
+        signal = self.parts.config.monitoring.signals.get(finding.signal)
+        facts = {
+            **self.monitor.evidence_of(finding),
+            **self.breakdown.explain(finding, getattr(signal, "part", "service")),
+        }
+        held = told(facts.get("parts", ()))
+        text = finding.text if not held or held in finding.text else f"{finding.text} {held}."
+        return replace(finding, text=text, facts={**finding.facts, **facts})
 
     def _unscored_bytes(self) -> int:
         """Bytes of gateway records that the scorer has not taken yet."""
@@ -99,6 +115,7 @@ class Watch:
         champion = self.parts.ledger.champion()
         if champion is not None and champion != self.release:
             self.monitor.rebaseline(champion)
+            self.breakdown.forget(champion)
             self.release = champion
             self._latencies.clear()
             self._dirty = True
@@ -154,6 +171,7 @@ class Watch:
     def _state(self) -> Json:
         return {
             "monitor": self.monitor.state(),
+            "breakdown": self.breakdown.state(),
             "release": self.release,
             "requests": self.requests,
             "last_at": self.last_at,
@@ -170,6 +188,8 @@ class Watch:
         offset, state = stored
         self.reader.seek(offset)
         self.monitor.restore(state["monitor"])
+        if "breakdown" in state:
+            self.breakdown.restore(state["breakdown"])
         self.release = state["release"]
         self.requests = state["requests"]
         self.last_at = state["last_at"]

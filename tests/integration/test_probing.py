@@ -3,135 +3,18 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tests.integration.test_loop_in_memory import CONFIG, embed, write_pipeline
+from tests.watched import Watched as World
 
-from intonaco import commands, config
-from intonaco.clock import FakeClock
-from intonaco.controller import Controller
-from intonaco.errors import BackendError
-from intonaco.executor import Parts
-from intonaco.ledger import Ledger
-from intonaco.monitoring.probes import ProbeImage
+from intonaco import commands
 from intonaco.protocols import Matrix
-from intonaco.releases import ReleaseStore, read_serving_spec
-from intonaco.testing.datasets import MemoryDatasetStore
-from intonaco.testing.notify import MemoryNotifier
-from intonaco.testing.registry import MemoryRegistry
-from intonaco.testing.serving import MemoryRouter, MemoryServingBackend
-from intonaco.testing.tracking import MemoryTracker
-from intonaco.testing.training import MemoryTrainingBackend
-from intonaco.types import Diagnosis, Finding, Plan, ProbeRound, Provenance, ServingStatus
-from intonaco.workspace import Workspace
-
-PROBES = ("one cat", "two dogs", "three")
-
-
-class Serving(MemoryServingBackend):
-    """Of a machine that can be exchanged."""
-
-    device = "cpu, A, 1 thread"
-
-    def status(self, release_id: str) -> ServingStatus:
-        status = super().status(release_id)
-        return replace(status, facts={**status.facts, "device": self.device})
-
-
-@dataclass
-class World:
-    root: Path
-    every: float = 3600.0
-    clock: FakeClock = field(default_factory=FakeClock)
-    shift: int = 0  # what was done to the model behind our back, in levels
-    size: int = 1  # padded size of the next answers
-    rounding: int = 0  # levels that answers of larger batches are off by
-    busy: bool = False
-    dead: bool = False
-    drawn: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        workspace = Workspace(self.root)
-        self.ledger = Ledger.open(workspace.ledger, "svc")
-        self.serving = Serving(polls_until_ready=0)
-        monitoring = f"{{probes: {list(PROBES)}, probe_every_s: {self.every}}}"
-        text = CONFIG.replace("APPROVAL", "auto").replace("{probes: []}", monitoring)
-        releases = ReleaseStore(workspace, "svc")
-        self.parts = Parts(
-            config=config.parse(text),
-            workspace=workspace,
-            ledger=self.ledger,
-            releases=releases,
-            datasets=MemoryDatasetStore(self.root / "scratch"),
-            training=MemoryTrainingBackend(on_submit=lambda spec: {}),
-            serving=self.serving,
-            router=MemoryRouter(),
-            registry=MemoryRegistry(),
-            tracker=MemoryTracker(),
-            embed=embed,
-            probe=self.draw,
-            smoke=lambda url, release: 0.01,
-            clock=self.clock,
-        )
-        write_pipeline(self.root / "pipeline", "weights")
-        self.champion = releases.add(
-            self.root / "pipeline",
-            read_serving_spec(self.root / "pipeline", generation={"steps": 2}),
-            Provenance(created_at=1.0),
-        )
-        with self.ledger.begin() as tx:
-            tx.put(self.champion, id=self.champion.release_id, at=self.clock.now())
-            tx.crown(self.champion.release_id, self.clock.now(), "test")
-        self.serving.deploy(self.champion)
-        self.controller = self.new_controller()
-
-    def new_controller(self) -> Controller:
-        return Controller(self.parts, holder="test", notifier=MemoryNotifier())
-
-    def draw(self, release_id: str, prompt: str, seed: int) -> ProbeImage | None:
-        if self.dead:
-            raise BackendError("no gateway runs", backend="gateway", retriable=True)
-        if self.busy:
-            return None
-        self.drawn.append(prompt)
-        rng = np.random.default_rng(seed)
-        pixels = rng.integers(20, 200, (8, 8, 3)) + self.shift
-        if self.size > 1:
-            pixels[0, 0, 0] += self.rounding
-        buffer = io.BytesIO()
-        Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG")
-        return ProbeImage(png=buffer.getvalue(), padded_size=self.size)
-
-    def tick(self, seconds: float = 1.0) -> None:
-        self.clock.advance(seconds)
-        assert self.controller.tick()
-        for future in list(self.controller._running.values()):
-            while not future.done():
-                time.sleep(0.001)
-
-    def round(self, seconds: float = 0.0) -> ProbeRound | None:
-        """Let time pass and see a due round to its end."""
-        before = len(self.rounds())
-        for wait in (seconds, 1.0, 1.0, 1.0):
-            self.tick(wait)
-        found = self.rounds()
-        return found[0] if len(found) > before else None
-
-    def rounds(self) -> list[ProbeRound]:
-        return self.ledger.newest(ProbeRound, 100)
-
-    def findings(self) -> list[Finding]:
-        return self.ledger.all(Finding)
-
-    def close(self) -> None:
-        self.controller.close()
-        self.ledger.close()
+from intonaco.types import Diagnosis, Plan
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_a_round_in_words() -> None:
     assert "apart from rounding" in describe(judge(near), near, stored=False, reason="")
     changed = {"a": far(30.0), "b": far(0.0)}
     said = describe(judge(changed), changed, stored=False, reason="")
-    assert said.startswith("1 of 2 probes changed, by up to 30 of 255 levels")
+    assert said.startswith("1 of 2 probes changed under the same release (by up to 30 of 255")
     nothing: dict[str, Compared | None] = {"a": None}
     said = describe(judge(nothing), nothing, stored=False, reason="too many users wait")
     assert said == "not measured: 1 of 1 probes (too many users wait)"

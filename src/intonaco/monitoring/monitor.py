@@ -25,6 +25,7 @@ SCORE = "clip"  # the score that explanations compare
 SILENCE_SECONDS = 60.0
 SILENCE = "scorer"  # name of the signal of the dead-man's switch
 STATE_VERSION = 2
+MOST_SHARES, LEAST_SHARE = 3, 0.01  # of a detector's features, those that a finding tells
 
 
 class Monitor:
@@ -78,10 +79,15 @@ class Monitor:
         score = champion_score(item, SCORE, self._release)
         if row is not None and not repeat:
             self._recent.add(
-                at=record.at, row=row, prompt=record.prompt, image=record.image, score=score
+                at=record.at,
+                row=row,
+                prompt=record.prompt if record.prompt_form == "text" else "",
+                image=record.image,
+                score=score,
+                unit=record.unit,
             )
             if not self._reference_complete():
-                self._recent.add_reference(row)
+                self._recent.add_reference(row, record.image)
         seen = Seen(item=item, release=self._release, row=row, repeat=repeat)
         return [
             self._finding(watch, record.at)
@@ -170,7 +176,8 @@ class Monitor:
         )
         finding = self.refresh(finding)
         logger.info(
-            finding.text,
+            "signal %s changed",
+            watch.name,
             extra={"action": "monitor.finding", "finding_id": finding.finding_id},
         )
         return finding
@@ -181,7 +188,11 @@ class Monitor:
         watch = self._watches.get(finding.signal)
         if watch is None:
             return finding
-        clusters = explain(self._recent.reference(), self._recent.since(finding.since_at))
+        clusters = explain(
+            self._recent.reference(),
+            self._recent.since(finding.since_at),
+            images_before=self._recent.reference_images(),
+        )
         if watch.signal.of == "prompt_embedding" and any(c.moved for c in clusters):
             finding = replace(
                 finding,
@@ -189,6 +200,16 @@ class Monitor:
                 value_now=moved_share(clusters),
             )
         return replace(finding, clusters=clusters, text=_text(watch, finding, clusters))
+
+    def evidence_of(self, finding: Finding) -> Mapping[str, Json]:
+        """What the evidence lies on, for the finding's ``facts``: {"evidence_shares": {name:
+        share}}, largest first, where the signal's detector can tell."""
+        watch = self._watches.get(finding.signal)
+        tell = getattr(watch.detector, "evidence_shares", None) if watch is not None else None
+        shares = tell() if tell is not None and watch is not None and watch.firing else {}
+        top = sorted(shares.items(), key=lambda item: -item[1])[:MOST_SHARES]
+        told = {name: float(share) for name, share in top if share >= LEAST_SHARE}
+        return {"evidence_shares": told} if told else {}
 
     def settled(self, finding: Finding) -> bool:
         """Whether ``settle_requests`` more have come since a finding, so that its refreshed

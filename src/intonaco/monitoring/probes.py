@@ -160,8 +160,8 @@ def describe(
     if result.changed:
         worst = max((c for c in compared.values() if c), key=lambda c: c.distance / (c.limit or 1))
         return (
-            f"{len(result.changed)} of {total} probes changed, by {_amount(worst)}; the release is "
-            "the same"
+            f"{len(result.changed)} of {total} probes changed under the same release "
+            f"({_amount(worst)})"
         )
     if stored:
         return f"{total} answers stored: later rounds are compared with them"
@@ -177,7 +177,8 @@ def _amount(c: Compared) -> str:
     if not math.isfinite(c.distance):
         return "another picture size"
     if c.measure == "embedding":
-        return f"a cosine distance of up to {c.distance:.3f} (limit {c.limit:.3f})"
+        return f"by up to {c.distance:.3f} in cosine distance; {c.limit:.3f} is rounding"
+    by = f"by up to {c.distance:.3g} of 255 levels"
     if c.measure == "bits":
-        return f"up to {c.distance:.2g} of 255 levels where the same bits are promised"
-    return f"up to {c.distance:.2g} of 255 levels (limit {c.limit:.2g})"
+        return f"{by}; the same bits are promised"
+    return f"{by}; {c.limit:.2g} is rounding"

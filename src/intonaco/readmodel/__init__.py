@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from intonaco.config import Config
 from intonaco.ledger import Ledger
+from intonaco.readmodel.findings import finding_card, findings, probe_rounds
 from intonaco.readmodel.operations import budget, processes
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
@@ -36,10 +37,13 @@ __all__ = [
     "PHASES",
     "Facts",
     "budget",
+    "finding_card",
     "finding_facts",
+    "findings",
     "history",
     "phase_strip",
     "plain",
+    "probe_rounds",
     "processes",
     "release_card",
     "release_lineage",

@@ -22,6 +22,8 @@ class ClusterMove:
     sample_images: tuple[str, ...]  # paths relative to the workspace
     centroid: tuple[float, ...]
     moved: bool = True  # False: one of the other clusters, kept so that items can be assigned
+    share_before_interval: tuple[float, float] | None = None
+    images_before: tuple[str, ...] = ()  # of the same cluster in the reference, as sample_images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,13 @@ from intonaco.workspace import Workspace
 FIRST, SECOND = "a1" * 32, "b2" * 32
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=x onerror=alert(2)&gt;"
-PAGES = ("/", "/updates", "/releases", "/events", f"/releases/{SECOND}")
-PARTIALS = tuple(f"/partials/{p}" for p in ("overview", "updates", "releases", "events"))
+PAGES = (
+    *("/", "/findings", "/updates", "/releases", "/events"),
+    *(f"/releases/{SECOND}", "/findings/f1"),
+)
+PARTIALS = tuple(
+    f"/partials/{p}" for p in ("overview", "findings", "updates", "releases", "events")
+)
 Clients = Callable[[Ledger], TestClient]
 
 
@@ -53,13 +58,15 @@ def test_pages_answer_and_let_no_foreign_script_in(client: TestClient, path: str
     assert "http://" not in answer.text.replace("http://127.0.0.1", "")
 
 
-@pytest.mark.parametrize("path", PAGES[:4] + PARTIALS)
+@pytest.mark.parametrize("path", PAGES[:5] + PARTIALS)
 def test_pages_of_a_new_service_answer(empty_ledger: Ledger, clients: Clients, path: str) -> None:
     with clients(empty_ledger) as client:
         assert client.get(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/events", "/partials/overview", f"/releases/{SECOND}"])
+@pytest.mark.parametrize(
+    "path", ["/", "/events", "/partials/overview", f"/releases/{SECOND}", "/findings/f1"]
+)
 def test_a_hostile_prompt_is_only_words(client: TestClient, path: str) -> None:
     page = client.get(path).text
     assert ESCAPED in page
