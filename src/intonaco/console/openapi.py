@@ -397,6 +397,7 @@ SCHEMAS: Json = {
                 why=TEXT,
                 ok={"type": ["boolean", "null"]},
                 changed={"type": "array", "items": TEXT},
+                missing={"type": "object", "additionalProperties": TEXT},
                 text=TEXT,
             ),
         },
