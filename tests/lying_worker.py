@@ -34,7 +34,7 @@ def change(changes: dict[str, Any]) -> None:
         loaded.release_id = release.release_id
         return loaded
 
-    engine.load = load  # type: ignore[assignment]
+    engine.load = load
 
 
 if __name__ == "__main__":

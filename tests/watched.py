@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tests.traffic import NAMES
 
@@ -206,14 +208,15 @@ class Watched:
         return self.ledger.all(Finding)
 
     def close(self) -> None:
+        self.scores.close()
         self.controller.close()
         self.ledger.close()
 
 
-_DIGITS: dict[int, list[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]] = {}
+_DIGITS: dict[int, list[NDArray[Any]]] = {}
 
 
-def _png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bytes:
+def _png(pixels: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()

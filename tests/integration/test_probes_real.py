@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +99,29 @@ def worker(workspace: Workspace, release: Release, *module: str) -> Iterator[Non
             child.wait(20)
 
 
+@contextmanager
+def users(url: str | None) -> Iterator[None]:
+    """Three who ask all the time, so that probes are drawn in their company."""
+    stop = threading.Event()
+
+    def ask(user: str) -> None:
+        with httpx.Client(base_url=str(url), headers={"x-user-id": user}, timeout=60) as http:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                body = {"prompt": "a handwritten " + "one two three"[: 3 + n % 9], "seed": n}
+                assert http.post("/v1/images/generations", json=body).status_code == 200
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask, f"user-{k}") for k in range(3)]
+        try:
+            yield
+        finally:
+            stop.set()
+        for future in asking:
+            future.result()
+
+
 def test_a_silently_changed_scheduler_is_found_within_one_round(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "w")
     workspace.root.mkdir()
@@ -163,7 +188,7 @@ def test_a_silently_changed_scheduler_is_found_within_one_round(tmp_path: Path) 
         tx.put(release, id=release.release_id, at=clock.now())
         tx.crown(release.release_id, clock.now(), "test")
     try:
-        with gateway_process(workspace):
+        with gateway_process(workspace) as gateway:
             with worker(workspace, release, "intonaco.serving.worker.main"):
                 serves()
                 stored = next_round()
@@ -171,12 +196,17 @@ def test_a_silently_changed_scheduler_is_found_within_one_round(tmp_path: Path) 
                 assert stored.conditions["device"].startswith("cpu, ")
                 good = next_round(3600.0)
                 assert (good.ok, set(good.measures.values())) == (True, {"bits"})
+                with users(gateway.url):
+                    rounds = [next_round(3600.0) for _ in range(3)]
+                assert [r.ok for r in rounds] == [True] * 3, [r.text for r in rounds]
+                good = rounds[-1]
             # Another process, another sampler, the same release by its own word.
             until(lambda: workspace.process(name_of(release.release_id)), lambda p: p is None)
             with worker(workspace, release, "tests.lying_worker", json.dumps(CHANGED)):
                 serves()
                 assert serving.status(release.release_id).attested == release.release_id
                 bad = next_round(3600.0)
+                router_requests = router.observed().requests
         assert bad.ok is False
         assert len(bad.changed) == 2
         (finding,) = ledger.all(Finding)
@@ -185,7 +215,10 @@ def test_a_silently_changed_scheduler_is_found_within_one_round(tmp_path: Path) 
         assert ledger.all(Diagnosis)[0].cause == "quality_decline"
         records = [decode(Record, t) for t in SegmentReader(workspace.records).read(10**6)]
         assert records
-        assert all(r.probe for r in records), "probes never count as users"
+        assert {r.unit for r in records if r.probe}.isdisjoint(
+            {r.unit for r in records if not r.probe}
+        ), "probes never count as users"
+        assert router_requests == sum(not r.probe for r in records)
     finally:
         controller.close()
         router.close()

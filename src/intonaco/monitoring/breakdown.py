@@ -161,7 +161,7 @@ def _parts(
     before: Mapping[tuple[str, int, str], Sequence[float]],
     since: Mapping[tuple[str, int, str], Sequence[float]],
 ) -> list[dict[str, Json]]:
-    found = []
+    found: list[dict[str, Json]] = []
     for dimension, by in enumerate(DIMENSIONS):
         now = {k[2]: v for k, v in since.items() if k[:2] == (name, dimension)}
         was = {k[2]: v for k, v in before.items() if k[:2] == (name, dimension)}

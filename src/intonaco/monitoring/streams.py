@@ -14,7 +14,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from intonaco.monitoring.detectors.kmeans import unit
 from intonaco.monitoring.detectors.settings import DetectorSettings
 from intonaco.monitoring.evaluation import CpuClock, Evaluation, Recorded, Score
 from intonaco.monitoring.signals import is_user_request
-from intonaco.monitoring.sources import Seen, Source
+from intonaco.monitoring.sources import Reading, Seen, Source
 from intonaco.protocols import Detector
 from intonaco.types import Json, ScoredRecord
 
@@ -166,7 +166,7 @@ def _of_rows(rows: Iterable[Mapping[str, Json]], path: Path) -> Stream:
 def _value(row: Mapping[str, Json], number: int, path: Path) -> Any:
     if row.get("x") not in (None, ""):
         return row["x"]
-    vector = []
+    vector: list[Json] = []
     while f"x{len(vector)}" in row:
         vector.append(row[f"x{len(vector)}"])
     if not vector:
@@ -203,7 +203,7 @@ def _checked(
 def of_records(items: Iterable[ScoredRecord], source: Source) -> Stream:
     """What a signal reads off recorded requests of users, whoever was champion. Raises ConfigError
     if that is nothing."""
-    readings = []
+    readings: list[Reading] = []
     for item in items:
         if not is_user_request(item.record):
             continue
@@ -263,10 +263,10 @@ class _Fed:
     heard: Callable[[], None] | None
     every: int = 500
     fed: int = 0
+    threshold: float = field(init=False)
 
-    @property
-    def threshold(self) -> float:
-        return self.detector.threshold
+    def __post_init__(self) -> None:
+        self.threshold = self.detector.threshold
 
     @property
     def evidence(self) -> float:
@@ -333,7 +333,7 @@ def judge(
             )
         detector = make()
         plain = heard is None and stream.topic is None
-        fed = detector if plain else _Fed(detector, stream.topic is not None, heard)
+        fed: Detector = detector if plain else _Fed(detector, stream.topic is not None, heard)
         try:
             evaluation = Evaluation(fed, stream.part(0, used), cpu)
         except ConfigError:

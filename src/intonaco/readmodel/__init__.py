@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from intonaco.config import Config
 from intonaco.ledger import Ledger
-from intonaco.readmodel.findings import finding_card, findings, probe_rounds
+from intonaco.readmodel.findings import finding_card, findings, headline, probe_rounds
 from intonaco.readmodel.operations import budget, processes
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
@@ -40,6 +40,7 @@ __all__ = [
     "finding_card",
     "finding_facts",
     "findings",
+    "headline",
     "history",
     "phase_strip",
     "plain",
