@@ -62,7 +62,7 @@ def test_any_bit_is_a_change_where_bits_are_promised() -> None:
 
 
 def test_limits_follow_what_the_release_does_by_itself() -> None:
-    assert Drift().limit("pixels") == 1.0
+    assert Drift().limit("pixels") == 0.1
     assert Drift(levels=2.0).limit("pixels") == 6.0
     assert Drift(cosine=0.1).limit("embedding") > Drift().limit("embedding") > 0
 

@@ -195,9 +195,15 @@ class _Answers:
         promised = under == self.conditions and under.promises_bits and self.stored.bits
         if same_size and promised:
             return Compared(measure="bits", distance=distance, limit=0.0)
+        found = {"pixels": distance}
         far = _embedded(p, png, image.png)
-        measure, value = ("pixels", distance) if far is None else ("embedding", far)
-        return Compared(measure=measure, distance=value, limit=self.stored.limit(measure))
+        if far is not None:
+            found = {"embedding": far, **found}
+        both = [
+            Compared(measure=measure, distance=value, limit=self.stored.limit(measure))
+            for measure, value in found.items()
+        ]
+        return max(both, key=lambda c: c.distance / c.limit)  # the first of equals
 
     def store(
         self, p: Parts, drawn: Mapping[str, ProbeImage], again: Mapping[str, ProbeImage]
