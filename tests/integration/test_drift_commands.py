@@ -103,7 +103,7 @@ def test_the_card_of_a_changed_model(watched: Watched) -> None:
 def test_the_card_of_failures_says_which(watched: Watched) -> None:
     said = run(watched, "drift", "explain", found(watched, "errors"))
     assert "requests now fail" in said
-    assert "errors since: " in said
+    assert "failed attempts since: " in said
 
 
 def test_the_newest_finding_is_explained_without_an_id(watched: Watched) -> None:

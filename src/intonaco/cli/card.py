@@ -150,7 +150,7 @@ def _parts(facts: Facts) -> list[RenderableType]:
         parts.append(Padding(table, (0, 0, 0, 2)))
     if facts["kinds"]:
         kinds = ", ".join(f"{n} {words(k)}" for k, n in facts["kinds"].items())
-        parts.append(Text(f"  errors since: {kinds}"))
+        parts.append(Text(f"  failed attempts since: {kinds}"))
     return parts
 
 

@@ -296,3 +296,15 @@ def test_a_forest_is_drawn_to_scale() -> None:
     assert 'class="dot a-non_inferior" cx="80.0"' in drawn
     wide = svg.forest(0.0, (-100.0, 100.0), 0.02, "undecided")
     assert 'x1="4.0" x2="156.0"' in wide  # runs off both edges instead of hiding the margin
+
+
+def test_pictures_of_a_finding_say_what_they_show() -> None:
+    bars = svg.share_bars(0.01, (0.0, 0.03), 0.4, (0.35, 0.45))
+    assert bars.count('class="track"') == bars.count("whisker") == 2
+    assert 'class="now" x="0" y="19" width="240.0"' in bars, "0.4 of the next edge, 0.5"
+    line = svg.evidence_line([0, 1, 2, 3], [0.0, None, 4.0, 12.0], 11.0, 1.0, 3.0)
+    assert line.count("<line") == 3, "threshold, began, found"
+    assert "threshold 11" in line
+    assert "not kept any more" in svg.evidence_line([1.0], [2.0], 3.0, 0.0, 1.0)
+    assert present.score(-0.001) == "0.00"
+    assert present.score(None) == "–"
