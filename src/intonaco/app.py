@@ -72,9 +72,10 @@ class App:
             registry=registry,
             tracker=tracker,
             embed=embed,
-            probe=router.probe,
+            probe=router.probe_image,
             smoke=self._smoke(),
             clock=self.clock,
+            embed_images=scorer.embed_images if c.extractor is not None else None,
         )
 
     def _smoke(self) -> Callable[[str, Release], float]:

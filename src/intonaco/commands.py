@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from intonaco import loop
+from intonaco import loop, probing
 from intonaco.codec import digest
 from intonaco.errors import Conflict, IntonacoError, NotFound
 from intonaco.executor import Parts
@@ -299,7 +299,21 @@ def _freeze(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
     return "frozen: no update starts and no rollout advances" if frozen else "unfrozen"
 
 
+def _probe(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    """Draw the probes now, by a release that the gateway has an arm for."""
+    if not parts.config.monitoring.probes:
+        raise Conflict("monitoring.probes: there are none", hint="name some prompts there")
+    asked = command.arguments.get("release") or parts.ledger.champion()
+    if asked is None:
+        raise Conflict("there is no champion to draw probes")
+    release = parts.ledger.get(Release, str(asked)).release_id
+    subject = f"probe:asked:{command.command_id}"
+    tx.want(probing.effect(parts.config.service, release, subject, "asked"), now)
+    return f"probes of {release[:10]} are being drawn"
+
+
 _TAKERS = {
+    "probe": _probe,
     "update": _update,
     "rollout": _rollout,
     "rollback": _rollback,

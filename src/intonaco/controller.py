@@ -11,7 +11,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event as Stop
 
-from intonaco import commands, deciding, loop
+from intonaco import commands, deciding, loop, probing
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Done, Executor, Failed, Outcome, Parts
 from intonaco.ledger import EffectStatus, Transaction
@@ -58,6 +58,7 @@ class Controller:
         self._begin_telling()
         commands.take(self.parts, fence, now)
         self.watch.look(fence, now)
+        probing.look(self.parts, self.watch, fence, now)
         deciding.look(self.parts, self.watch, fence, now)
         self._take_over(fence, now)
         for update in self.parts.ledger.active_updates():

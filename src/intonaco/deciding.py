@@ -35,9 +35,9 @@ def look(parts: Parts, watch: Watch, fence: int, now: float) -> None:
     if not watch.monitor.settled(found[0]) and now - found[0].at < SETTLE_SECONDS:
         return
     diagnosis = diagnose(
-        [watch.monitor.refresh(finding) for finding in found],
+        [watch.explained(watch.monitor.refresh(finding)) for finding in found],
         DiagnosisContext(
-            probes_ok=_probes_ok(known),
+            probes_ok=_probes_ok(found, known),
             rollout_active=parts.ledger.active_rollout() is not None,
             min_quality_gap=parts.config.decision.min_quality_gap,
             reference_quality=watch.monitor.reference_quality(),
@@ -54,7 +54,8 @@ def _questions(parts: Parts, found: Sequence[Finding], champion: str | None) -> 
     """What has to be looked at before a diagnosis, as effects."""
     first = found[0].finding_id
     asked = []
-    if parts.config.monitoring.probes and champion is not None:
+    drawn = any(f.of == "probe" for f in found)  # that is what was found
+    if parts.config.monitoring.probes and champion is not None and not drawn:
         asked.append(
             Effect(
                 key=f"{parts.config.service}:{first}:probe",
@@ -76,8 +77,10 @@ def _questions(parts: Parts, found: Sequence[Finding], champion: str | None) -> 
     return asked
 
 
-def _probes_ok(known: dict[str, EffectStatus]) -> bool | None:
+def _probes_ok(found: Sequence[Finding], known: dict[str, EffectStatus]) -> bool | None:
     """Whether the champion still draws what it drew when it was new; None if not known."""
+    if any(f.of == "probe" for f in found):
+        return False
     probe = next((s for s in known.values() if s.effect.kind == "probe"), None)
     if probe is None or probe.status != "done":
         return None

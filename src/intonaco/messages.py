@@ -25,6 +25,10 @@ ASSIGNED_ARM = "x-intonaco-assigned-arm"
 USER_ID = "x-user-id"
 PROBE = "x-intonaco-probe"  # with the admin token: a probe, answered by the pinned release
 
+# Who asks, where nobody waits: their jobs come last in a worker's queue.
+BACKGROUND_UNIT = "background"
+NO_ROOM_FOR_PROBES = "busy"  # code of the gateway's refusal of a probe while many users wait
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
@@ -125,7 +129,7 @@ class HeldRelease:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attestation:
     """Worker's ``GET /attest?release=ID``: the release id it works out itself from what it
-    loaded. Without ``release``: of its only one."""
+    loaded. Without ``release``: of its only one. ``device``: the machine's kind, in words."""
 
     release_id: str
     protocol: str
@@ -134,6 +138,7 @@ class Attestation:
     versions: Mapping[str, str]
     load_seconds: float
     peak_memory_bytes: int
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,14 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 from typing import TypeVar
 
 from intonaco.codec import decode
 from intonaco.errors import StorageError
 from intonaco.executor import Parts
+from intonaco.monitoring.breakdown import Breakdown, told
 from intonaco.monitoring.monitor import RECORDS, Monitor
 from intonaco.monitoring.polls import Polls, polls_of
 from intonaco.monitoring.silence import RecordLog
@@ -62,6 +64,7 @@ class Watch:
         self.windows = TrafficWindows(self._written_window)
         self.log = RecordLog()
         self.polls: Polls = polls_of(parts.config.monitoring, self._worker_urls)
+        self.breakdown = Breakdown()
         self.analysis: RolloutAnalysis | None = None
         self.release: str | None = None  # champion that the monitor's reference belongs to
         self.requests = 0  # user requests ever seen
@@ -85,6 +88,7 @@ class Watch:
         for item in self._read(self.reader, ScoredRecord, BATCH if said_all else 0):
             idle = False
             self._count(item)
+            self.breakdown.observe(item)
             findings.extend(self.monitor.observe(item))
             if self.analysis is not None:
                 self.analysis.observe(item)
@@ -103,8 +107,20 @@ class Watch:
             findings.extend(self.monitor.take(sample))
             self._dirty = True
         findings.extend(self.monitor.tick(now, workers=len(self._worker_urls())))
+        findings = [self.explained(finding) for finding in findings]
         if findings or (self._dirty and now - self._committed_at >= COMMIT_SECONDS):
             self._commit(fence, now, findings)
+
+    def explained(self, finding: Finding) -> Finding:
+        """The finding with what its evidence lies on, and which requests hold the change."""
+        signal = self.parts.config.monitoring.signals.get(finding.signal)
+        facts = {
+            **self.monitor.evidence_of(finding),
+            **self.breakdown.explain(finding, getattr(signal, "part", "service")),
+        }
+        held = told(facts.get("parts", ()))
+        text = finding.text if not held or held in finding.text else f"{finding.text} {held}."
+        return replace(finding, text=text, facts={**finding.facts, **facts})
 
     def _hear(self, findings: list[Finding], now: float) -> bool:
         """Take in feedback; whether that was all of it."""
@@ -186,6 +202,7 @@ class Watch:
         champion = self.parts.ledger.champion()
         if champion is not None and champion != self.release:
             self.monitor.rebaseline(champion)
+            self.breakdown.forget(champion)
             self.release = champion
             self._latencies.clear()
             self._dirty = True
@@ -253,6 +270,7 @@ class Watch:
         return {
             "feedback": dict(self.feedback.offset),
             "monitor": self.monitor.state(),
+            "breakdown": self.breakdown.state(),
             "release": self.release,
             "requests": self.requests,
             "last_at": self.last_at,
@@ -278,6 +296,8 @@ class Watch:
         self.reader.seek(offset)
         self.feedback.seek(state.get("feedback", {}))
         self.monitor.restore(state["monitor"])
+        if "breakdown" in state:
+            self.breakdown.restore(state["breakdown"])
         self.release = state["release"]
         self.requests = state["requests"]
         self.last_at = state["last_at"]

@@ -107,7 +107,7 @@ class World:
             registry=self.registry,
             tracker=MemoryTracker(),
             embed=embed,
-            probe=lambda release, prompt, seed: b"",
+            probe=lambda release, prompt, seed: None,
             smoke=lambda url, release: 0.01,
             clock=self.clock,
         )

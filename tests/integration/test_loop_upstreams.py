@@ -81,7 +81,7 @@ class World:
             registry=MemoryRegistry(),
             tracker=MemoryTracker(),
             embed=embed,
-            probe=lambda release, prompt, seed: b"",
+            probe=lambda release, prompt, seed: None,
             smoke=smoke_test(self.workspace, upstreams, ENVIRON, SystemClock()),
             clock=self.clock,
         )

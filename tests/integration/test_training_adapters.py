@@ -97,7 +97,7 @@ class World:
             registry=MemoryRegistry(),
             tracker=MemoryTracker(),
             embed=lambda texts: torch.zeros(len(texts), 2).numpy(),
-            probe=lambda release, prompt, seed: b"",
+            probe=lambda release, prompt, seed: None,
             smoke=lambda url, release: 0.0,
             clock=FakeClock(),
         )

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from tests.traffic import NAMES, Traffic
 
+from intonaco.monitoring.detectors.kmeans import unit
 from intonaco.monitoring.explanation import (
     Requests,
+    _central,
+    _samples,
     explain,
     moved_share,
     quality,
@@ -132,3 +135,51 @@ def test_wilson_interval() -> None:
     assert wilson(10, 100) == pytest.approx((0.0552, 0.1744), abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(0, 50)[0] == 0.0
+
+
+def test_one_person_does_not_fill_the_card_and_the_medoid_comes_first() -> None:
+    rng = np.random.default_rng(1)
+    rows = unit(np.eye(8)[6] + 0.1 * rng.standard_normal((40, 8)))
+    rows[7] = unit(rows.mean(axis=0, keepdims=True))[0]
+    inside = np.arange(40) < 39
+    units = ["robot"] * 35 + ["a", "b", "c", "d", "outside"]
+    now = Requests(
+        embeddings=rows,
+        prompts=[f"p{i // 2}" for i in range(40)],
+        images=[f"images/{i}.png" for i in range(40)],
+        scores=np.full(40, 0.5),
+        units=units,
+    )
+    members = _central(rows, inside)
+    assert members[0] == 7, "the medoid"
+    assert 39 not in members
+    chosen = _samples(members, now)
+    assert len(chosen) == 5
+    assert [units[i] for i in chosen].count("robot") == 2, "a, b, c, d ask for three things"
+    assert len({now.prompts[i] for i in chosen}) == 5
+    alone = Requests(
+        embeddings=rows, prompts=now.prompts, images=now.images, scores=now.scores, units=["r"] * 40
+    )
+    assert len(_samples(members, alone)) == 5, "where nobody else asked"
+
+
+def test_pictures_before_are_of_the_same_cluster() -> None:
+    rng = np.random.default_rng(2)
+    topics = np.eye(8)
+    before = rng.integers(0, 4, 200)
+    now = np.concatenate([rng.integers(0, 4, 60), np.full(40, 6)])
+    moves = explain(
+        topics[before] + 0.05 * rng.standard_normal((200, 8)),
+        Requests(
+            embeddings=topics[now] + 0.05 * rng.standard_normal((100, 8)),
+            prompts=[str(t) for t in now],
+            images=[None] * 100,
+            scores=np.full(100, np.nan),
+        ),
+        images_before=[f"{t}/{i}" for i, t in enumerate(before)],
+    )
+    assert all(c.images_before == () for c in moves if c.moved)
+    for cluster in (c for c in moves if not c.moved):
+        assert {p[0] for p in cluster.images_before} == set(cluster.sample_prompts)
+        low, high = cluster.share_before_interval or (1.0, 0.0)
+        assert low <= cluster.share_before <= high

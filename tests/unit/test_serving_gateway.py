@@ -20,7 +20,9 @@ from intonaco.clock import SystemClock
 from intonaco.codec import decode, encode
 from intonaco.config import parse
 from intonaco.messages import (
+    BACKGROUND_UNIT,
     GENERATED_HEADER,
+    NO_ROOM_FOR_PROBES,
     PROTOCOL_HEADER,
     PROTOCOL_VERSION,
     Generated,
@@ -29,6 +31,7 @@ from intonaco.messages import (
 )
 from intonaco.segment_log import SegmentReader
 from intonaco.serving.gateway.app import Gateway
+from intonaco.serving.gateway.copies import BUSY
 from intonaco.serving.gateway.main import build
 from intonaco.types import Arm, ArmRole, Json, Observed, Outcome, Record, RoutingTable
 from intonaco.workspace import Workspace
@@ -497,6 +500,26 @@ async def test_probes_go_to_the_named_release_only(stage: Stage) -> None:
     assert (await stage.ask(headers=missing)).status_code == 404
     assert all(r.probe for r in await stage.records())
     assert stage.observed().requests == 0
+
+
+async def test_probes_wait_behind_users_and_are_left_out_under_overload(stage: Stage) -> None:
+    stage.gateway.state.apply(canary(0))
+    ask = {"x-intonaco-probe": "1", "x-intonaco-release": NEW} | stage.admin
+    seen: list[str] = []
+
+    async def look(request: GenerateRequest) -> httpx.Response:
+        seen.append(request.unit)
+        return served(NEW, request)
+
+    stage.workers.behaviour["new"] = look
+    answer = await stage.ask(headers=ask)
+    assert answer.status_code == 200
+    assert answer.json()["data"][0]["padded_size"] == 1
+    assert seen == [BACKGROUND_UNIT]
+    stage.gateway.copies.users_in_flight = BUSY
+    refused = await stage.ask(headers=ask)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, NO_ROOM_FOR_PROBES)
+    assert len(seen) == 1
 
 
 async def test_a_pinned_request_is_not_taken_for_an_assigned_one(stage: Stage) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intonaco.messages import BACKGROUND_UNIT
 from intonaco.serving.worker.fair_queue import FairQueue
 from intonaco.serving.worker.forecast import (
     FRESH_BATCHES,
@@ -236,3 +237,19 @@ def test_the_forecast_follows_the_queue() -> None:
     assert when(Job("crowd", "b")) == 0.5 + 8 + 2, "oldest of its key"
     assert when(Job("crowd", "a")) == 0.5 + 8 + 1 + 8 + 5, "behind its own twenty, and v's turn"
     assert len(queue) == 21, "it only looked"
+
+
+# ---------------------------------------------------------------------- nobody waits
+
+
+def test_what_nobody_waits_for_leads_only_where_no_user_does() -> None:
+    probes = [Job(BACKGROUND_UNIT, "a", n) for n in range(3)]
+    u, v = Job("u", "b"), Job("v", "a")
+    queue = filled(*probes, u, v)
+    assert taken(queue) == [u], "though the probes came first"
+    assert taken(queue, lambda key: 2) == [v, probes[0]], "they ride along where there is room"
+    w = Job("w", "a")
+    queue.add(w)
+    assert taken(queue) == [w, *probes[1:]]
+    queue.add(probes[0])
+    assert taken(queue) == [probes[0]]

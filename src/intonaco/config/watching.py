@@ -69,6 +69,7 @@ class Monitoring(Section):
     false_alarms_per_week: Positive | None = None
     signals: dict[str, Signal] = DEFAULT_SIGNALS
     probes: tuple[str, ...] = ()  # prompts generated with fixed seeds to tell model from users
+    probe_every_s: Annotated[float, Field(ge=0)] = 3600.0  # 0: only at findings and new champions
     # Between a finding and its diagnosis: a topic of 5 % of the requests is then seen five times.
     settle_requests: Annotated[int, Field(ge=0)] = 100
     # Requests are answered and no record of them comes, or records wait and none is scored.

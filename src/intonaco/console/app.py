@@ -68,6 +68,7 @@ class _Console:
             routes=[
                 Route("/", self.overview),
                 Route("/releases/{release_id}", self.release),
+                Route("/findings/{finding_id}", self.finding),
                 Route("/partials/{page}", self.partial),
                 Route("/api/snapshot", self.api_snapshot),
                 Route("/api/signals", self.api_signals),
@@ -77,6 +78,9 @@ class _Console:
                 Route("/api/updates", self.api_updates),
                 Route("/api/traffic", self.api_traffic),
                 Route("/metrics", self.metrics),
+                Route("/api/findings", self.api_findings),
+                Route("/api/findings/{finding_id}", self.api_finding),
+                Route("/api/probes", self.api_probes),
                 Route("/images/{path:path}", self.image),
                 Route("/livez", self.livez),
                 Route("/openapi.json", self.openapi),
@@ -111,6 +115,12 @@ class _Console:
         lineage = readmodel.release_lineage(self.ledger, request.path_params["release_id"])
         return self._html("release.html", page="releases", lineage=lineage)
 
+    def finding(self, request: Request) -> Response:
+        return self._html("finding.html", page="findings", card=self._card(request))
+
+    def _card(self, request: Request) -> Mapping[str, Any]:
+        return readmodel.finding_card(self.ledger, self.config, request.path_params["finding_id"])
+
     def _render(self, template: str, page: str) -> Response:
         return self._html(template, page=page, **self._facts(page))
 
@@ -119,6 +129,12 @@ class _Console:
             return {"s": self._snapshot(points=0)}  # the charts ask for theirs
         if page == "updates":
             return {"updates": readmodel.updates(self.ledger)}
+        if page == "findings":
+            return {
+                "findings": readmodel.findings(self.ledger),
+                "signals": readmodel.signals(self.ledger, points=0),
+                "probes": readmodel.probe_rounds(self.ledger, self.config, limit=1),
+            }
         if page == "releases":
             return {"releases": readmodel.releases(self.ledger)}
         return {"events": self._events(0, 400)}
@@ -177,6 +193,15 @@ class _Console:
     def metrics(self, request: Request) -> Response:
         text = readmodel.exposition(self.ledger, self.config, self.clock.now())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def api_findings(self, request: Request) -> Response:
+        return _json(readmodel.findings(self.ledger))
+
+    def api_finding(self, request: Request) -> Response:
+        return _json(self._card(request))
+
+    def api_probes(self, request: Request) -> Response:
+        return _json(readmodel.probe_rounds(self.ledger, self.config))
 
     # ------------------------------------------------------------------ files
 

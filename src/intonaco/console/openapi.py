@@ -12,7 +12,7 @@ Json = dict[str, Any]
 MOST_ID = 2**63 - 1  # of an event: a larger number is none that SQLite knows
 MAX_EVENTS = 1000
 MOST_MINUTES = 31 * 24 * 60  # windows of traffic are kept for 31 days
-PAGES = ("overview", "updates", "releases", "events")
+PAGES = ("overview", "findings", "updates", "releases", "events")
 
 ERRORS = {
     400: "The request is wrong, or for another host.",
@@ -72,10 +72,19 @@ def document() -> Json:
                     },
                 }
             },
+            "/api/findings": _api("findings", "Findings, newest first", _list("ListedFinding")),
+            "/api/findings/{finding_id}": _api(
+                "finding",
+                "What moved, since when, why, and what is done about it",
+                _ref("Card"),
+                _path("finding_id"),
+            ),
+            "/api/probes": _api("probes", "The last rounds of the probes", _ref("Probes")),
             "/": _page("overviewPage", "The overview"),
             "/{page}": _page("page", "A page", _path("page", PAGES)),
             "/partials/{page}": _page("partial", "Its inner part", _path("page", PAGES)),
             "/releases/{release_id}": _page("releasePage", "A release", _path("release_id")),
+            "/findings/{finding_id}": _page("findingPage", "A finding", _path("finding_id")),
             "/images/{path}": {
                 "get": {
                     "operationId": "image",
@@ -280,6 +289,20 @@ _CELL = _all(
     peak_memory_bytes={"type": ["integer", "null"]},
 )
 
+_FINDING: Json = {
+    "finding_id": TEXT,
+    "signal": TEXT,
+    "at": NUMBER,
+    "since": COUNT,
+    "since_at": NUMBER,
+    "request": COUNT,
+    "evidence": MAYBE_NUMBER,
+    "threshold": MAYBE_NUMBER,
+    "text": TEXT,
+    "requests_to_detect": {"type": "integer"},
+    "clusters": {"type": "array", "items": OBJECT},
+}
+
 SCHEMAS: Json = {
     "Error": _all(error=_all(message=TEXT, type=TEXT, param=MAYBE_TEXT, code=MAYBE_TEXT)),
     "Event": _all(
@@ -381,13 +404,50 @@ SCHEMAS: Json = {
         requests=COUNT,
         failed=COUNT,
     ),
-    "Finding": _all(
-        finding_id=TEXT,
-        signal=TEXT,
-        since=COUNT,
-        request=COUNT,
-        requests_to_detect={"type": "integer"},
-        clusters={"type": "array", "items": OBJECT},
+    "Finding": _all(**_FINDING),
+    "ListedFinding": _all(
+        **_FINDING,
+        headline=TEXT,
+        cause=MAYBE_TEXT,
+        action=MAYBE_TEXT,
+        update={"type": ["object", "null"]},
+    ),
+    "Card": _all(
+        finding=_ref("Finding"),
+        headline=TEXT,
+        seconds_to_find=NUMBER,
+        nearest={
+            "anyOf": [_all(at=NUMBER, text=TEXT, seconds_before=NUMBER), {"type": "null"}],
+            "description": "The change of what serves that lies nearest; negative: after it.",
+        },
+        diagnosis={"type": ["object", "null"]},
+        excluded={"type": "object", "additionalProperties": TEXT},
+        plan={"type": ["object", "null"]},
+        update={"type": ["object", "null"]},
+        others={"type": "array", "items": OBJECT},
+        evidence={"type": "object", "additionalProperties": {"type": "array"}},
+        probes={"type": "array", "items": OBJECT},
+        parts={"type": "array", "items": OBJECT},
+        kinds={"type": "object", "additionalProperties": COUNT},
+        shares={"type": "object", "additionalProperties": NUMBER},
+    ),
+    "Probes": _all(
+        every_s=NUMBER,
+        next_check_at=MAYBE_NUMBER,
+        probes={"type": "array", "items": _all(key=TEXT, prompt=TEXT)},
+        rounds={
+            "type": "array",
+            "items": _all(
+                round_id=TEXT,
+                release=TEXT,
+                at=NUMBER,
+                why=TEXT,
+                ok={"type": ["boolean", "null"]},
+                changed={"type": "array", "items": TEXT},
+                missing={"type": "object", "additionalProperties": TEXT},
+                text=TEXT,
+            ),
+        },
     ),
     "Budget": _all(
         amount=NUMBER,

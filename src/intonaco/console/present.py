@@ -75,6 +75,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def score(value: float | None) -> str:
+    """Two decimals: a score's third says nothing at a glance."""
+    return NONE if value is None else f"{value + 0.0:.2f}".replace("-0.00", "0.00")
+
+
 def signed(value: float | None, digits: int = 3) -> str:
     if value is None:
         return NONE

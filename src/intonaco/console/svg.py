@@ -75,6 +75,83 @@ def weights_bar(arms: Sequence[tuple[str, str, float]]) -> str:
     return "".join([*parts, "</svg>"])
 
 
+def share_bars(
+    before: float, before_interval: Sequence[float] | None, now: float, interval: Sequence[float]
+) -> str:
+    """Two shares of one, one under the other, each with its interval."""
+    top = max(now, interval[1], before, *(before_interval or (0.0,)), 0.05)
+    reach = next(edge for edge in (0.1, 0.25, 0.5, 1.0) if top <= edge or edge == 1.0)
+
+    def x(share: float) -> float:
+        return 300 * min(1.0, max(0.0, share / reach))
+
+    parts = ['<svg class="shares" viewBox="-2 0 304 34" aria-hidden="true">']
+    for row, (kind, share, ends) in enumerate(
+        (("before", before, before_interval), ("now", now, interval))
+    ):
+        y = 2 + 17 * row
+        parts.append(
+            f'<rect class="track" x="0" y="{y}" width="300" height="12"/>'
+            f'<rect class="{kind}" x="0" y="{y}" width="{max(1.5, x(share)):.1f}" height="12"/>'
+        )
+        if ends:
+            low, high = x(ends[0]), x(ends[1])
+            parts.append(
+                f'<path class="whisker" d="M{low:.1f},{y + 3}v6M{high:.1f},{y + 3}v6'
+                f'M{low:.1f},{y + 6}H{high:.1f}"/>'
+            )
+    return "".join([*parts, "</svg>"])
+
+
+def evidence_line(
+    at: Sequence[float],
+    evidence: Sequence[float | None],
+    threshold: float,
+    since: float,
+    found: float,
+) -> str:
+    """Evidence against its threshold over time, with the change and the finding marked."""
+    points = [
+        (t, e) for t, e in zip(at, evidence, strict=True) if e is not None and math.isfinite(e)
+    ]
+    if len(points) < 2:
+        return '<p class="nothing">The course of the evidence is not kept any more.</p>'
+    width, height, top, bottom = 640, 150, 16, 20
+    x0, x1 = min(points[0][0], since), max(points[-1][0], found)
+    y0 = min(0.0, min(e for _, e in points))
+    y1 = 1.12 * max(threshold, max(e for _, e in points), 1e-9)
+
+    def px(t: float) -> float:
+        return width * (t - x0) / max(x1 - x0, 1e-9)
+
+    def py(e: float) -> float:
+        return top + (height - top - bottom) * (1 - (e - y0) / (y1 - y0))
+
+    def mark(t: float, name: str, text: str) -> str:
+        anchor = "end" if px(t) > 0.72 * width else "start"
+        shift = -5 if anchor == "end" else 5
+        y = height - 6 if name == "since" else 11
+        return (
+            f'<line class="{name}" x1="{px(t):.1f}" x2="{px(t):.1f}" y1="{top}" '
+            f'y2="{height - bottom}"/><text class="tick" x="{px(t) + shift:.1f}" y="{y}" '
+            f'text-anchor="{anchor}">{escape(text)}</text>'
+        )
+
+    path = "".join(f"{'L' if i else 'M'}{px(t):.1f},{py(e):.1f}" for i, (t, e) in enumerate(points))
+    limit = f"{threshold:.3g}"
+    return (
+        f'<svg class="evidence" viewBox="0 0 {width} {height}" role="img">'
+        f"<title>evidence against its threshold of {limit}</title>"
+        f'<rect class="between" x="{px(since):.1f}" y="{top}" '
+        f'width="{max(0.0, px(found) - px(since)):.1f}" height="{height - top - bottom}"/>'
+        f'<line class="threshold" x1="0" x2="{width}" y1="{py(threshold):.1f}" '
+        f'y2="{py(threshold):.1f}"/><text class="tick" x="4" y="{py(threshold) - 4:.1f}">'
+        f"threshold {limit}</text>"
+        f"{mark(since, 'since', 'began')}{mark(found, 'found', 'found')}"
+        f'<path class="course" d="{path}"/></svg>'
+    )
+
+
 def line_chart(
     lines: Sequence[Line],
     *,

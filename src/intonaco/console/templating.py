@@ -22,11 +22,13 @@ def environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("clock", "moment", "duration", "ago", "percent", "number", "signed"):
+    for name in ("clock", "moment", "duration", "ago", "percent", "number", "signed", "score"):
         env.filters[name] = getattr(present, name)
     env.filters |= {"interval": present.interval, "money": present.money, "words": present.words}
     env.filters["image_url"] = images.url
     # Pictures escape the words that they hold.
     env.globals["forest"] = lambda *facts: Markup(svg.forest(*facts))
+    env.globals["share_bars"] = lambda *facts: Markup(svg.share_bars(*facts))
+    env.globals["evidence_line"] = lambda *facts: Markup(svg.evidence_line(*facts))
     env.globals["weights_bar"] = lambda arms: Markup(svg.weights_bar(arms))
     return env

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from intonaco import commands, readmodel
 from intonaco.app import App, open_app
+from intonaco.console.present import words
 from intonaco.demo import setup
 from intonaco.demo.data import write_demo_data
 from intonaco.demo.report import write_report
@@ -31,7 +32,7 @@ from intonaco.errors import BackendError, IntonacoError
 from intonaco.jobs import JobFolder, job_folder
 from intonaco.supervisor import Supervisor
 from intonaco.training.local import LocalTrainingBackend
-from intonaco.types import Event, JobSpec, JobState, Phase, Update
+from intonaco.types import Event, Finding, JobSpec, JobState, Phase, Update
 from intonaco.workspace import Workspace, write_atomic
 
 FAST, SLOW = 40.0, 8.0  # requests a second: all that two cores can do; while a model trains
@@ -392,13 +393,28 @@ class Story:
     def _tell_event(self, event: Event) -> None:
         text = event.text
         if event.kind == "finding":
-            after = event.data["request"] - self.facts.changed_after
-            text = (
-                f"{event.data['signal']}, {after} requests after users changed, evidence "
-                f"{event.data['evidence']:.1f} of {event.data['threshold']:.1f}: {text}"
-            )
-        if event.kind != "routing":
+            text, *more = self._finding_lines(event)
+            self.view.event(event.at, event.kind, text, more)
+        elif event.kind != "routing":
             self.view.event(event.at, event.kind, text)
+
+    def _finding_lines(self, event: Event) -> list[str]:
+        """What moved; on what evidence; what is asked for. To be judged in ten seconds."""
+        after = event.data["request"] - self.facts.changed_after
+        found = self._app.ledger.find(Finding, event.subject)
+        if found is None:
+            return [event.text]
+        if found.of == "probe":
+            return [readmodel.headline(found), found.text]
+        lines = [
+            readmodel.headline(found),
+            f"{words(found.signal)}: evidence {found.evidence:.1f} of {found.threshold:.1f}, "
+            f"{after} requests after users changed",
+        ]
+        asked = [c.sample_prompts[0] for c in found.clusters if c.moved and c.sample_prompts]
+        if asked:
+            lines.append("asked for now: " + "; ".join(f"“{p}”" for p in asked[:4]))
+        return lines
 
     def _ask(self, update: Update) -> None:
         if update.update_id not in self._asked_for:

@@ -91,12 +91,14 @@ class DemoView:
         heading = f"{number}/{len(PARTS)}  {clean(title)}"
         self.console.print(Text(f"\n{heading}", style="bold"), soft_wrap=True)
 
-    def event(self, at: float, kind: str, text: str) -> None:
-        """One line of the timeline."""
+    def event(self, at: float, kind: str, text: str, more: Sequence[str] = ()) -> None:
+        """One line of the timeline, and what belongs to it under it."""
         line = Text(f"{'+' + since(at - self._began):>9}  ", style="dim")
         line.append(f"{clean(kind):<15} ", style=KINDS.get(kind.split(".")[0], "cyan"))
-        line.append(clean(text), style="default")
+        line.append(clean(text), style="bold" if more else "default")
         self.console.print(line, soft_wrap=True)
+        for detail in more:
+            self.console.print(Text(" " * 27 + clean(detail), style="dim"), soft_wrap=True)
 
     def progress(self, key: str, label: str, step: int, total: int, text: str = "") -> None:
         """How far a job is. Plain output gets a line at each quarter."""

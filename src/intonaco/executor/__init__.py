@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from intonaco.errors import BackendError, IntonacoError
-from intonaco.executor import data, models, proof, service
+from intonaco.executor import data, models, probes, proof, service
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.ledger import Effect
 
@@ -30,7 +30,7 @@ class Executor:
             "register": proof.register,
             "stage": service.Stage(),
             "retire": service.retire,
-            "probe": service.probe,
+            "probe": probes.probe,
             "labelled": data.labelled,
         }
 

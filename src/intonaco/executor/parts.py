@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from intonaco.clock import Clock
 from intonaco.config import Config
 from intonaco.ledger import Ledger
+from intonaco.monitoring.probes import ProbeImage
 from intonaco.protocols import (
     DatasetStore,
     Matrix,
@@ -58,6 +59,7 @@ class Parts:
     registry: Registry
     tracker: Tracker
     embed: Callable[[Sequence[str]], Matrix]  # texts to the extractor's vectors
-    probe: Callable[[str, str, int], bytes]  # (release, prompt, seed) to PNG bytes
+    probe: Callable[[str, str, int], ProbeImage | None]  # of (release, prompt, seed); None: busy
     smoke: Callable[[str, Release], float]  # (worker's URL, release) to seconds of one picture
     clock: Clock
+    embed_images: Callable[[Sequence[bytes]], Matrix] | None = None  # PNGs to its vectors

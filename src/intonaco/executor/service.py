@@ -1,26 +1,19 @@
-"""Effects on what serves: staging, retiring, probes."""
+"""Effects on what serves: staging and retiring."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import httpx
-import numpy as np
-from PIL import Image
 
 from intonaco.codec import as_json
 from intonaco.errors import BackendError
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.ledger import Effect
 from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION
-from intonaco.monitoring.probes import ProbeSet, compare
 from intonaco.releases import smoke_request
 from intonaco.types import (
     Release,
     Update,
 )
-
-PROBE_TOLERANCE = 1.0  # mean absolute difference in 8-bit levels that is not a change
 
 
 class Stage:
@@ -80,20 +73,6 @@ def retire(p: Parts, effect: Effect) -> Outcome:
     return Done({"waited": waited})
 
 
-def probe(p: Parts, effect: Effect) -> Outcome:
-    """Draw the probes again and compare them with what the release drew when it was new."""
-    release_id, name = str(effect.payload["release"]), str(effect.payload["name"])
-    folder = p.workspace.root / "probes" / release_id
-    distances: dict[str, float | None] = {}
-    for fixed in ProbeSet(p.config.monitoring.probes).probes:
-        file = folder / name / f"{fixed.key}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(p.probe(release_id, fixed.prompt, fixed.seed))
-        before = folder / "baseline" / f"{fixed.key}.png"
-        distances[fixed.key] = image_distance(before, file) if before.exists() else None
-    return Done(as_json(compare(distances, PROBE_TOLERANCE)))
-
-
 def smoke_test(url: str, release: Release) -> float:
     """Draw one picture at a worker; seconds it took. Raises BackendError."""
     request = smoke_request(release)
@@ -115,13 +94,3 @@ def smoke_test(url: str, release: Release) -> float:
             retriable=response.status_code in (429, 503),
         )
     return response.elapsed.total_seconds()
-
-
-def image_distance(a: Path, b: Path) -> float:
-    """Mean absolute difference of two pictures in 8-bit levels; inf if their sizes differ."""
-    with Image.open(a) as first, Image.open(b) as second:
-        if first.size != second.size:
-            return float("inf")
-        x = np.asarray(first.convert("RGB"), dtype=np.float64)
-        y = np.asarray(second.convert("RGB"), dtype=np.float64)
-    return float(np.abs(x - y).mean())

@@ -118,6 +118,13 @@ class Ledger:
         )
         return [decode(cls, row["body"]) for row in self._rows(query.order_by(d.at, d.id))]
 
+    def newest(self, cls: type[T], limit: int) -> list[T]:
+        """The last documents of a kind, newest first."""
+        d = t.documents.c
+        query = sa.select(d.body).where(d.service_id == self.service_id, d.kind == KIND_OF[cls])
+        rows = self._rows(query.order_by(d.at.desc(), d.id).limit(limit))
+        return [decode(cls, row["body"]) for row in rows]
+
     def active_updates(self) -> list[Update]:
         return [u for u in self.all(Update, status="active") if not u.phase.final]
 

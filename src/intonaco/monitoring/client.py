@@ -1,7 +1,8 @@
-"""How other processes of the workspace ask the scorer to embed texts."""
+"""How other processes of the workspace ask the scorer to embed texts and pictures."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 
 import httpx
@@ -12,6 +13,7 @@ from intonaco.errors import BackendError
 from intonaco.workspace import Workspace
 
 BATCH = 256
+IMAGES = 2  # pictures in one request, which may hold 16 MiB
 TIMEOUT_SECONDS = 30.0
 
 
@@ -25,6 +27,14 @@ class ScorerClient:
     def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Unit rows [n, d] in the extractor's space. Raises BackendError, retriable when the scorer
         does not run or does not answer."""
+        return self._vectors("texts", texts, BATCH)
+
+    def embed_images(self, pngs: Sequence[bytes]) -> NDArray[np.float64]:
+        """Unit rows [n, d] of pictures. Raises BackendError."""
+        encoded = [base64.b64encode(png).decode() for png in pngs]
+        return self._vectors("images", encoded, IMAGES)
+
+    def _vectors(self, name: str, values: Sequence[str], batch: int) -> NDArray[np.float64]:
         process = self.workspace.process("scorer")
         if process is None or process.url is None:
             raise BackendError(
@@ -37,8 +47,8 @@ class ScorerClient:
         headers = {"authorization": f"Bearer {self.workspace.admin_token()}"}
         try:
             with httpx.Client(timeout=self.timeout_s, headers=headers, trust_env=False) as client:
-                for start in range(0, len(texts), BATCH):
-                    body = {"texts": list(texts[start : start + BATCH])}
+                for start in range(0, len(values), batch):
+                    body = {name: list(values[start : start + batch])}
                     answer = client.post(f"{process.url}/embed", json=body)
                     if answer.status_code != 200:
                         raise BackendError(

@@ -1,10 +1,12 @@
-"""A loopback endpoint that embeds texts: ``POST /embed {"texts": [...]} -> {"vectors": [[...]]}``.
+"""A loopback endpoint that embeds: ``POST /embed {"texts": [...]} -> {"vectors": [[...]]}``, or
+pictures with ``{"images": [base64 PNG, ...]}``.
 
 Only for this workspace's own processes: it listens on 127.0.0.1 and wants the admin token.
 """
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 import logging
@@ -20,17 +22,19 @@ from numpy.typing import NDArray
 logger = logging.getLogger(__name__)
 
 MOST_TEXTS = 256  # in one request
-MOST_BYTES = 4 * 2**20
+MOST_IMAGES = 16
+MOST_BYTES = 16 * 2**20
 IDLE_SECONDS = 30.0
 
 Embed = Callable[[Sequence[str]], NDArray[np.floating[Any]]]
+EmbedImages = Callable[[Sequence[bytes]], NDArray[np.floating[Any]]]
 
 
 class EmbedServer:
-    """Serves ``embed`` while the context is open."""
+    """Serves ``embed``, and ``images`` if it is given, while the context is open."""
 
-    def __init__(self, embed: Embed, token: str) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(embed, token))
+    def __init__(self, embed: Embed, token: str, images: EmbedImages | None = None) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(embed, token, images))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -53,7 +57,7 @@ class EmbedServer:
         self._thread.join()
 
 
-def _handler(embed: Embed, token: str) -> type[BaseHTTPRequestHandler]:
+def _handler(embed: Embed, token: str, images: EmbedImages | None) -> type[BaseHTTPRequestHandler]:
     expected = f"Bearer {token}".encode()
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,19 +76,25 @@ def _handler(embed: Embed, token: str) -> type[BaseHTTPRequestHandler]:
             if not hmac.compare_digest(given, expected):
                 return self._answer(401, {"error": "the admin token is needed"})
             try:
-                texts = json.loads(body)["texts"]
-            except (ValueError, KeyError, TypeError):
-                texts = None
-            if (
-                not isinstance(texts, list)
-                or not all(isinstance(t, str) for t in texts)
-                or not 0 < len(texts) <= MOST_TEXTS
-            ):
+                asked = json.loads(body)
+                texts, pictures = asked.get("texts"), asked.get("images")
+            except (ValueError, AttributeError):
+                texts = pictures = None
+            if images is not None and _strings(pictures, MOST_IMAGES):
+                try:
+                    pngs = [base64.b64decode(p, validate=True) for p in pictures]
+                except ValueError:
+                    return self._answer(400, {"error": "images: not base64"})
+                return self._embedded(lambda: images(pngs))
+            if not _strings(texts, MOST_TEXTS):
                 return self._answer(400, {"error": f'{{"texts": [1 to {MOST_TEXTS} strings]}}'})
+            return self._embedded(lambda: embed(texts))
+
+        def _embedded(self, embedded: Callable[[], NDArray[np.floating[Any]]]) -> None:
             try:
-                vectors = embed(texts).tolist()
+                vectors = embedded().tolist()
             except Exception:
-                logger.exception("texts cannot be embedded", extra={"action": "scorer.embed"})
+                logger.exception("nothing can be embedded", extra={"action": "scorer.embed"})
                 return self._answer(500, {"error": "the extractor failed; see the scorer's log"})
             return self._answer(200, {"vectors": vectors})
 
@@ -100,3 +110,7 @@ def _handler(embed: Embed, token: str) -> type[BaseHTTPRequestHandler]:
             """Prompts stay out of logs, and the rest is of no use."""
 
     return Handler
+
+
+def _strings(value: Any, most: int) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= most and all(type(v) is str for v in value)

@@ -21,21 +21,28 @@ FALSE_DISCOVERIES = 0.05  # expected share of wrongly named clusters among those
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requests:
-    """Requests of a window: embeddings [n, d], and per request its prompt, the path of its image
-    (if kept) and the raw score of the champion's image (NaN without one)."""
+    """Requests of a window: embeddings [n, d], and per request its prompt ("" if it is not to be
+    shown), the path of its image (if kept), the raw score of the champion's image (NaN without
+    one) and who asked, where that is known."""
 
     embeddings: NDArray[np.floating[Any]]
     prompts: Sequence[str]
     images: Sequence[str | None]
     scores: NDArray[np.float64]
+    units: Sequence[str] = ()
 
 
 def explain(
-    before: NDArray[np.floating[Any]], now: Requests, *, seed: int = 0
+    before: NDArray[np.floating[Any]],
+    now: Requests,
+    *,
+    images_before: Sequence[str | None] = (),
+    seed: int = 0,
 ) -> tuple[ClusterMove, ...]:
     """Group the requests and compare each group's share before and now.
 
-    ``before``: embeddings [m, d] of the reference. The reference is clustered by itself; recent
+    ``before``: embeddings [m, d] of the reference, ``images_before`` the paths of its images, one
+    a row. The reference is clustered by itself; recent
     requests that lie far from all of it are clustered by themselves, so that a few requests for
     something new neither hide in an old cluster nor spoil its figures. All clusters are returned,
     those whose share rose significantly first (``moved``, the largest rise first): Fisher's exact
@@ -69,12 +76,16 @@ def explain(
             share_now_interval=wilson(int(is_now[c]), n),
             quality_inside=_mean(now.scores[recent == c]),
             quality_outside=_mean(now.scores[recent != c]),
-            sample_prompts=_nearest(rows[m:], centroids[c], recent == c, now.prompts),
-            sample_images=_nearest(rows[m:], centroids[c], recent == c, now.images),
+            sample_prompts=_distinct(now.prompts, shown),
+            sample_images=_distinct(now.images, shown),
             centroid=tuple(float(v) for v in centroids[c]),
             moved=bool(moved[c]),
+            share_before_interval=wilson(int(was[c]), m),
+            images_before=_distinct(images_before, _central(old, labels[:m] == c))
+            if images_before
+            else (),
         )
-        for c in range(k)
+        for c, shown in enumerate(_samples(_central(current, recent == c), now) for c in range(k))
     ]
     outside = _mean(now.scores[~np.isin(recent, np.flatnonzero(moved))])
     moves = [_against_unmoved(move, outside) for move in moves]
@@ -185,16 +196,36 @@ def _against_unmoved(move: ClusterMove, outside: float | None) -> ClusterMove:
     return ClusterMove(**{**values, "quality_outside": outside})
 
 
-def _nearest(
-    rows: Rows, centroid: Rows, inside: NDArray[np.bool_], values: Sequence[str | None]
-) -> tuple[str, ...]:
-    """Distinct values of the requests inside a cluster, nearest to its centroid first."""
+def _central(rows: Rows, inside: NDArray[np.bool_]) -> list[int]:
+    """Members of a cluster, the medoid first: that with the largest sum of cosines to all others,
+    which is the largest cosine to their mean."""
     members = np.flatnonzero(inside)
-    found: dict[str, None] = {}
-    for i in members[np.argsort(-(rows[members] @ centroid), kind="stable")]:
-        value = values[i]
-        if value:
-            found.setdefault(value)
-        if len(found) == SAMPLES:
+    if not len(members):
+        return []
+    order = np.argsort(-(rows[members] @ rows[members].sum(axis=0)), kind="stable")
+    return [int(i) for i in members[order]]
+
+
+def _samples(members: Sequence[int], now: Requests) -> list[int]:
+    """Requests that stand for a cluster: distinct prompts of distinct people, the most central
+    first, so that nobody fills the card alone; people's further prompts only where few asked."""
+    firsts: list[int] = []
+    rest: list[int] = []
+    units: set[str] = set()
+    prompts: set[str] = set()
+    for i in members:
+        prompt, unit_ = now.prompts[i], now.units[i] if now.units else ""
+        if prompt and prompt in prompts:
+            continue
+        prompts.add(prompt)
+        again = bool(unit_) and unit_ in units
+        units.add(unit_)
+        (rest if again else firsts).append(i)
+        if len(firsts) == SAMPLES:
             break
-    return tuple(found)
+    return [*firsts, *rest][:SAMPLES]
+
+
+def _distinct(values: Sequence[str | None], chosen: Sequence[int]) -> tuple[str, ...]:
+    found = dict.fromkeys(value for i in chosen if (value := values[i]))
+    return tuple(found)[:SAMPLES]

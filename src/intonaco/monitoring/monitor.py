@@ -39,6 +39,7 @@ SILENCE = "scorer"  # names of the signals of the dead-man's switches
 RECORDS = "records"
 STATE_VERSION = 2
 OF_FEEDBACK = ("thumbs", "stars", "regenerate", "download", "response_rate")
+MOST_SHARES, LEAST_SHARE = 3, 0.01  # of a detector's features, those that a finding tells
 
 
 class Monitor:
@@ -118,9 +119,10 @@ class Monitor:
                 prompt=record.prompt if shown else "",
                 image=record.image,
                 score=score,
+                unit=record.unit,
             )
             if self._topics is None or not self._reference_complete():
-                self._recent.add_reference(row)
+                self._recent.add_reference(row, record.image)
             if self._topics is None and self._recent.offered >= self._topics_after():
                 self._topics = Topics.of_reference(self._recent.reference())
         # Prompts of which nothing is known have no topic, and never will: those are judged together
@@ -286,7 +288,8 @@ class Monitor:
         )
         finding = self.refresh(finding)
         logger.info(
-            finding.text,
+            "signal %s changed",
+            watch.name,
             extra={"action": "monitor.finding", "finding_id": finding.finding_id},
         )
         return finding
@@ -297,7 +300,11 @@ class Monitor:
         watch = self._watches.get(finding.signal)
         if watch is None or finding.detector == DEAD_MAN:
             return finding
-        clusters = explain(self._recent.reference(), self._recent.since(finding.since_at))
+        clusters = explain(
+            self._recent.reference(),
+            self._recent.since(finding.since_at),
+            images_before=self._recent.reference_images(),
+        )
         if watch.signal.of == "prompt_embedding" and any(c.moved for c in clusters):
             finding = replace(
                 finding,
@@ -305,6 +312,16 @@ class Monitor:
                 value_now=moved_share(clusters),
             )
         return replace(finding, clusters=clusters, text=_text(watch, finding, clusters))
+
+    def evidence_of(self, finding: Finding) -> Mapping[str, Json]:
+        """What the evidence lies on, for the finding's ``facts``: {"evidence_shares": {name:
+        share}}, largest first, where the signal's detector can tell."""
+        watch = self._watches.get(finding.signal)
+        tell = getattr(watch.detector, "evidence_shares", None) if watch is not None else None
+        shares = tell() if tell is not None and watch is not None and watch.firing else {}
+        top = sorted(shares.items(), key=lambda item: -item[1])[:MOST_SHARES]
+        told = {name: float(share) for name, share in top if share >= LEAST_SHARE}
+        return {"evidence_shares": told} if told else {}
 
     def settled(self, finding: Finding) -> bool:
         """Whether ``settle_requests`` more have come since a finding, so that its refreshed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import logging
 import os
@@ -202,6 +203,15 @@ class Scorer:
             )
             return None, None if isinstance(error, FileNotFoundError) else True
 
+    def embed_images(self, pngs: Sequence[bytes]) -> NDArray[np.float32]:
+        """Unit rows [n, d] of pictures. Thread safe."""
+        pictures = []
+        for png in pngs:
+            with Image.open(io.BytesIO(png)) as picture:
+                pictures.append(picture.convert("RGB"))
+        with self._lock:
+            return np.asarray(self.extractor.images(pictures), dtype=np.float32)
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit rows [n, d] of texts, those seen lately from memory. Thread safe."""
         if not texts:
@@ -309,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         extractor = load_extractor(config.extractor, workspace.root)
         scorer = Scorer(workspace, extractor, scoring=config.monitoring.scoring)
-        with EmbedServer(scorer.embed, workspace.admin_token()) as server:
+        with EmbedServer(scorer.embed, workspace.admin_token(), scorer.embed_images) as server:
             workspace.announce(NAME, url=server.url, digest=scorer.extractor.digest)
             logger.info("scorer is ready at %s", server.url, extra={"action": "scorer.ready"})
             try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from intonaco.config import Config
 from intonaco.ledger import Ledger
 from intonaco.readmodel.exposition import exposition
+from intonaco.readmodel.findings import finding_card, findings, headline, probe_rounds
 from intonaco.readmodel.operations import budget, processes
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
@@ -39,10 +40,14 @@ __all__ = [
     "Facts",
     "budget",
     "exposition",
+    "finding_card",
     "finding_facts",
+    "findings",
+    "headline",
     "history",
     "phase_strip",
     "plain",
+    "probe_rounds",
     "processes",
     "release_card",
     "release_lineage",

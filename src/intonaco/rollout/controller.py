@@ -14,7 +14,6 @@ from dataclasses import replace
 from intonaco.codec import as_json, decode
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
-from intonaco.ledger import Effect
 from intonaco.rollout import machine, restarts
 from intonaco.rollout.routing import desired_arms, next_table
 from intonaco.types import (
@@ -81,8 +80,6 @@ class RolloutController:
                         f"{after.challenger[:10]} is champion",
                         data={"previous": after.champion, "update_id": after.update_id},
                     )
-                    if parts.config.monitoring.probes:
-                        tx.want(_baseline_probes(parts.config.service, after.challenger), now)
         return (None if after.status.final else after), decision.weights
 
     def _facts(
@@ -208,15 +205,6 @@ class RolloutController:
         if decision.start:
             parts.serving.deploy(parts.releases.get(champion))
         return status
-
-
-def _baseline_probes(service_id: str, release_id: str) -> Effect:
-    return Effect(
-        key=f"{service_id}:{release_id}:probe:baseline",
-        kind="probe",
-        subject=release_id,
-        payload={"release": release_id, "name": "baseline"},
-    )
 
 
 def _reason(rollout: Rollout | None) -> str:

@@ -14,7 +14,8 @@ import httpx
 
 from intonaco.codec import decode, encode
 from intonaco.errors import BackendError, ConfigError, Conflict, StorageError
-from intonaco.messages import PROBE, RELEASE, ProcessInfo
+from intonaco.messages import NO_ROOM_FOR_PROBES, PROBE, RELEASE, ProcessInfo
+from intonaco.monitoring.probes import ProbeImage
 from intonaco.types import Observed, RoutingTable
 from intonaco.workspace import Workspace
 
@@ -81,6 +82,24 @@ class GatewayRouter:
     ) -> bytes:
         """A PNG by exactly that release, which must be in the gateway's table (weight 0 will do).
         Recorded as a probe, no user's request. Raises BackendError."""
+        image = self.probe_image(
+            release_id, prompt, seed, steps=steps, guidance_scale=guidance_scale
+        )
+        if image is None:
+            raise _failed("too many users wait: no probe is drawn now")
+        return image.png
+
+    def probe_image(
+        self,
+        release_id: str,
+        prompt: str,
+        seed: int,
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> ProbeImage | None:
+        """As ``probe``, with the size of its batch; None while the gateway is too busy with
+        users."""
         body: dict[str, str | int | float] = {"prompt": prompt, "seed": seed}
         if steps is not None:
             body["steps"] = steps
@@ -96,9 +115,15 @@ class GatewayRouter:
             )
         except httpx.HTTPError as error:
             raise _failed(f"the probe got no answer: {type(error).__name__}") from error
+        if response.status_code == 503 and _code(response) == NO_ROOM_FOR_PROBES:
+            return None
         _expect(response)
         try:
-            return base64.b64decode(response.json()["data"][0]["b64_json"], validate=True)
+            item = response.json()["data"][0]
+            return ProbeImage(
+                png=base64.b64decode(item["b64_json"], validate=True),
+                padded_size=int(item.get("padded_size", 0)),
+            )
         except (ValueError, LookupError, TypeError, binascii.Error) as error:
             raise _failed("the probe's answer holds no image", retriable=False) from error
 
@@ -180,6 +205,13 @@ def _expect(response: httpx.Response) -> httpx.Response:
         retriable = response.status_code >= 500 or response.status_code == 429
         raise _failed(f"{response.status_code} {_message(response)}", retriable=retriable)
     return response
+
+
+def _code(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["code"])
+    except (ValueError, LookupError, TypeError):
+        return ""
 
 
 def _message(response: httpx.Response) -> str:

@@ -162,6 +162,7 @@ class LocalServingBackend:
                 "load_seconds": attestation.load_seconds,
                 "peak_memory_bytes": attestation.peak_memory_bytes,
                 "versions": dict(attestation.versions),
+                "device": attestation.device,
                 **({"base": deployment.base} if deployment.base else {}),
             }
         since = deployment.at

@@ -11,6 +11,7 @@ from intonaco.types.monitoring import (
     Diagnosis,
     Finding,
     Plan,
+    ProbeRound,
     SignalStatus,
 )
 from intonaco.types.releases import (
@@ -86,6 +87,7 @@ __all__ = [
     "Outcome",
     "Phase",
     "Plan",
+    "ProbeRound",
     "Provenance",
     "Record",
     "Release",

@@ -22,6 +22,8 @@ class ClusterMove:
     sample_images: tuple[str, ...]  # paths relative to the workspace
     centroid: tuple[float, ...]
     moved: bool = True  # False: one of the other clusters, kept so that items can be assigned
+    share_before_interval: tuple[float, float] | None = None
+    images_before: tuple[str, ...] = ()  # of the same cluster in the reference, as sample_images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,35 @@ class SignalStatus:
     firing: bool
     last_at: float | None = None  # of its last value
     no_data: str = ""  # why the last answer was no number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRound:
+    """The probes drawn once by one release, and how far that is from its stored answers.
+
+    ``ok``: True if all are as stored, False if one changed, None if nothing changed but not all
+    were measured (or there was nothing to compare with). ``distances``: per probe, None if not
+    measured; ``measures``: per probe "bits" (mean difference in 8-bit levels, any is a change),
+    "pixels" (the same, beyond ``limits``) or "embedding" (cosine distance beyond ``limits``).
+    ``missing``: why a probe was not measured. ``conditions``: environment, dtype and device that
+    drew; ``stored_under``: those of the answers compared with, if they were others. ``images``:
+    per changed probe (before, now), paths relative to the workspace."""
+
+    round_id: str
+    service_id: str
+    release: str
+    at: float
+    why: str  # "schedule", "champion" (it became champion), "finding" or "asked"
+    ok: bool | None
+    changed: tuple[str, ...]
+    distances: Mapping[str, float | None]
+    measures: Mapping[str, str]
+    limits: Mapping[str, float]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    stored_under: Mapping[str, str] | None = None
+    images: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

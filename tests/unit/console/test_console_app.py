@@ -21,8 +21,13 @@ from intonaco.workspace import Workspace
 FIRST, SECOND = "a1" * 32, "b2" * 32
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=x onerror=alert(2)&gt;"
-PAGES = ("/", "/updates", "/releases", "/events", f"/releases/{SECOND}")
-PARTIALS = tuple(f"/partials/{p}" for p in ("overview", "updates", "releases", "events"))
+PAGES = (
+    *("/", "/findings", "/updates", "/releases", "/events"),
+    *(f"/releases/{SECOND}", "/findings/f1"),
+)
+PARTIALS = tuple(
+    f"/partials/{p}" for p in ("overview", "findings", "updates", "releases", "events")
+)
 Clients = Callable[[Ledger], TestClient]
 
 
@@ -53,13 +58,15 @@ def test_pages_answer_and_let_no_foreign_script_in(client: TestClient, path: str
     assert "http://" not in answer.text.replace("http://127.0.0.1", "")
 
 
-@pytest.mark.parametrize("path", PAGES[:4] + PARTIALS)
+@pytest.mark.parametrize("path", PAGES[:5] + PARTIALS)
 def test_pages_of_a_new_service_answer(empty_ledger: Ledger, clients: Clients, path: str) -> None:
     with clients(empty_ledger) as client:
         assert client.get(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/events", "/partials/overview", f"/releases/{SECOND}"])
+@pytest.mark.parametrize(
+    "path", ["/", "/events", "/partials/overview", f"/releases/{SECOND}", "/findings/f1"]
+)
 def test_a_hostile_prompt_is_only_words(client: TestClient, path: str) -> None:
     page = client.get(path).text
     assert ESCAPED in page
@@ -289,3 +296,15 @@ def test_a_forest_is_drawn_to_scale() -> None:
     assert 'class="dot a-non_inferior" cx="80.0"' in drawn
     wide = svg.forest(0.0, (-100.0, 100.0), 0.02, "undecided")
     assert 'x1="4.0" x2="156.0"' in wide  # runs off both edges instead of hiding the margin
+
+
+def test_pictures_of_a_finding_say_what_they_show() -> None:
+    bars = svg.share_bars(0.01, (0.0, 0.03), 0.4, (0.35, 0.45))
+    assert bars.count('class="track"') == bars.count("whisker") == 2
+    assert 'class="now" x="0" y="19" width="240.0"' in bars, "0.4 of the next edge, 0.5"
+    line = svg.evidence_line([0, 1, 2, 3], [0.0, None, 4.0, 12.0], 11.0, 1.0, 3.0)
+    assert line.count("<line") == 3, "threshold, began, found"
+    assert "threshold 11" in line
+    assert "not kept any more" in svg.evidence_line([1.0], [2.0], 3.0, 0.0, 1.0)
+    assert present.score(-0.001) == "0.00"
+    assert present.score(None) == "–"

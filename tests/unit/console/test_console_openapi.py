@@ -30,7 +30,7 @@ SECOND = "b2" * 32
 Json = dict[str, Any]
 DOCUMENT: Json = openapi.document()
 READS = [p for p in DOCUMENT["paths"] if "503" in DOCUMENT["paths"][p]["get"]["responses"]]
-FILLED = {"release_id": SECOND, "page": "events"}
+FILLED = {"release_id": SECOND, "finding_id": "f1", "page": "events"}
 
 
 @pytest.fixture
@@ -80,10 +80,15 @@ def template(path: str) -> str | None:
     """Which entry of the document a path is an example of."""
     if path in DOCUMENT["paths"]:
         return path
-    for prefix in ("/images/{path}", "/static/{path}", "/api/releases/{release_id}"):
+    for prefix in (
+        *("/images/{path}", "/static/{path}"),
+        *("/api/releases/{release_id}", "/api/findings/{finding_id}"),
+    ):
         if path.startswith(prefix.partition("{")[0]):
             return prefix
-    for prefix in ("/releases/{release_id}", "/partials/{page}", "/{page}"):
+    for prefix in (
+        *("/releases/{release_id}", "/findings/{finding_id}", "/partials/{page}", "/{page}"),
+    ):
         head, _, _ = prefix.partition("{")
         if path.startswith(head) and "/" not in path[len(head) :]:
             return prefix
@@ -187,7 +192,7 @@ def test_answers_of_a_new_service_are_the_declared_ones(
 ) -> None:
     with declared(apps(empty_ledger)) as client:
         for path in READS:
-            known = "{release_id}" not in path
+            known = "{release_id}" not in path and "{finding_id}" not in path
             assert client.get(path.format(**FILLED)).status_code == (200 if known else 404)
 
 

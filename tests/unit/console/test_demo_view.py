@@ -174,3 +174,15 @@ def test_the_final_tables_of_a_story_that_stopped_early() -> None:
     console.print(*final_table(nothing))
     assert "–" in out.getvalue()
     console.print(*final_table({}))
+
+
+def test_a_finding_has_its_headline_first_and_the_rest_under_it() -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=False)
+    with DemoView(console, FakeClock()) as view:
+        view.event(0.0, "finding", "37% are new", ["evidence 11 of 10", "asked for: \x1b[2Jseven"])
+    assert isinstance(console.file, io.StringIO)
+    first, second, third = console.file.getvalue().splitlines()
+    assert first.endswith("37% are new")
+    at = first.index("37%")
+    assert second[at:] == "evidence 11 of 10"
+    assert third[at:] == "asked for: �[2Jseven"

@@ -146,6 +146,20 @@ class EmbeddingDetector:
         """The same share among about the last hundred updates."""
         return None if math.isnan(self._novel_share) else self._novel_share
 
+    def evidence_shares(self) -> Mapping[str, float]:
+        """Which features hold the evidence, in words: shares that sum to 1. Empty without any."""
+        if self._mixture is None:
+            return {}
+        shares = self._mixture.shares()
+        k, components = self._k, len(self._axes)
+        named = {"requests unlike any of the reference": shares[k : k + NOVELTIES].sum()}
+        named |= {f"how often group {c} is asked for": shares[c] for c in range(k)}
+        named["shifts along known directions"] = shares[
+            k + NOVELTIES : k + NOVELTIES + components
+        ].sum()
+        named["a shift in a direction learned since"] = shares[-1]
+        return {name: float(share) for name, share in named.items()}
+
     # -------------------------------------------------------------------------------- what it does
 
     def update(

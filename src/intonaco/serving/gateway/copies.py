@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from intonaco.clock import Clock
+from intonaco.messages import BACKGROUND_UNIT
 from intonaco.serving.gateway.dispatch import Answer, Asked, Dispatcher, as_answer
 from intonaco.serving.gateway.metrics import Metrics
 from intonaco.serving.gateway.recorder import Context, Recorder
@@ -43,10 +44,15 @@ class Copies:
 
     def room(self, arm: Arm) -> bool:
         """Whether a copy can be made now; one that cannot is counted as shed."""
-        if self._shadows < MOST_SHADOWS and self.users_in_flight < BUSY:
+        if self._shadows < MOST_SHADOWS and not self.busy:
             return True
         self.metrics.shed[(("arm", arm.name),)] += 1
         return False
+
+    @property
+    def busy(self) -> bool:
+        """Whether users keep this gateway so busy that what nobody waits for is left out."""
+        return self.users_in_flight >= BUSY
 
     def shadow(self, arm: Arm, context: Context) -> None:
         """Copy a request that the champion has answered to a shadow arm; same prompt, same seed."""
@@ -86,8 +92,11 @@ class Copies:
 
     async def probe(self, arm: Arm, asked: Asked) -> tuple[Answer, str | None]:
         """A probe that somebody asked for, on this arm and no other; its answer and the stored
-        image's path."""
-        return await self._run(arm, self._probe_context(arm, asked), keep=True)
+        image's path. It comes last in a worker's queue."""
+        context = self._probe_context(arm, asked)
+        request = replace(context.asked.request, unit=BACKGROUND_UNIT)
+        context = replace(context, asked=replace(context.asked, request=request))
+        return await self._run(arm, context, keep=True)
 
     def _probe_context(self, arm: Arm, asked: Asked) -> Context:
         table = self.dispatcher.state.table

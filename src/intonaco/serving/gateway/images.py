@@ -37,7 +37,7 @@ from intonaco.serving.gateway.encoding import convert
 from intonaco.serving.gateway.feedback import Tokens, Voteable
 from intonaco.serving.gateway.intake import Receiving, Take, in_time, read_form, read_json
 from intonaco.serving.gateway.picture_headers import png_size
-from intonaco.serving.gateway.problems import BROKEN, BUSY, Refused, in_seconds
+from intonaco.serving.gateway.problems import BROKEN, BUSY, NO_PROBES, Refused, in_seconds
 from intonaco.serving.gateway.recorder import Context, Recorder
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.stream import (
@@ -223,6 +223,8 @@ class Images:
         flying = self.copies.users_in_flight + wanted.n
         if not probe and flying > self.limits.bounds.in_flight:
             raise Refused(BUSY, 429, retry_after=1)
+        if probe and self.copies.busy:
+            raise Refused(NO_PROBES, 503, retry_after=1)
 
     async def _read_json(self, request: Request, take: Take) -> tuple[api.Wanted, None, None]:
         text = await read_json(request, self.limits.bounds.json_bytes, take)
@@ -372,7 +374,10 @@ class Images:
         """What an answer says of an image beside the image."""
         request = made.context.asked.request
         item: dict[str, Any] = {"seed": request.seed}
-        if not made.context.probe:
+        if made.context.probe:
+            attempts = made.answer.attempts
+            item["padded_size"] = attempts[-1].padded_size if attempts else 0
+        else:
             item["feedback_token"] = self.tokens.sign(
                 Voteable(
                     request_id=request.request_id,

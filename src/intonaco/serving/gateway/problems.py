@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from intonaco.messages import ApiError
+from intonaco.messages import NO_ROOM_FOR_PROBES, ApiError
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 MESSAGES = {
@@ -21,6 +21,11 @@ BUSY = ApiError(
     message="The service is busy; try again soon.",
     type="rate_limit_error",
     code="rate_limit_exceeded",
+)
+NO_PROBES = ApiError(
+    message="Too many users wait: no probe is drawn now.",
+    type="server_error",
+    code=NO_ROOM_FOR_PROBES,
 )
 BROKEN = ApiError(message="The server failed.", type="server_error", code="internal")
 

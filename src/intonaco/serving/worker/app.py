@@ -57,6 +57,7 @@ from intonaco.serving.worker.job import (
     Job,
     QueueFull,
 )
+from intonaco.serving.worker.machine import machine
 from intonaco.serving.worker.metrics import CONTENT_TYPE, WorkerMetrics
 from intonaco.serving.worker.sharing import Sharing
 from intonaco.serving.worker.streaming import LineStream, Mailbox, Progress
@@ -279,6 +280,7 @@ class Worker:
             versions=environment_versions(),
             load_seconds=engine.load_seconds,
             peak_memory_bytes=engine.peak_memory_bytes(),
+            device=machine(engine.device),
         )
         return Response(encode(value), media_type="application/json", headers=HEADERS)
 

@@ -7,15 +7,18 @@ keeps their place, so that riding along costs no turn.
 
 Hence a user's oldest job waits for at most one batch led by each of the others, and a job behind
 ``n`` of its own user's for at most ``n + 1`` turns of the ring, whatever the keys and however many
-users come after. (Round-robin over flows as in Nagle, "On packet switches with infinite storage",
-1987; a turn is an image, not a second.)
+users come after. Jobs of ``BACKGROUND_UNIT``, for which nobody waits, lead only where no user does;
+places that are left in a batch they take. (Round-robin over flows as in Nagle, "On packet switches
+with infinite storage", 1987; a turn is an image, not a second.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Generic, Protocol, TypeVar
+
+from intonaco.messages import BACKGROUND_UNIT
 
 
 class Queued(Hashable, Protocol):
@@ -68,13 +71,15 @@ class FairQueue(Generic[J]):
 
     def next(self, size: Callable[[Hashable], int]) -> list[J]:
         """The next batch, at most ``size(key)`` jobs, the leader first; nothing is taken."""
-        head = next(iter(self._users.values()), None)
-        if head is None:
+        ring = [jobs for user, jobs in self._users.items() if user != BACKGROUND_UNIT]
+        ring += [jobs for user, jobs in self._users.items() if user == BACKGROUND_UNIT]
+        if not ring:
             return []
-        key = head[0].key
-        rows = ([j for j in jobs if j.key == key] for jobs in self._users.values())
+        key = ring[0][0].key
+        rows = [[j for j in jobs if j.key == key] for jobs in ring]
+        last = rows.pop() if BACKGROUND_UNIT in self._users else []
         order = (j for nth in zip_longest(*rows) for j in nth if j is not None)
-        return [job for job, _ in zip(order, range(size(key)), strict=False)]
+        return list(islice(chain(order, last), size(key)))
 
     def take(self, batch: Collection[J]) -> None:
         """Remove a batch that ``next`` gave; its users' turns are over."""
