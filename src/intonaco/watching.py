@@ -11,6 +11,7 @@ from collections import deque
 from statistics import median
 
 from intonaco.codec import decode
+from intonaco.decision.history import History
 from intonaco.executor import Parts
 from intonaco.monitoring.monitor import Monitor
 from intonaco.rollout.analysis import RolloutAnalysis
@@ -31,6 +32,7 @@ class Watch:
         self.parts = parts
         self.reader = SegmentReader(parts.workspace.scores)
         self.monitor = Monitor(parts.config.service, parts.config.monitoring)
+        self.history = History()  # the same records, kept for telling causes apart
         self.analysis: RolloutAnalysis | None = None
         self.release: str | None = None  # champion that the monitor's reference belongs to
         self.requests = 0  # user requests ever seen
@@ -54,6 +56,7 @@ class Watch:
             idle, self._dirty = False, True
             self._count(item)
             findings.extend(self.monitor.observe(item))
+            self.history.observe(item)
             if self.analysis is not None:
                 self.analysis.observe(item)
         scored = self.last_at or now
@@ -99,6 +102,7 @@ class Watch:
         champion = self.parts.ledger.champion()
         if champion is not None and champion != self.release:
             self.monitor.rebaseline(champion)
+            self.history.clear()
             self.release = champion
             self._latencies.clear()
             self._dirty = True
@@ -154,6 +158,7 @@ class Watch:
     def _state(self) -> Json:
         return {
             "monitor": self.monitor.state(),
+            "history": self.history.state(),
             "release": self.release,
             "requests": self.requests,
             "last_at": self.last_at,
@@ -170,6 +175,8 @@ class Watch:
         offset, state = stored
         self.reader.seek(offset)
         self.monitor.restore(state["monitor"])
+        if "history" in state:  # older versions kept none
+            self.history.restore(state["history"])
         self.release = state["release"]
         self.requests = state["requests"]
         self.last_at = state["last_at"]
