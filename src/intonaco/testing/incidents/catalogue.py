@@ -111,7 +111,7 @@ def larger_images_overload(w: World, start: int, r: np.random.Generator) -> tupl
 def larger_images(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
     """Busier machines, but not too busy: nothing is wrong."""
     _small_images(w)
-    return (Fault(start=start, larger=_share_of_larger(w, r.uniform(1.1, 0.85 / w.utilisation))),)
+    return (Fault(start=start, larger=_share_of_larger(w, r.uniform(1.1, 0.7 / w.utilisation))),)
 
 
 def errors_by_release(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
