@@ -265,6 +265,9 @@ def test_outputs_that_are_all_alike_are_a_collapse() -> None:
     d = diagnose([finding("diversity", 0.9, 0.1, of="diversity", direction="down")], QUIET, NOW)
     assert d.cause is Cause.QUALITY_DECLINE
     assert "collapsed" in d.reason
+    blank = finding("blank", 0.0, 0.9, of="blank_images")
+    assert diagnose([blank], QUIET, NOW).cause is Cause.QUALITY_DECLINE
+    assert diagnose([replace(blank, value_before=1.0)], QUIET, NOW).cause is Cause.UNKNOWN
 
 
 def test_pictures_that_moved_alone_are_unknown() -> None:

@@ -9,6 +9,7 @@ from tests.unit.test_decision_diagnosis import NEW, NOW, QUIET, finding, prompts
 
 from intonaco.decision.diagnosis import diagnose
 from intonaco.decision.incidents import (
+    CONSEQUENCE_SECONDS,
     FORGET_SECONDS,
     REPEAT_SECONDS,
     belongs,
@@ -39,6 +40,17 @@ def test_what_began_before_the_diagnosis_belongs_to_it() -> None:
     assert not belongs(replace(late, since_at=NOW + 1), DRIFT)
     assert not belongs(replace(late, release="b" * 64), DRIFT)
     assert not belongs(replace(late, at=NOW + FORGET_SECONDS + 1), DRIFT)
+
+
+def test_what_follows_from_an_incident_belongs_to_it_though_it_began_later() -> None:
+    slow = diagnose([finding("latency", of="latency")], QUIET, NOW)
+    errors = finding("errors", of="errors", since_at=NOW + 60, at=NOW + 300)
+    votes = finding("thumbs", 0.8, 0.6, of="thumbs", since_at=NOW + 60, at=NOW + 300)
+    assert belongs(errors, slow)
+    assert belongs(votes, DRIFT)
+    assert not belongs(votes, slow)
+    assert not belongs(errors, DRIFT)
+    assert not belongs(replace(errors, at=NOW + CONSEQUENCE_SECONDS + 1), slow)
 
 
 def test_the_same_signals_shortly_after_are_a_repetition() -> None:

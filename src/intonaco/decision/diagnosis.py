@@ -57,6 +57,7 @@ KINDS = {
     "regenerate": "feedback",
     "download": "feedback",
     "diversity": "outputs",
+    "blank_images": "outputs",
     "image_embedding": "pictures",
     "errors": "errors",
     "latency": "latency",
@@ -68,6 +69,7 @@ KINDS = {
     "refused": "format",
     "broken_images": "format",
     "scorer": "silence",
+    "silence": "silence",
 }
 PERFORMANCE_KINDS = frozenset({"errors", "latency", "load"})
 LEAST_RISE = 0.03  # of a group's share, for it to explain a fall when prompts raised no alarm
@@ -196,6 +198,7 @@ def _look(findings: Sequence[Finding], context: DiagnosisContext) -> _Picture:
                 f
                 for f in findings
                 if signal_kind(f) == kind
+                and f.of != "blank_images"
                 and (fallen is None or (f.value_now < f.value_before) is fallen)
             ),
             key=lambda f: f.at,
@@ -227,10 +230,16 @@ def _look(findings: Sequence[Finding], context: DiagnosisContext) -> _Picture:
         prompts=prompts,
         fell=fell,
         feedback=_unhappy(findings),
-        outputs=latest("outputs", fallen=True),
+        outputs=latest("outputs", fallen=True) or _blank(findings),
         pictures=latest("pictures"),
         fall=fall,
     )
+
+
+def _blank(findings: Sequence[Finding]) -> Finding | None:
+    """The latest finding that more images show nothing."""
+    found = [f for f in findings if f.of == "blank_images" and f.value_now > f.value_before]
+    return max(found, key=lambda f: f.at, default=None)
 
 
 def _unhappy(findings: Sequence[Finding]) -> Finding | None:
@@ -356,8 +365,8 @@ def _decline(p: _Picture, context: DiagnosisContext) -> list[_Judged]:
             _Judged(
                 cause=Cause.QUALITY_DECLINE,
                 factor=factor,
-                reason=f"{p.outputs.text} Different prompts get images that are alike: the model "
-                f"collapsed, which no demand explains.{why}",
+                reason=f"{p.outputs.text} Different prompts get images that are alike, or show "
+                f"nothing: the model collapsed, which no demand explains.{why}",
             )
         ]
     if p.fell is not None and not p.moved:

@@ -1,13 +1,15 @@
 """Which findings belong together. Pure.
 
 An incident is one change of the world; detectors notice it one after the other. A finding that is
-dated before the diagnosis of an incident is taken for a part of it, whenever it fires.
+dated before the diagnosis of an incident is taken for a part of it, whenever it fires; so is what
+follows from it later: slow work fills the queue and then fails, bad images are voted down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from intonaco.decision.diagnosis import PERFORMANCE_KINDS, signal_kind
 from intonaco.types import Action, Diagnosis, Factor, Finding, Plan
 
 # Going back to another release mends none of these.
@@ -22,19 +24,23 @@ NOT_THE_RELEASE = frozenset(
     }
 )
 
+CONSEQUENCE_SECONDS = 3600.0  # what may follow from an incident does so within this time
 FORGET_SECONDS = 6 * 3600.0  # what fires this long after the diagnosis is an incident of its own
 REPEAT_SECONDS = 1800.0  # the same told again within this time is no news
 
 
 def belongs(finding: Finding, diagnosis: Diagnosis) -> bool:
-    """Whether ``finding`` is one more sign of what was diagnosed: its change began before that
-    diagnosis, under the same release."""
-    releases = {f.release for f in diagnosis.findings}
-    return (
-        finding.release in releases
-        and finding.since_at <= diagnosis.at
-        and finding.at - diagnosis.at <= FORGET_SECONDS
-    )
+    """Whether ``finding`` is one more sign of what was diagnosed, under the same release: what it
+    dates began before that diagnosis, or is what such a thing leads to."""
+    if finding.release not in {f.release for f in diagnosis.findings}:
+        return False
+    later = finding.at - diagnosis.at
+    if finding.since_at <= diagnosis.at:
+        return later <= FORGET_SECONDS
+    kind, known = signal_kind(finding), {signal_kind(f) for f in diagnosis.findings}
+    follows = kind in PERFORMANCE_KINDS and bool(known & PERFORMANCE_KINDS)
+    follows |= kind == "feedback" and bool(known & {"quality", "outputs", "prompts"})
+    return follows and later <= CONSEQUENCE_SECONDS
 
 
 def says_the_same(new: Diagnosis, old: Diagnosis) -> bool:

@@ -60,8 +60,10 @@ def topic_grows_bad(w: World, start: int, r: np.random.Generator) -> tuple[Fault
 
 
 def votes_fall_on_topic(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
-    w.voting = max(w.voting, 0.3)
-    topics = 1 if w.shares[0] > 0.2 else 2
+    """On as many of the most asked topics as make up a third of the requests. Votes are rare, so
+    in a short run most people vote; many people, because one's votes count only so often."""
+    w.voting, w.users, w.rate = 0.7, 400, min(w.rate, 3.0)
+    topics = int(np.searchsorted(np.cumsum(w.shares), 0.33)) + 1
     return (Fault(start=start, topics=topics, dislike=r.uniform(0.4, 0.6)),)
 
 

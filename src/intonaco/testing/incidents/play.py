@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,38 +19,40 @@ from intonaco.decision.diagnosis import (
 )
 from intonaco.decision.evidence import Deploy
 from intonaco.decision.history import History
-from intonaco.decision.incidents import belongs, may_be_the_release
+from intonaco.decision.incidents import belongs, may_be_the_release, repeats
 from intonaco.decision.policy import DecisionContext, decide
 from intonaco.monitoring.monitor import Monitor
 from intonaco.monitoring.sources import SOURCES
 from intonaco.testing.incidents.catalogue import INCIDENTS, Incident
-from intonaco.testing.incidents.traffic import CHAMPION, SERVICE, Traffic
+from intonaco.testing.incidents.traffic import CHAMPION, SERVICE, VOTED_SECONDS, Traffic
 from intonaco.testing.incidents.world import BEGAN, World, draw
 from intonaco.types import Action, Cause, Diagnosis, Factor, Feedback, Finding, Plan
 
 REFERENCE = 400
-MOST_REQUESTS = 3000  # a run ends here if nothing is found before
-AFTER = 1200  # requests that a run goes on after its first diagnosis, for what fires late
+MOST_REQUESTS = 3200  # a run ends here if nothing is found before
+AFTER = 1500  # requests that a run goes on after its first diagnosis, for what fires late
 SETTLE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """``told``: causes of the last diagnosis, ``first``: of the one made at once. ``right``: the
-    causes and the factors are those that were at work (or, where nothing was, nothing harmful was
-    told). ``actions``: all that the policy would have done."""
+    """``told``: causes in the latest diagnosis of each incident that the run was taken for,
+    ``first``: in the diagnosis made at once. ``right_cause``: they are those that were at work (or,
+    where nothing was, nothing harmful was told); ``right``: the factors too. ``actions``: all that
+    the policy would have done; ``trains_for``: causes that it would have answered by training.
+    ``delay``: requests from the fault to the first finding."""
 
     incident: str
     seed: int
     truth: frozenset[Cause]
     told: frozenset[Cause]
     first: frozenset[Cause]
-    factor: Factor | None
+    factors: Mapping[str, Factor | None]
     right_cause: bool
     right: bool
     actions: tuple[Action, ...]
     trains_for: frozenset[Cause]
-    delay: int | None  # requests from the fault to the first finding
+    delay: int | None
     signals: tuple[str, ...]
     reason: str
 
@@ -67,13 +69,20 @@ def signals() -> Monitoring:
         ),
     }
     further: dict[str, dict[str, object]] = {
-        "thumbs": {"direction": "down"},
-        "refused": {"direction": "up", "tolerance": 0.01},
+        "thumbs": {"direction": "down", "reference": REFERENCE // 2},
+        "refused": {"direction": "up", "tolerance": 0.01, "reference": REFERENCE},
     }
     for name, more in further.items():
         if name in SOURCES:
-            wanted[name] = Signal.model_validate({"of": name, "reference": REFERENCE, **more})
-    return Monitoring(requests_between_false_alarms=50_000, signals=wanted, settle_requests=100)
+            wanted[name] = Signal.model_validate({"of": name, **more})
+    settings: dict[str, object] = {
+        "requests_between_false_alarms": 50_000,
+        "signals": wanted,
+        "settle_requests": 100,
+    }
+    if "feedback" in Monitoring.model_fields:
+        settings["feedback"] = {"mature_after_s": VOTED_SECONDS}
+    return Monitoring.model_validate(settings)
 
 
 def play(
@@ -109,7 +118,8 @@ class _Run:
         self.history = History()
         self.labelled = 0
         self.new: list[Finding] = []
-        self.diagnoses: list[Diagnosis] = []
+        self.incidents: list[Diagnosis] = []  # the latest diagnosis of each
+        self.first: Diagnosis | None = None
         self.plans: list[Plan] = []
         self.first_at: int | None = None
         self._votes: list[tuple[float, int, Feedback]] = []
@@ -156,14 +166,19 @@ class _Run:
     # ---------------------------------------------------------------- as the controller does it
 
     def _judge(self, now: float) -> None:
-        last = self.diagnoses[-1] if self.diagnoses else None
-        joined = last is not None and any(belongs(f, last) for f in self.new)
-        found = [*(last.findings if last is not None and joined else ()), *self.new]
+        last = self.incidents[-1] if self.incidents else None
+        joins = last is not None and any(belongs(f, last) for f in self.new)
+        found = [*(last.findings if last is not None and joins else ()), *self.new]
         self.new = []
         findings = [self.monitor.refresh(f) for f in found]
         context = self._context(findings)
         diagnosis = diagnose(findings, context, now)
-        self.diagnoses.append(diagnosis)
+        if self.first is None:
+            self.first = diagnosis
+        if last is not None and (joins or repeats(diagnosis, last)):
+            self.incidents[-1] = diagnosis
+        else:
+            self.incidents.append(diagnosis)
         for each in each_cause(diagnosis):
             facts = self._decision_context(may_be_the_release(each, context.release_changed))
             self.plans.append(decide(each, facts, self.decision, now))
@@ -209,9 +224,10 @@ class _Run:
     # ------------------------------------------------------------------------------ what came of it
 
     def outcome(self, incident: Incident, seed: int, start: int) -> Outcome:
-        last = self.diagnoses[-1] if self.diagnoses else None
-        told = _causes(last)
-        factors = {} if last is None else {last.cause: last.factor, **last.factors}
+        told = frozenset(c for d in self.incidents for c in (d.cause, *d.also))
+        factors: dict[str, Factor | None] = {}
+        for diagnosis in self.incidents:
+            factors |= {diagnosis.cause: diagnosis.factor, **diagnosis.factors}
         # "unknown" is no harm where nothing is wrong: a person is told that an alarm fits nothing
         harmless = told <= incident.benign | {Cause.UNKNOWN}
         right_cause = told == incident.truth if incident.truth else harmless
@@ -225,17 +241,13 @@ class _Run:
             seed=seed,
             truth=incident.truth,
             told=told,
-            first=_causes(self.diagnoses[0] if self.diagnoses else None),
-            factor=None if last is None else last.factor,
+            first=frozenset((self.first.cause, *self.first.also) if self.first else ()),
+            factors=factors,
             right_cause=right_cause,
             right=right,
             actions=tuple(p.action for p in self.plans),
             trains_for=frozenset(p.cause for p in self.plans if p.action.trains),
             delay=None if self.first_at is None else self.first_at - start,
-            signals=() if last is None else tuple(f.signal for f in last.findings),
-            reason="" if last is None else last.reason,
+            signals=tuple(f.signal for d in self.incidents for f in d.findings),
+            reason=" | ".join(d.reason for d in self.incidents),
         )
-
-
-def _causes(diagnosis: Diagnosis | None) -> frozenset[Cause]:
-    return frozenset() if diagnosis is None else frozenset({diagnosis.cause, *diagnosis.also})

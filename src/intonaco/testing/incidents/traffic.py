@@ -17,6 +17,7 @@ CHAMPION, PREVIOUS = "c" * 64, "b" * 64
 MOST_IN_BATCH = 4
 PATIENCE = 12.0  # a worker refuses what would wait this many times the work of a usual image
 CHUNK = 512
+VOTED_SECONDS = 130.0  # who votes at all has done so by then
 
 
 @dataclass(slots=True)
@@ -255,7 +256,7 @@ class Traffic:
             gateway_epoch=1,
             seq=self.number,
             service_id=SERVICE,
-            at=record.at + 5.0 + 120.0 * u[11],
+            at=record.at + VOTED_SECONDS * (0.05 + 0.9 * u[11]),
             request_id=record.request_id,
             made_at=record.at,
             assigned_arm=record.assigned_arm,
