@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from intonaco.decision.diagnosis import PERFORMANCE_KINDS, signal_kind
+from intonaco.decision.picture import PERFORMANCE_KINDS, signal_kind
 from intonaco.types import Action, Diagnosis, Factor, Finding, Plan
 
 # Going back to another release mends none of these.
