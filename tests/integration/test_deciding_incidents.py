@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from tests.integration.test_loop_in_memory import World
+from tests.traffic import Traffic
 from tests.unit.test_decision_diagnosis import NEW, finding, prompts
 
-from intonaco.types import Action, Cause, Diagnosis, Finding, Phase, Plan
+from intonaco.codec import encode
+from intonaco.segment_log import SegmentWriter
+from intonaco.types import Action, Cause, Diagnosis, Factor, Finding, Phase, Plan
 
 
 @pytest.fixture
@@ -128,3 +131,34 @@ def test_what_an_update_kept_waiting_is_judged_after_it(world: World) -> None:
     settle(world)
     assert world.ledger.all(Finding, status="waiting") == []
     assert told(world)[-1] == (Cause.PERFORMANCE_DEGRADATION, Action.TELL)
+
+
+def test_records_tell_what_is_behind_it_also_after_a_restart(tmp_path: Path) -> None:
+    """Failures under an unchanged release, read from the log of scored records as the controller
+    reads it, with the controller thrown away after every second tick."""
+    world = World(tmp_path, restarts=True)
+    champion = world.first_release()
+    world.tick(7200)  # long after the release took over
+    traffic = Traffic(seed=1, release=champion, at=world.clock.now(), phrase=0.25)
+    scores = SegmentWriter(world.workspace.scores, "scorer")
+
+    def feed(n: int, **how: float) -> None:
+        for item in traffic.many(n, **how):
+            scores.append(encode(item))
+        for _ in range(n // 500 + 3):  # so many are read in a tick
+            world.tick(max(1.0, (traffic.at - world.clock.now()) / 2))
+
+    feed(2300)
+    assert world.ledger.all(Finding) == []
+    feed(400, failing=0.3)
+    settle(world)
+    assert [f.signal for f in world.ledger.all(Finding)] == ["errors"]
+    diagnosis = diagnosed(world)[-1]
+    assert diagnosis.cause is Cause.PERFORMANCE_DEGRADATION
+    assert diagnosis.factor is Factor.INFRASTRUCTURE
+    assert "the queue did not grow" in diagnosis.excluded[Factor.QUEUEING]
+    event = world.ledger.events(kind="diagnosis")[-1]
+    assert event.data["factor"] == "infrastructure"
+    assert told(world) == [(Cause.PERFORMANCE_DEGRADATION, Action.TELL)]
+    world.close()
+    scores.close()
