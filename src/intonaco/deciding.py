@@ -59,7 +59,7 @@ def look(parts: Parts, watch: Watch, fence: int, now: float) -> None:
         diagnosis, earlier = replace(diagnosis, incident=diagnosis.diagnosis_id), None
     before = _plans(parts, earlier) if earlier is not None else []
     settings = parts.config.decision
-    money = _context(parts, watch, known, now)
+    money = _context(parts, watch, _labelled(parts, found, known), now)
     plans = []
     for part in each_cause(diagnosis):
         changed = may_be_the_release(part, context.release_changed)
@@ -173,6 +173,17 @@ def _probes_ok(known: Mapping[str, EffectStatus]) -> bool | None:
     return ok
 
 
+def _labelled(parts: Parts, found: Sequence[Finding], known: Mapping[str, EffectStatus]) -> int:
+    """Labelled items at hand for what moved, as counted for the new findings or, where they moved
+    nothing, for the incident's earlier ones."""
+    counted = [known, *(parts.ledger.effects(f.finding_id) for f in reversed(found))]
+    for effects in counted:
+        for status in effects.values():
+            if status.effect.kind == "labelled" and status.status == "done":
+                return int(status.result.get("items", 0))
+    return 0
+
+
 def _evaluation_seconds(updates: Sequence[Update], parts: Parts) -> float | None:
     """How long the last evaluation took, per candidate."""
     for update in reversed(updates):
@@ -185,12 +196,11 @@ def _evaluation_seconds(updates: Sequence[Update], parts: Parts) -> float | None
 def _context(
     parts: Parts,
     watch: Watch,
-    known: Mapping[str, EffectStatus],
+    labelled: int,
     now: float,
 ) -> DecisionContext:
     budget = parts.config.decision.budget
     settled, reserved = parts.ledger.spent(now - budget.per_days * 86_400)
-    labelled = next((s for s in known.values() if s.effect.kind == "labelled"), None)
     seconds = {n: r.estimated_seconds for n, r in parts.config.training.recipes.items()}
     updates = parts.ledger.all(Update)
     for update in updates:
@@ -198,7 +208,7 @@ def _context(
     ended = [u.phase_since for u in updates if u.phase.final and u.plan.action.trains]
     active = parts.ledger.active_updates()
     return DecisionContext(
-        labelled_items=int(labelled.result.get("items", 0)) if labelled else 0,
+        labelled_items=labelled,
         recipe_seconds=seconds,
         spent=settled,
         reserved=reserved,

@@ -82,6 +82,7 @@ def test_the_matrix_says_what_was_told() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_confusion_matrix_is_nine_tenths_right() -> None:
     outcomes = [play(name, seed) for name in possible() for seed in range(ROWS)]
     print(render(confusion(outcomes)))
