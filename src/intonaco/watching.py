@@ -17,6 +17,7 @@ from statistics import median
 from typing import TypeVar
 
 from intonaco.codec import decode
+from intonaco.decision.history import History
 from intonaco.errors import StorageError
 from intonaco.executor import Parts
 from intonaco.monitoring.breakdown import Breakdown, told
@@ -65,6 +66,7 @@ class Watch:
         self.log = RecordLog()
         self.polls: Polls = polls_of(parts.config.monitoring, self._worker_urls)
         self.breakdown = Breakdown()
+        self.history = History()  # the same records, kept for telling causes apart
         self.analysis: RolloutAnalysis | None = None
         self.release: str | None = None  # champion that the monitor's reference belongs to
         self.requests = 0  # user requests ever seen
@@ -90,6 +92,7 @@ class Watch:
             self._count(item)
             self.breakdown.observe(item)
             findings.extend(self.monitor.observe(item))
+            self.history.observe(item)
             if self.analysis is not None:
                 self.analysis.observe(item)
         scored = self.last_at or now
@@ -128,6 +131,7 @@ class Watch:
         for feedback in self._read(self.feedback, Feedback, FEEDBACK_BATCH):
             taken += 1
             findings.extend(self.monitor.hear(feedback, now))
+            self.history.hear(feedback)
         return taken < FEEDBACK_BATCH
 
     def _read(self, reader: SegmentReader, cls: type[T], most: int = BATCH) -> Iterator[T]:
@@ -203,6 +207,7 @@ class Watch:
         if champion is not None and champion != self.release:
             self.monitor.rebaseline(champion)
             self.breakdown.forget(champion)
+            self.history.clear()
             self.release = champion
             self._latencies.clear()
             self._dirty = True
@@ -271,6 +276,7 @@ class Watch:
             "feedback": dict(self.feedback.offset),
             "monitor": self.monitor.state(),
             "breakdown": self.breakdown.state(),
+            "history": self.history.state(),
             "release": self.release,
             "requests": self.requests,
             "last_at": self.last_at,
@@ -298,6 +304,8 @@ class Watch:
         self.monitor.restore(state["monitor"])
         if "breakdown" in state:
             self.breakdown.restore(state["breakdown"])
+        if "history" in state:  # older versions kept none
+            self.history.restore(state["history"])
         self.release = state["release"]
         self.requests = state["requests"]
         self.last_at = state["last_at"]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from intonaco.decision.diagnosis import DiagnosisContext, diagnose
-from intonaco.types import Cause, ClusterMove, Finding
+from intonaco.decision.diagnosis import ORDER, DiagnosisContext, diagnose
+from intonaco.decision.evidence import ArmFigures, Deploy, Rate, TopicChange, TrafficChange
+from intonaco.types import Cause, ClusterMove, Factor, Finding
 
 NOW = 1_700_000_100.0
 QUIET = DiagnosisContext(
@@ -163,3 +164,175 @@ def test_rollouts_and_releases_are_mentioned_and_ids_repeat() -> None:
     again = diagnose([prompts(*NEW)], context, NOW + 50)
     assert again.diagnosis_id == d.diagnosis_id
     assert diagnose([prompts(*SERVED)], QUIET, NOW).diagnosis_id != d.diagnosis_id
+
+
+# -------------------------------------------------- more signals, topics, arms, announcements
+
+
+def topic(
+    n: int, before: float, now: float, liked: tuple[int, int] = (80, 40), votes: int = 100
+) -> TopicChange:
+    """A cluster's scores (standard error 0.01), and its votes up before (of ``votes``) and now (of
+    half as many)."""
+    return TopicChange(
+        cluster=n,
+        requests_before=300,
+        requests_now=100,
+        score_before=(before, 0.01),
+        score_now=(now, 0.01),
+        liked_before=Rate(count=liked[0], total=votes),
+        liked_now=Rate(count=liked[1], total=votes // 2),
+    )
+
+
+def with_topics(*topics: TopicChange, **changes: object) -> DiagnosisContext:
+    traffic = TrafficChange(
+        requests_before=500,
+        requests_now=200,
+        times=None,
+        load=None,
+        failed_before={},
+        failed_now={},
+        topics=topics,
+    )
+    return replace(QUIET, content=replace(traffic, **changes))  # type: ignore[arg-type]
+
+
+def test_another_mix_of_topics_is_no_decline_elsewhere() -> None:
+    """Simpson's paradox: what did not move scores less on average, each topic what it did."""
+    mixed = (
+        cluster(inside=0.66, outside=0.70),
+        cluster(n=1, moved=False),
+        cluster(n=2, moved=False),
+    )
+    context = with_topics(topic(1, 0.60, 0.60), topic(2, 0.90, 0.90))
+    d = diagnose([prompts(*mixed)], context, NOW)
+    assert d.cause is Cause.DATA_DRIFT
+    assert "0.00" in d.excluded[Cause.QUALITY_DECLINE]
+    assert diagnose([prompts(*mixed)], QUIET, NOW).cause is Cause.QUALITY_DECLINE
+
+
+def test_drift_and_decline_at_once_are_both_told() -> None:
+    both = (cluster(inside=0.2, outside=0.6), cluster(n=1, moved=False))
+    context = with_topics(topic(1, 0.80, 0.60))
+    d = diagnose([prompts(*both), finding("clip_score", 0.8, 0.5)], context, NOW)
+    assert d.cause is Cause.QUALITY_DECLINE
+    assert d.also == (Cause.CONCEPT_DRIFT,)
+
+
+def test_a_group_that_seems_to_move_does_not_explain_a_general_fall() -> None:
+    chance = cluster(inside=0.55, outside=0.6)
+    context = with_topics(topic(1, 0.80, 0.60))
+    d = diagnose([finding("clip_score", 0.8, 0.6, clusters=(chance,))], context, NOW)
+    assert d.cause is Cause.QUALITY_DECLINE
+    assert d.also == ()
+
+
+def test_votes_that_fall_on_a_topic_drawn_as_ever_are_concept_drift() -> None:
+    votes = finding("thumbs", 0.8, 0.6, of="thumbs", direction="down")
+    context = with_topics(topic(0, 0.8, 0.8, liked=(80, 15)), topic(1, 0.8, 0.8))
+    d = diagnose([votes], context, NOW)
+    assert d.cause is Cause.CONCEPT_DRIFT
+    assert "on 1 of 2 topics" in d.reason
+    assert diagnose([votes], QUIET, NOW).cause is Cause.CONCEPT_DRIFT
+    for other, cause in (
+        (finding("clip_score", 0.8, 0.6), Cause.QUALITY_DECLINE),
+        (finding("latency", of="latency"), Cause.PERFORMANCE_DEGRADATION),
+    ):
+        assert diagnose([votes, other], QUIET, NOW).cause is cause
+    slow = diagnose([votes, finding("latency", of="latency")], context, NOW)
+    assert {slow.cause, *slow.also} == {Cause.CONCEPT_DRIFT, Cause.PERFORMANCE_DEGRADATION}
+
+
+def test_votes_that_rise_and_answers_that_get_rarer_are_unknown() -> None:
+    for odd in (
+        finding("thumbs", 0.6, 0.8, of="thumbs"),
+        finding("response_rate", 0.3, 0.1, of="response_rate"),
+        finding("regenerate", 0.3, 0.1, of="regenerate"),
+    ):
+        assert diagnose([odd], QUIET, NOW).cause is Cause.UNKNOWN
+    again = finding("regenerate", 0.1, 0.3, of="regenerate")
+    assert diagnose([again], QUIET, NOW).cause is Cause.CONCEPT_DRIFT
+
+
+def test_people_who_dislike_what_the_score_likes_make_it_concept_drift() -> None:
+    context = with_topics(topic(6, 0.8, 0.79, liked=(0, 10)), topic(1, 0.8, 0.8))
+    d = diagnose([prompts(*SERVED)], context, NOW)
+    assert d.cause is Cause.CONCEPT_DRIFT
+    assert "20% of the votes there are up" in d.reason
+
+
+def test_outputs_that_are_all_alike_are_a_collapse() -> None:
+    d = diagnose([finding("diversity", 0.9, 0.1, of="diversity", direction="down")], QUIET, NOW)
+    assert d.cause is Cause.QUALITY_DECLINE
+    assert "collapsed" in d.reason
+    blank = finding("blank", 0.0, 0.9, of="blank_images")
+    assert diagnose([blank], QUIET, NOW).cause is Cause.QUALITY_DECLINE
+    assert diagnose([replace(blank, value_before=1.0)], QUIET, NOW).cause is Cause.UNKNOWN
+
+
+def test_pictures_that_moved_alone_are_unknown() -> None:
+    moved = finding("pictures", of="image_embedding", direction="moved")
+    assert diagnose([moved], QUIET, NOW).cause is Cause.UNKNOWN
+    assert diagnose([moved, prompts(*SERVED)], QUIET, NOW).cause is Cause.DATA_DRIFT
+
+
+@pytest.mark.parametrize("of", ["refused", "broken_images"])
+def test_broken_formats(of: str) -> None:
+    d = diagnose([finding(of, 0.01, 0.3, of=of, facts={"code": "422"})], QUIET, NOW)
+    assert d.cause is Cause.BROKEN_FORMAT
+    assert "422" in d.reason
+    assert "must not learn it" in d.reason
+    assert d.factor is (Factor.CLIENTS if of == "refused" else None)
+
+
+def test_data_that_fails_its_checks_is_a_broken_format() -> None:
+    context = replace(QUIET, dataset_problems="12 images cannot be read")
+    assert diagnose([], context, NOW).cause is Cause.BROKEN_FORMAT
+
+
+@pytest.mark.parametrize("cause", [Cause.NEW_DATA, Cause.NEW_TECHNIQUE, Cause.CODE_CHANGE])
+def test_what_is_announced(cause: Cause) -> None:
+    context = replace(QUIET, announced={cause: "version 7 of the data"})
+    d = diagnose([], context, NOW)
+    assert d.cause is cause
+    assert "version 7" in d.reason
+    beside = diagnose([prompts(*NEW)], context, NOW)
+    assert beside.cause is Cause.CONCEPT_DRIFT
+    assert beside.also == (cause,)
+
+
+def test_changed_probes_name_the_environment_and_keep_the_drift() -> None:
+    deploy = Deploy(at=NOW - 300, what="environment", text="Its driver was replaced")
+    context = replace(QUIET, probes_ok=False, deploys=(deploy,))
+    d = diagnose([prompts(*NEW)], context, NOW)
+    assert (d.cause, d.factor) == (Cause.QUALITY_DECLINE, Factor.ENVIRONMENT)
+    assert d.also == (Cause.CONCEPT_DRIFT,)
+    assert "driver was replaced" in d.reason
+
+
+def test_a_decline_is_the_releases_if_the_one_before_holds() -> None:
+    rate = Rate(count=0, total=100)
+    own = ArmFigures(failed=rate, slow=rate, score=(0.60, 0.01))
+    fall = finding("clip_score", 0.8, 0.6)
+    held = with_topics(champion=own, previous=replace(own, score=(0.80, 0.01)))
+    assert diagnose([fall], replace(held, deploys=()), NOW).factor is Factor.RELEASE
+    too = with_topics(champion=own, previous=own)
+    recent = (Deploy(at=NOW - 300, what="release"),)
+    d = diagnose([fall], replace(too, deploys=recent), NOW)
+    assert d.factor is None
+    assert "fell as much" in d.excluded[Factor.RELEASE]
+    assert diagnose([fall], replace(QUIET, deploys=recent), NOW).factor is Factor.RELEASE
+    old = (Deploy(at=NOW - 90_000, what="release"),)
+    assert diagnose([fall], replace(QUIET, deploys=old), NOW).factor is None
+
+
+def test_a_dead_scorer_is_the_monitorings_fault() -> None:
+    d = diagnose([finding("scorer", of="scorer", text="Nothing was scored.")], QUIET, NOW)
+    assert (d.cause, d.factor) == (Cause.UNKNOWN, Factor.MONITORING)
+    assert "quiet signals included" in d.reason
+
+
+def test_every_cause_has_its_place_in_the_order() -> None:
+    given_by_people = {Cause.FIRST_RELEASE, Cause.REQUESTED}
+    assert set(ORDER) | given_by_people == set(Cause)

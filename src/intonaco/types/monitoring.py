@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from intonaco.types.vocabulary import Action, Cause, Json
+from intonaco.types.vocabulary import Action, Cause, Factor, Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +110,11 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     moved_share: float = 0.0  # share of traffic in the moved clusters now
     quality_gap: float = 0.0  # outside minus inside the moved clusters, in score units
+    factor: Factor | None = None  # what is behind the cause; None: could not be told
+    also: tuple[Cause, ...] = ()  # other causes at work at the same time
+    factors: Mapping[str, Factor] = field(default_factory=dict)  # of the other causes
+    excluded: Mapping[str, str] = field(default_factory=dict)  # cause or factor -> why it is not it
+    incident: str = ""  # first diagnosis of the incident that this one belongs to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,19 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Factor(StrEnum):
+    """What is behind a cause, where that could be told (``docs/concepts/causes.md``)."""
+
+    RELEASE = "release"  # the model in service: came with it, and the one before is better
+    ENVIRONMENT = "environment"  # under the release: library versions, drivers, a scheduler
+    INFRASTRUCTURE = "infrastructure"  # machines: some replicas or all of them
+    QUEUEING = "queueing"  # more requests than there is capacity for
+    REQUEST_MIX = "request_mix"  # larger requests than before; each is as fast as it was
+    UPSTREAM = "upstream"  # another's image server
+    CLIENTS = "clients"  # what is sent
+    MONITORING = "monitoring"  # what watches, not what is watched
+
+
 class Action(StrEnum):
     """What a plan does."""
 
