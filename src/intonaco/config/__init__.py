@@ -12,10 +12,19 @@ from intonaco.config.base import (
     Section,
     Share,
 )
+from intonaco.config.decision import (
+    Budget,
+    Decision,
+    QuietHours,
+    Recovery,
+    Schedule,
+    Triggers,
+)
 from intonaco.config.delivery import (
     DEFAULT_STEPS,
     Approval,
     Console,
+    Person,
     RegistryConfig,
     RolloutConfig,
     RolloutMargins,
@@ -52,8 +61,6 @@ from intonaco.config.serving import (
 )
 from intonaco.config.watching import (
     DEFAULT_SIGNALS,
-    Budget,
-    Decision,
     Extractor,
     Monitoring,
     Signal,
@@ -80,11 +87,15 @@ __all__ = [
     "Margins",
     "Model",
     "Monitoring",
+    "Person",
     "Positive",
+    "QuietHours",
     "Recipe",
+    "Recovery",
     "RegistryConfig",
     "RolloutConfig",
     "RolloutMargins",
+    "Schedule",
     "Section",
     "Serving",
     "Share",
@@ -93,6 +104,7 @@ __all__ = [
     "Tracing",
     "TrackerConfig",
     "Training",
+    "Triggers",
     "VaeRecipe",
     "Worker",
     "json_schema",

@@ -6,6 +6,11 @@ money is in the service's currency. Ids are opaque strings.
 
 from __future__ import annotations
 
+from intonaco.types.decisions import (
+    Estimate,
+    Option,
+    Reckoning,
+)
 from intonaco.types.monitoring import (
     ClusterMove,
     Diagnosis,
@@ -71,6 +76,7 @@ __all__ = [
     "DatasetDiff",
     "DatasetVersion",
     "Diagnosis",
+    "Estimate",
     "Event",
     "Feedback",
     "Finding",
@@ -82,10 +88,12 @@ __all__ = [
     "MetricAssessment",
     "MetricResult",
     "Observed",
+    "Option",
     "Outcome",
     "Phase",
     "Plan",
     "Provenance",
+    "Reckoning",
     "Record",
     "Release",
     "Rollout",
