@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from intonaco import __version__
-from intonaco.cli import data, deploy, environment, inspect, steer
+from intonaco.cli import data, decide, deploy, environment, inspect, steer
 from intonaco.errors import IntonacoError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ def _options(
 deploy.add_to(app)
 inspect.add_to(app)
 steer.add_to(app)
+decide.add_to(app)
 data.add_to(app)
 environment.add_to(app)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from intonaco.config import Config
 from intonaco.ledger import Ledger
+from intonaco.readmodel.money import accounts
 from intonaco.readmodel.operations import budget, processes
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
@@ -35,6 +36,7 @@ from intonaco.workspace import Workspace
 __all__ = [
     "PHASES",
     "Facts",
+    "accounts",
     "budget",
     "finding_facts",
     "history",
