@@ -207,7 +207,7 @@ def test_a_reservation_stops_the_jobs(made: Callable[..., World]) -> None:
     specs = {s.key: s for s in world.submitted if update.update_id in s.key}
     train = next(s for key, s in specs.items() if ":train:" in key)
     assert train.max_seconds == pytest.approx(update.plan.limits["tune"])
-    assert train.max_seconds == pytest.approx(20.0)  # twice the estimate
+    assert train.max_seconds == pytest.approx(610.0)  # the estimate and ten minutes
 
 
 def test_the_state_is_plain_json(made: Callable[..., World]) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from intonaco.config import Budget
 
 HOUR, DAY = 3600.0, 86_400.0
+GRACE_SECONDS = 600.0  # a short job on a busy machine takes many times what it usually does
 EVALUATE = "evaluate"  # the job that all candidates share
 
 
@@ -93,8 +94,11 @@ def reserve(
     hours_left: float | None,
 ) -> Reservation:
     """Room for jobs estimated at ``seconds`` that fit into what is left: ``ceiling`` times the
-    estimate or ``likely_most``, the longer, and less where less is left."""
-    wanted = {n: max(s * settings.ceiling, likely_most.get(n, s)) for n, s in seconds.items()}
+    estimate, ``likely_most`` or ten minutes more, the longest, and less where less is left."""
+    wanted = {
+        n: max(s * settings.ceiling, likely_most.get(n, s), s + GRACE_SECONDS)
+        for n, s in seconds.items()
+    }
     total, least = sum(wanted.values()), sum(seconds.values())
     price = settings.hourly_price
     most = [total]
