@@ -6,11 +6,15 @@ console, ``take`` for the controller.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
-from intonaco import loop, probing
-from intonaco.codec import digest
+from intonaco import accounts, loop, probing
+from intonaco.codec import as_json, decode, digest
+from intonaco.decision.budget import EVALUATE, Reservation, reserve
+from intonaco.decision.context import EVALUATION_SECONDS
+from intonaco.decision.triggers import Call, State, call
 from intonaco.errors import Conflict, IntonacoError, NotFound
 from intonaco.executor import Parts
 from intonaco.ledger import Command, Ledger, Transaction
@@ -28,6 +32,7 @@ from intonaco.types import (
     Verdict,
 )
 
+TRIGGERS = "triggers"  # setting: what triggers saw
 ROLLOUT_COMMANDS = ("pause", "resume", "abort", "promote", "skip")
 
 
@@ -65,12 +70,12 @@ def approval_of(ledger: Ledger, update_id: str) -> loop.Approval | None:
 def begin_update(
     parts: Parts, tx: Transaction, update: Update, now: float, *, actor: str = "controller"
 ) -> None:
-    """Write a new update with its plan, its reservation and its event."""
+    """Write a new update with its plan, its reservation and its event. Raises Conflict if the
+    budget has no room for it."""
     plan = update.plan
+    accounts.set_aside(parts.config, tx, update, now)
     tx.put(plan, id=plan.plan_id, at=now)
     tx.update(update)
-    if plan.estimated_cost > 0:
-        tx.money(now, update.update_id, "reserve", plan.estimated_cost)
     tx.event(
         now,
         "update.started",
@@ -78,6 +83,23 @@ def begin_update(
         f"update {update.update_id} begins: {plan.action} because of {plan.cause}",
         actor=actor,
         data={"plan": plan, "phase": update.phase},
+    )
+
+
+def plan_event(tx: Transaction, plan: Plan, now: float) -> None:
+    """Tell of a plan."""
+    tx.event(
+        now,
+        "plan",
+        plan.plan_id,
+        f"{plan.action}: {plan.reason}",
+        data={
+            "action": plan.action,
+            "estimated_cost": plan.estimated_cost,
+            "expected_benefit": plan.expected_benefit,
+            "budget_left": plan.budget_left,
+            "recipes": list(plan.recipes),
+        },
     )
 
 
@@ -184,8 +206,9 @@ def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -
         if name not in parts.config.training.recipes:
             known = ", ".join(parts.config.training.recipes)
             raise NotFound(f"no recipe {name!r}; training.recipes has: {known}")
-    settled, reserved = parts.ledger.spent(now - decision.budget.per_days * 86_400)
-    seconds = sum(parts.config.training.recipes[r].estimated_seconds for r in recipes)
+    left = accounts.money(parts.ledger, parts.config, now).left
+    seconds = {r: parts.config.training.recipes[r].estimated_seconds for r in recipes}
+    aside = _by_hand(parts, seconds, left, now)
     cause = Cause(
         str(a.get("cause") or (Cause.FIRST_RELEASE if champion is None else Cause.REQUESTED))
     )
@@ -197,8 +220,11 @@ def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -
         cause=cause,
         reason=str(a.get("reason") or "asked for"),
         recipes=recipes,
-        estimated_cost=seconds / 3600 * decision.budget.hourly_price,
-        budget_left=decision.budget.amount - settled - reserved,
+        estimated_cost=sum(seconds.values()) / 3600 * decision.budget.hourly_price,
+        budget_left=left,
+        reserve=aside.money,
+        reserve_hours=aside.hours,
+        limits=dict(aside.limits or {}),
         currency=decision.budget.currency,
         assemble=a.get("assemble") or {},
         requested_by=command.actor,
@@ -206,6 +232,21 @@ def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -
     update = loop.start(plan, champion, now)
     begin_update(parts, tx, update, now, actor=command.actor)
     return f"update {update.update_id} begins: {plan.reason}"
+
+
+def _by_hand(parts: Parts, seconds: Mapping[str, float], left: float, now: float) -> Reservation:
+    """What is set aside for an update that a person asks for. Raises Conflict if what it is
+    estimated to take is not left."""
+    budget = parts.config.decision.budget
+    jobs = dict(seconds) | {EVALUATE: EVALUATION_SECONDS * max(len(seconds), 1)}
+    cost = sum(jobs.values()) / 3600 * budget.hourly_price
+    hours = accounts.hours(parts.ledger, parts.config, now)
+    if cost > left or (hours is not None and sum(jobs.values()) / 3600 > hours.left):
+        raise Conflict(
+            f"it is estimated at {cost:.2f} {budget.currency} and {left:.2f} are left",
+            hint="`intonaco budget` shows when more is free; decision.budget sets it",
+        )
+    return reserve(jobs, {}, budget, left, hours.left if hours else None)
 
 
 def _upstream_is_known(parts: Parts, action: Action, upstream: Json) -> None:
@@ -312,7 +353,21 @@ def _probe(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
     return f"probes of {release[:10]} are being drawn"
 
 
+def _trigger(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    """A call of the webhook. It counts when none has come for a while: ``triggering``."""
+    if not parts.config.decision.triggers.webhook:
+        raise Conflict("decision.triggers.webhook is off")
+    stored = parts.ledger.setting(TRIGGERS)
+    state = decode(State, json.dumps(stored)) if stored else State()
+    made = Call(
+        at=now, actor=command.actor, reason=str(command.arguments.get("reason") or "no reason")
+    )
+    tx.set(TRIGGERS, as_json(call(state, made)))
+    return f"{command.actor} called: it counts once no call has come for a while"
+
+
 _TAKERS = {
+    "trigger": _trigger,
     "probe": _probe,
     "update": _update,
     "rollout": _rollout,

@@ -11,13 +11,14 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event as Stop
 
-from intonaco import commands, deciding, loop, probing
+from intonaco import accounts, commands, deciding, loop, probing
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Done, Executor, Failed, Outcome, Parts
 from intonaco.ledger import EffectStatus, Transaction
 from intonaco.protocols import Notifier
 from intonaco.rollout.controller import RolloutController
-from intonaco.types import Action, Event, Phase, Rollout, Update
+from intonaco.triggering import Triggers
+from intonaco.types import Event, Phase, Rollout, Update
 from intonaco.watching import Watch
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Controller:
         self.notifier = notifier
         self.executor = Executor(parts)
         self.watch = Watch(parts)
+        self.triggers = Triggers(parts)
         self.rollouts = RolloutController(parts, self.watch)
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="effect")
         self._running: dict[str, Future[Outcome]] = {}
@@ -59,6 +61,7 @@ class Controller:
         commands.take(self.parts, fence, now)
         self.watch.look(fence, now)
         probing.look(self.parts, self.watch, fence, now)
+        self.triggers.look(fence, now)
         deciding.look(self.parts, self.watch, fence, now)
         self._take_over(fence, now)
         for update in self.parts.ledger.active_updates():
@@ -125,8 +128,9 @@ class Controller:
                 "candidates": list(after.candidates) if before.phase is Phase.GATE else [],
             },
         )
-        if after.phase.final and after.plan.action is not Action.ROLL_BACK:
-            tx.money(now, after.update_id, "settle", sum(c.cost for c in after.candidates))
+        if after.phase.final:
+            effects = self.parts.ledger.effects(after.update_id)
+            accounts.settle_up(self.parts.config, tx, after, effects, now)
 
     # ------------------------------------------------------------------ effects
 

@@ -193,6 +193,11 @@ class Watch:
             kept = self._latencies.setdefault(record.request_class, deque(maxlen=LATENCIES))
             kept.append(last.service_seconds)
 
+    @property
+    def arrivals(self) -> int:
+        """How many requests ``rate`` is counted over."""
+        return len(self._arrivals)
+
     def rate(self) -> float:
         """User requests per second, lately."""
         if len(self._arrivals) < 2:

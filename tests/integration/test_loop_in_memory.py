@@ -439,7 +439,13 @@ def test_the_budget_is_reserved_and_settled(world: World) -> None:
     world.until(lambda: world.updates()[0].phase.final)
     settled, reserved = world.ledger.spent()
     assert reserved == 0
-    assert settled == pytest.approx(world.updates()[0].candidates[0].cost)
+    update = world.updates()[0]
+    (evaluated,) = (
+        s for s in world.ledger.effects(update.update_id).values() if s.effect.kind == "evaluate"
+    )
+    price = world.parts.config.decision.budget.hourly_price
+    used = update.candidates[0].cost + evaluated.result["seconds"] / 3600 * price
+    assert settled == pytest.approx(used)
 
 
 def two_champions(world: World) -> tuple[str, str]:

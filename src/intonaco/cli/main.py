@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from intonaco import __version__
-from intonaco.cli import data, deploy, drift, environment, inspect, steer, workspace
+from intonaco.cli import data, decide, deploy, drift, environment, inspect, steer, workspace
 from intonaco.errors import IntonacoError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ deploy.add_to(app)
 inspect.add_to(app)
 steer.add_to(app)
 drift.add_to(app)
+decide.add_to(app)
 data.add_to(app)
 environment.add_to(app)
 workspace.add_to(app)

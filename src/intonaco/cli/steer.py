@@ -13,7 +13,7 @@ import typer
 
 from intonaco import brake, commands
 from intonaco.app import App
-from intonaco.cli import inspect
+from intonaco.cli import decide, inspect
 from intonaco.cli.common import HERE, AsJson, Folder, actor, opened, out, print_json
 from intonaco.environments import EnvironmentStore
 from intonaco.errors import BackendError, Conflict
@@ -28,6 +28,8 @@ Reason = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
 def add_to(app: typer.Typer) -> None:
     updates = typer.Typer(help="Updates of the model.", no_args_is_help=True)
     updates.command("start")(update_start)
+    updates.command("plan")(decide.update_plan)
+    updates.command("backtest")(decide.update_backtest)
     updates.command("list")(inspect.update_list)
     updates.command("show")(inspect.update_show)
     updates.command("approve")(update_approve)

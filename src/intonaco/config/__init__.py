@@ -12,10 +12,19 @@ from intonaco.config.base import (
     Section,
     Share,
 )
+from intonaco.config.decision import (
+    Budget,
+    Decision,
+    QuietHours,
+    Recovery,
+    Schedule,
+    Triggers,
+)
 from intonaco.config.delivery import (
     DEFAULT_STEPS,
     Approval,
     Console,
+    Person,
     RegistryConfig,
     RolloutConfig,
     RolloutMargins,
@@ -53,8 +62,6 @@ from intonaco.config.serving import (
 )
 from intonaco.config.signals import DEFAULT_SIGNALS, DetectorChoice, Signal
 from intonaco.config.watching import (
-    Budget,
-    Decision,
     Extractor,
     Head,
     Maturity,
@@ -86,11 +93,15 @@ __all__ = [
     "Maturity",
     "Model",
     "Monitoring",
+    "Person",
     "Positive",
+    "QuietHours",
     "Recipe",
+    "Recovery",
     "RegistryConfig",
     "RolloutConfig",
     "RolloutMargins",
+    "Schedule",
     "Scoring",
     "Section",
     "Serving",
@@ -100,6 +111,7 @@ __all__ = [
     "Tracing",
     "TrackerConfig",
     "Training",
+    "Triggers",
     "VaeRecipe",
     "Worker",
     "json_schema",

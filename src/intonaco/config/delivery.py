@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from intonaco.config.base import Positive, Section, Share
 from intonaco.types import StepKind
@@ -75,6 +75,23 @@ class TrackerConfig(Section):
     uri: str | None = None
 
 
+class Person(Section):
+    """Who may ask for something over HTTP. ``role``: "trigger" may call the webhook. Only the
+    token's digest is held: ``sha256`` of it in hex, or ``token: env:NAME``."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
+    role: Literal["viewer", "trigger"] = "viewer"
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    token: Annotated[str, Field(pattern=r"^env:[A-Za-z_]\w*$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Person:
+        if (self.sha256 is None) == (self.token is None):
+            raise ValueError("give either sha256 or token: env:NAME")
+        return self
+
+
 class Console(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8322
+    people: tuple[Person, ...] = ()

@@ -68,7 +68,9 @@ def _explain(first: Mapping[str, Any], source: str) -> str:
         return f"{source}: {path}: required and not given"
     if not first["loc"]:
         return f"{source}: {message}"
-    if {"api_keys", "endpoint", "upstreams"} & set(first["loc"]) or first["loc"] == ("serving",):
+    if {"api_keys", "endpoint", "people", "upstreams"} & set(first["loc"]) or first["loc"] == (
+        "serving",
+    ):
         # what was given may hold a key
         return f"{source}: {path}: {message}"
     given = repr(first["input"])

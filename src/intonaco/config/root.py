@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from intonaco.config.base import Positive, Section
+from intonaco.config.decision import Decision
 from intonaco.config.delivery import Approval, Console, RegistryConfig, RolloutConfig, TrackerConfig
 from intonaco.config.learning import Data, Evaluation, Training
 from intonaco.config.serving import Model, Serving
-from intonaco.config.watching import Decision, Extractor, Monitoring
+from intonaco.config.watching import Extractor, Monitoring
 
 
 class Config(Section):

@@ -1,8 +1,8 @@
-"""``extractor``, ``monitoring`` and ``decision``: what is noticed, and when an update pays."""
+"""``extractor`` and ``monitoring``: what is noticed."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
@@ -98,24 +98,3 @@ class Monitoring(Section):
                     f"extractor give: {known}"
                 )
         return self
-
-
-class Budget(Section):
-    amount: Annotated[float, Field(ge=0)] = 100.0
-    per_days: Positive = 30.0
-    currency: str = "EUR"
-    hourly_price: Annotated[float, Field(ge=0)] = 2.0  # of the machine that trains
-
-
-class Decision(Section):
-    """When an update pays: see docs/concepts/decision.md."""
-
-    mode: Literal["auto", "ask", "watch"] = "auto"
-    budget: Budget = Budget()
-    value_per_request: Annotated[float, Field(ge=0)] = 0.001  # worth of one good image
-    horizon_days: Positive = 30.0  # how long an update is expected to serve
-    cooldown_s: Annotated[float, Field(ge=0)] = 3600.0
-    min_quality_gap: Annotated[float, Field(ge=0)] = 0.05  # score units, moved against unmoved
-    min_labelled: Count = 100  # labelled items needed to learn the moved part
-    fine_tune: tuple[str, ...] = ("fine_tune",)  # recipes, one candidate each
-    full_retrain: tuple[str, ...] = ("full",)

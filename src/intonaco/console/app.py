@@ -1,5 +1,5 @@
-"""The console's web application: server-rendered pages and the same facts as JSON. Read-only.
-``/openapi.json`` says what there is.
+"""The console's web application: server-rendered pages and the same facts as JSON. Read-only, but
+for ``POST /api/trigger``, which writes a command down. ``/openapi.json`` says what there is.
 
 Pages refresh themselves by asking for their inner part every second. Prompts are other people's
 words: templates escape everything, and the content security policy lets no script in but our own.
@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -20,10 +21,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from intonaco import readmodel
+from intonaco import commands, readmodel
 from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config
-from intonaco.console import images, openapi
+from intonaco.console import calls, images, openapi
 from intonaco.console.openapi import MAX_EVENTS, MOST_ID, MOST_MINUTES, PAGES
 from intonaco.console.problems import Guard, failed, http_error, not_found, unavailable
 from intonaco.console.templating import HERE, environment
@@ -62,6 +63,7 @@ class _Console:
         self.clock = clock
         self.observe = observe
         self.templates = environment()
+        self.people = calls.People(config.console.people)
 
     def app(self) -> Starlette:
         app = Starlette(
@@ -81,6 +83,7 @@ class _Console:
                 Route("/api/findings", self.api_findings),
                 Route("/api/findings/{finding_id}", self.api_finding),
                 Route("/api/probes", self.api_probes),
+                Route("/api/trigger", self.api_trigger, methods=["POST"]),
                 Route("/images/{path:path}", self.image),
                 Route("/livez", self.livez),
                 Route("/openapi.json", self.openapi),
@@ -202,6 +205,25 @@ class _Console:
 
     def api_probes(self, request: Request) -> Response:
         return _json(readmodel.probe_rounds(self.ledger, self.config))
+
+    async def api_trigger(self, request: Request) -> Response:
+        """Ask for an update; what comes of it is among the events."""
+        person = self.people.who(request)
+        if person.role != "trigger":
+            raise HTTPException(403, f"{person.name} has the role {person.role}, not trigger.")
+        if not self.config.decision.triggers.webhook:
+            raise HTTPException(403, "decision.triggers.webhook is off.")
+        reason = await calls.reason_of(request)
+        number = await run_in_threadpool(
+            commands.submit,
+            self.ledger,
+            self.clock.now(),
+            "trigger.webhook",
+            person.name,
+            {"reason": reason},
+        )
+        headers = {"cache-control": "no-store"}
+        return JSONResponse({"command": number}, status_code=202, headers=headers)
 
     # ------------------------------------------------------------------ files
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import intonaco
+from intonaco.console.calls import MOST_REASON
 from intonaco.types import Phase, RolloutStatus, StepKind
 
 Json = dict[str, Any]
@@ -16,8 +17,11 @@ PAGES = ("overview", "findings", "updates", "releases", "events")
 
 ERRORS = {
     400: "The request is wrong, or for another host.",
+    401: "There is no bearer token, or nobody has it.",
+    403: "This person may not, or `decision.triggers.webhook` is off.",
     404: "There is no such thing.",
     405: "Nothing can be changed here: the console only reads.",
+    413: "The body is too large.",
     500: "The console failed.",
     503: "The ledger cannot be read now.",
 }
@@ -37,10 +41,14 @@ def document() -> Json:
         "info": {
             "title": "Intonaco's console",
             "version": intonaco.__version__,
-            "description": "What is to be seen of a service. Nothing can be changed. Times are "
+            "description": "What is to be seen of a service. Nothing can be changed but by "
+            "`/api/trigger`, which asks for an update. Times are "
             "seconds since the epoch; a number that is not finite is null.",
         },
-        "components": {"schemas": SCHEMAS},
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {"person": {"type": "http", "scheme": "bearer"}},
+        },
         "paths": {
             "/api/snapshot": _api("snapshot", "All there is to see now", _ref("Snapshot")),
             "/api/signals": _api("signals", "Signals and their course", _list("Signal")),
@@ -80,6 +88,31 @@ def document() -> Json:
                 _path("finding_id"),
             ),
             "/api/probes": _api("probes", "The last rounds of the probes", _ref("Probes")),
+            "/api/trigger": {
+                "post": {
+                    "operationId": "trigger",
+                    "summary": "Ask for an update: it is decided on once no call has come for a "
+                    "while, and what comes of it is among the events",
+                    "security": [{"person": []}],
+                    "requestBody": {
+                        "content": {
+                            "application/json": {
+                                "schema": {
+                                    "type": "object",
+                                    "properties": {
+                                        "reason": {"type": "string", "maxLength": MOST_REASON}
+                                    },
+                                    "additionalProperties": False,
+                                }
+                            }
+                        }
+                    },
+                    "responses": {
+                        "202": _json("It is written down.", _all(command=COUNT)),
+                        **_errors("application/json", 400, 401, 403, 405, 413, 500, 503),
+                    },
+                }
+            },
             "/": _page("overviewPage", "The overview"),
             "/{page}": _page("page", "A page", _path("page", PAGES)),
             "/partials/{page}": _page("partial", "Its inner part", _path("page", PAGES)),

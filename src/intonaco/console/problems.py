@@ -27,8 +27,11 @@ SECURITY_HEADERS = {
 }
 CODES = {
     400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    413: "too_large",
     500: "internal",
     503: "unavailable",
 }

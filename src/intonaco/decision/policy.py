@@ -1,95 +1,124 @@
 """A diagnosis to a plan: what to do, what it costs, what it brings, and whether it may be done.
 
-Pure. Update only on expected return, the cost of staleness against that of training (Žliobaitė et
-al., Neurocomputing 150, 2015; CARA, arXiv 2310.04216):
-
-    net = rate * value * deficit * max(horizon - lead, 0) - cost
-
-``deficit`` is a lower bound: the lower ends of the moved shares' intervals times the gap in score,
-at most 1. A deficit of 0.1 means that a tenth of an image's worth is lost per request.
+Pure. The cause says which actions are allowed at all, ``weighing`` which of them brings most
+(``economics`` has the sums), and then come the guards in order: one update at a time, no more
+updates for a cause that they do not help, cooldown, quiet hours, budget, return, patience. The
+first that says no decides, and the plan's ``reckoning`` says which it was. A plan that waits says
+when it is to be judged again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from intonaco.codec import digest
 from intonaco.config import Decision
+from intonaco.decision import weighing
+from intonaco.decision.budget import DAY, Reservation
+from intonaco.decision.context import EVALUATION_SECONDS, DecisionContext, TriggerFacts
 from intonaco.decision.diagnosis import signal_kind
-from intonaco.types import Action, Cause, ClusterMove, Diagnosis, Json, Plan
+from intonaco.decision.economics import certain
+from intonaco.decision.guards import quiet_until
+from intonaco.decision.weighing import Stakes, money
+from intonaco.types import (
+    Action,
+    Cause,
+    ClusterMove,
+    Diagnosis,
+    Estimate,
+    Factor,
+    Option,
+    Plan,
+    Reckoning,
+)
 
-EVALUATION_SECONDS = 600.0  # per candidate, until one was measured
-HOUR, DAY = 3600.0, 86_400.0
+__all__ = ["EVALUATION_SECONDS", "DecisionContext", "TriggerFacts", "decide", "deficit_of"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionContext:
-    """``labelled_items``: items at hand that belong to what moved. ``recipe_seconds``: measured or
-    estimated training time per recipe. ``spent``, ``reserved``: of this period's budget.
-    ``request_rate``: requests a second. ``last_update_ended_at``: of the last update that trained.
-    ``previous_release_available``: there is one to roll back to. ``release_changed``: the release
-    or its environment changed shortly before the findings. ``trainable``: the model is ours."""
-
-    labelled_items: int
-    recipe_seconds: Mapping[str, float]
-    spent: float
-    reserved: float
-    request_rate: float
-    last_update_ended_at: float | None
-    active_update: str | None
-    previous_release_available: bool
-    release_changed: bool = False
-    evaluation_seconds: float = EVALUATION_SECONDS
-    trainable: bool = True
-    assemble: Mapping[str, Json] = field(default_factory=dict)
+NONE_HERE = "there is nothing to go back to, or the release did not change just before"
+NOT_ASSEMBLED = "no other release of the same weights was asked for"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
     action: Action
     reason: str
+    rule: str
     recipes: tuple[str, ...] = ()
     cost: float = 0.0
     benefit: float = 0.0
+    again_at: float | None = None
+    reckoning: Reckoning | None = None
 
 
 def decide(diagnosis: Diagnosis, context: DecisionContext, settings: Decision, now: float) -> Plan:
     """The plan for a diagnosis. The same inputs give the same plan with the same id."""
-    choice = _table(diagnosis, context, settings, now)
-    if settings.mode == "watch" and choice.action is not Action.TELL:
+    d, c, s = diagnosis, context, settings
+    choice = _table(d, c, s, now)
+    would: Action | None = None
+    if s.mode == "watch" and choice.action not in (Action.TELL, Action.WATCH):
+        would = choice.action
         reason = f"Mode is watch: nothing is done. Otherwise: {choice.action}. {choice.reason}"
-        choice = _Choice(
-            action=Action.WATCH, reason=reason, cost=choice.cost, benefit=choice.benefit
-        )
-    elif settings.mode == "ask" and (
-        choice.action.makes_update or choice.action is Action.ROLL_BACK
-    ):
-        choice = _Choice(
-            action=choice.action,
-            reason=f"{choice.reason} Mode is ask: a person has to approve this plan.",
-            recipes=choice.recipes,
-            cost=choice.cost,
-            benefit=choice.benefit,
-        )
-    left = settings.budget.amount - context.spent - context.reserved
-    facts = [diagnosis.diagnosis_id, choice.action, list(choice.recipes)]
+        again = choice.again_at or now + s.look_again_s
+        choice = replace(choice, action=Action.WATCH, reason=reason, recipes=(), again_at=again)
+    elif s.mode == "watch" and choice.action is Action.WATCH:
+        reason = f"Mode is watch: nothing is done. Otherwise: {choice.action}. {choice.reason}"
+        would, choice = Action.WATCH, replace(choice, reason=reason)
+    elif s.mode == "ask" and (choice.action.makes_update or choice.action is Action.ROLL_BACK):
+        reason = f"{choice.reason} Mode is ask: a person has to approve this plan."
+        choice = replace(choice, reason=reason)
+    facts: list[object] = [d.diagnosis_id, choice.action, list(choice.recipes)]
+    if would is not None:
+        facts.append(str(would))
+    if c.updates_before and choice.action.makes_update:
+        facts.append(c.updates_before)  # the same plan once more is another update
+    aside = Reservation()
+    if choice.action.makes_update:
+        aside = weighing.reservation(choice.recipes, c, s)
+    trigger = c.trigger
     return Plan(
         plan_id=digest(facts)[:16],
-        service_id=diagnosis.service_id,
+        service_id=d.service_id,
         at=now,
         action=choice.action,
-        cause=diagnosis.cause,
+        cause=d.cause,
         reason=choice.reason,
         recipes=choice.recipes,
         estimated_cost=round(choice.cost, 4),
         expected_benefit=round(choice.benefit, 4),
-        budget_left=round(left, 4),
-        currency=settings.budget.currency,
-        diagnosis_id=diagnosis.diagnosis_id,
-        clusters=_clusters(diagnosis),
-        assemble=context.assemble if choice.action is Action.ASSEMBLE else {},
+        budget_left=round(weighing.money_left(c, s), 4),
+        currency=s.budget.currency,
+        diagnosis_id=d.diagnosis_id,
+        clusters=_clusters(d),
+        assemble=c.assemble if choice.action is Action.ASSEMBLE else {},
+        would=would,
+        look_again_at=choice.again_at,
+        reserve=aside.money,
+        reserve_hours=aside.hours,
+        limits=dict(aside.limits or {}),
+        dataset_version=trigger.dataset_version if trigger and choice.action.trains else None,
+        trigger=trigger.text if trigger else None,
+        reckoning=choice.reckoning or weighing.reckon(choice.rule, None, (), (), c, s),
     )
+
+
+def deficit_of(d: Diagnosis) -> Estimate:
+    """Share of an image's worth that a request loses, at most 1: shares of requests that moved,
+    with their intervals, times how much worse they are served; or how far quality fell, if that is
+    what was found."""
+    if d.cause is Cause.QUALITY_DECLINE:
+        fallen = _falls(d)
+        return certain(min(max(fallen), 1.0) if fallen else 0.0)
+    gap = min(max(d.quality_gap, 0.0), 1.0)
+    moved = [m for m in _clusters(d) if m.moved]
+    return Estimate(
+        low=min(sum(m.share_now_interval[0] for m in moved), 1.0) * gap,
+        mean=min(sum(m.share_now for m in moved), 1.0) * gap,
+        high=min(sum(m.share_now_interval[1] for m in moved), 1.0) * gap,
+    )
+
+
+# ------------------------------------------------------------------------------------ by cause
 
 
 def _table(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
@@ -97,23 +126,33 @@ def _table(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice
         return _Choice(
             action=Action.WATCH,
             reason=f"Update {c.active_update} is under way; the finding is judged again after it.",
+            rule="one update at a time",
+            again_at=now + s.look_again_s,
         )
-    rows: dict[Cause, Callable[[Diagnosis, DecisionContext, Decision, float], _Choice]] = {
+    rows: Mapping[Cause, Callable[[Diagnosis, DecisionContext, Decision, float], _Choice]] = {
         Cause.PERFORMANCE_DEGRADATION: _performance,
         Cause.DATA_DRIFT: _data_drift,
         Cause.CONCEPT_DRIFT: _concept_drift,
         Cause.QUALITY_DECLINE: _quality_decline,
         Cause.FIRST_RELEASE: _first_release,
+        Cause.NEW_DATA: _triggered,
         Cause.NEW_TECHNIQUE: _assemble,
         Cause.CODE_CHANGE: _assemble,
+        Cause.REQUESTED: _triggered,
     }
     row = rows.get(d.cause)
-    if row is None:
-        return _Choice(
-            action=Action.TELL,
-            reason=f"The cause is {_words(d.cause)}: a person has to look. {d.reason}",
-        )
-    return row(d, c, s, now)
+    return _for_a_person(d, s, now) if row is None else row(d, c, s, now)
+
+
+def _for_a_person(d: Diagnosis, s: Decision, now: float) -> _Choice:
+    """Doubtful causes. A broken format does not mend itself; what is unknown may become clear."""
+    again = now + s.look_again_s if d.cause is Cause.UNKNOWN and d.findings else None
+    return _Choice(
+        action=Action.TELL,
+        reason=f"The cause is {_words(d.cause)}: a person has to look. {d.reason}",
+        rule="doubtful",
+        again_at=again,
+    )
 
 
 def _performance(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
@@ -122,11 +161,13 @@ def _performance(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _
             action=Action.ROLL_BACK,
             reason="Errors or latency rose right after the release changed: back to the previous "
             "one. Training would not help.",
+            rule="slow or failing since the release",
         )
     return _Choice(
         action=Action.TELL,
         reason="Errors or latency rose and no recent release explains it: look at load, hardware "
-        "and neighbours. Training would not help.",
+        "and neighbours; scale or shed. Training would not help.",
+        rule="slow or failing, not by a release",
     )
 
 
@@ -135,47 +176,115 @@ def _data_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _C
         action=Action.WATCH,
         reason=f"{d.moved_share:.0%} of requests moved, but the model serves them well: training "
         "would bring nothing. Watch and collect; a person may make this the new reference.",
+        rule="quality holds",
+        again_at=now + s.look_again_s,
     )
 
 
 def _concept_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
     if not c.trainable:
         return _not_ours(d)
-    gap = min(max(d.quality_gap, 0.0), 1.0)
-    lower = sum(m.share_now_interval[0] for m in _clusters(d) if m.moved)
+    at = weighing.stakes(d, deficit_of(d), c, s, now)
+    lost = [weighing.nothing(f"goes on losing {money(at.loss.low * DAY, s)} a day")]
+    back, other = (
+        weighing.closed(Action.ROLL_BACK, NONE_HERE),
+        weighing.closed(Action.ASSEMBLE, NOT_ASSEMBLED),
+    )
     if c.labelled_items < s.min_labelled:
+        why = f"{c.labelled_items} labelled items of it, {s.min_labelled} needed"
+        options = [
+            *lost,
+            Option(action=Action.COLLECT_DATA, allowed=True, why=why),
+            weighing.closed(Action.FINE_TUNE, why),
+            weighing.closed(Action.FULL_RETRAIN, why),
+            back,
+            other,
+        ]
         return _Choice(
             action=Action.COLLECT_DATA,
             reason=f"{d.moved_share:.0%} of requests are served worse by {d.quality_gap:.2f}, but "
             f"only {c.labelled_items} labelled items belong to them and {s.min_labelled} are "
-            "needed: collect data first.",
+            "needed: collect data first, for prompts like those of the moved clusters.",
+            rule="too little data",
+            again_at=now + s.look_again_s,
+            reckoning=weighing.reckon("too little data", at, options, (), c, s),
         )
-    return _train(Action.FINE_TUNE, s.fine_tune, lower * gap, "what moved", c, s, now)
+    full = _why_full(d, c, s)
+    tune = weighing.affordable(s.fine_tune, c, s)
+    anew = weighing.affordable(s.full_retrain, c, s)
+    takes_full = full is not None and bool(anew.recipes or not tune.recipes)
+    # One topic never has everything trained anew: that is open only to what fine-tuning is not for.
+    if takes_full:
+        options = [
+            *lost,
+            weighing.closed(Action.FINE_TUNE, str(full)),
+            _weighed(Action.FULL_RETRAIN, anew.recipes, str(full), at, c, s),
+        ]
+    else:
+        why = (
+            "what moved is learnt, with old data mixed in"
+            if full is None
+            else (f"{full}, but a full training cannot be paid for")
+        )
+        options = [
+            *lost,
+            _weighed(Action.FINE_TUNE, tune.recipes, why, at, c, s),
+            weighing.closed(Action.FULL_RETRAIN, "part of the requests moved, not most"),
+        ]
+    data = weighing.closed(Action.COLLECT_DATA, f"{c.labelled_items} labelled items are there")
+    options += [data, back, other]
+    if takes_full:
+        return _train(Action.FULL_RETRAIN, anew, f"everything ({full})", at, options, c, s, now, d)
+    return _train(Action.FINE_TUNE, tune, "what moved", at, options, c, s, now, d)
+
+
+def _why_full(d: Diagnosis, c: DecisionContext, s: Decision) -> str | None:
+    """Why a fine-tune is not enough; None if it is."""
+    if not s.full_retrain:
+        return None
+    if d.moved_share >= s.large_shift:
+        return f"{d.moved_share:.0%} of requests moved, {s.large_shift:.0%} is a large shift"
+    if c.fine_tunes_since_full >= s.fine_tunes_before_full:
+        return f"{c.fine_tunes_since_full} fine-tunes since the last full training"
+    return None
 
 
 def _quality_decline(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+    at = weighing.stakes(d, deficit_of(d), c, s, now)
+    idle = weighing.nothing(f"goes on losing {money(at.loss.low * DAY, s)} a day")
     if c.release_changed and c.previous_release_available:
+        why = "quality fell right after the release or its environment changed"
+        options = [
+            idle,
+            weighing.weigh(Action.ROLL_BACK, (), why, at, c, s),
+            weighing.closed(Action.FULL_RETRAIN, "the release is to blame, not the data"),
+        ]
         return _Choice(
             action=Action.ROLL_BACK,
             reason="Quality fell right after the release or its environment changed: back to the "
             "previous one.",
+            rule="worse since the release",
+            reckoning=weighing.reckon("worse since the release", at, options, (), c, s),
         )
-    fallen = [
-        f.value_before - f.value_now
-        for f in d.findings
-        if signal_kind(f) == "quality" and f.value_now < f.value_before
-    ]
-    if not fallen:
+    if d.factor is Factor.ENVIRONMENT or not _falls(d):
         return _Choice(
             action=Action.TELL,
             reason="Probes changed under an unchanged release, so the machine or its environment "
-            "did: a person has to look. Retraining would learn the fault.",
+            "did: a person has to look, and to build the environment again (`intonaco environment "
+            "build`). Retraining would learn the fault.",
+            rule="probes changed, the release did not",
         )
     if not c.trainable:
         return _not_ours(d)
-    return _train(
-        Action.FULL_RETRAIN, s.full_retrain, min(max(fallen), 1.0), "everything", c, s, now
-    )
+    anew = weighing.affordable(s.full_retrain, c, s)
+    options = [
+        idle,
+        _weighed(Action.FULL_RETRAIN, anew.recipes, "worse on what did not move", at, c, s),
+        weighing.closed(Action.FINE_TUNE, "no part of the requests explains the fall"),
+        weighing.closed(Action.ROLL_BACK, NONE_HERE),
+        weighing.closed(Action.ASSEMBLE, NOT_ASSEMBLED),
+    ]
+    return _train(Action.FULL_RETRAIN, anew, "everything", at, options, c, s, now, d)
 
 
 def _not_ours(d: Diagnosis) -> _Choice:
@@ -183,127 +292,254 @@ def _not_ours(d: Diagnosis) -> _Choice:
         action=Action.TELL,
         reason=f"The model is served elsewhere and cannot be trained here: tell its owner, or try "
         f"another server (`intonaco update start --upstream NAME`). {d.reason}",
+        rule="not ours to train",
     )
 
 
 def _first_release(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
-    recipes, cost, refusal = _affordable(s.full_retrain, c, s)
-    if not recipes:
-        return _Choice(action=Action.TELL, reason=refusal, cost=cost)
+    fit = weighing.affordable(s.full_retrain, c, s)
+    if not fit.recipes:
+        return _Choice(action=Action.TELL, reason=fit.refusal, rule="budget", cost=fit.cost)
     return _Choice(
         action=Action.FULL_RETRAIN,
-        reason=f"There is no release yet: train the first one for {_money(cost, s)}.{refusal}",
-        recipes=recipes,
-        cost=cost,
+        reason=f"There is no release yet: train the first one for {money(fit.cost, s)}."
+        f"{fit.refusal}",
+        rule="there is no release",
+        recipes=fit.recipes,
+        cost=fit.cost,
     )
 
 
 def _assemble(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+    """Another sampler or library under the same weights; or a new recipe or base, to be trained."""
     if not c.assemble:
+        if c.trigger is not None and c.trigger.recipes:
+            return _triggered(d, c, s, now)
         return _Choice(
             action=Action.TELL,
             reason=f"The cause is {_words(d.cause)}, but nobody said what to assemble.",
+            rule="nothing to assemble",
         )
-    cost = c.evaluation_seconds / HOUR * s.budget.hourly_price
-    left = s.budget.amount - c.spent - c.reserved
-    if cost > left:
+    cost = c.evaluation_seconds / 3600 * s.budget.hourly_price
+    left = weighing.money_left(c, s)
+    short = c.hours_left is not None and c.evaluation_seconds / 3600 > c.hours_left
+    if cost > left or short:
         return _Choice(
             action=Action.TELL,
-            reason=f"Evaluating it costs {_money(cost, s)}, and {_money(left, s)} are left.",
+            reason=f"Evaluating it costs {money(cost, s)}, and {money(left, s)} are left.",
+            rule="budget",
             cost=cost,
+            again_at=c.budget_frees_at,
         )
+    wait = _wait(Action.ASSEMBLE, "", c, s, now, cooldown=False)
+    if wait is not None:
+        return replace(wait, cost=cost)
     return _Choice(
         action=Action.ASSEMBLE,
         reason=f"Assemble a release from existing weights and put it through the gate for "
-        f"{_money(cost, s)}; no training.",
+        f"{money(cost, s)}; no training.",
+        rule="same weights, other environment or sampler",
         cost=cost,
     )
+
+
+def _triggered(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+    """New data, a new recipe or the schedule: the owner said that it is worth a try, so nothing is
+    known to be lost meanwhile and nothing is weighed against it; the guards hold all the same."""
+    t = c.trigger
+    if t is None:
+        return _for_a_person(d, s, now)
+    if not c.trainable:
+        return _not_ours(d)
+    if t.new_items is not None and t.new_items < s.triggers.min_new_items:
+        return _Choice(
+            action=Action.WATCH,
+            reason=f"{t.text} It brings {t.new_items} new items and "
+            f"{s.triggers.min_new_items} are needed.",
+            rule="too little new data",
+        )
+    names = t.recipes or (s.fine_tune if t.action is Action.FINE_TUNE else s.full_retrain)
+    fit = weighing.affordable(names, c, s)
+    if not fit.recipes:
+        return _Choice(
+            action=Action.TELL,
+            reason=f"{t.text} {fit.refusal}",
+            rule="budget",
+            cost=fit.cost,
+            again_at=c.budget_frees_at,
+        )
+    wait = _wait(t.action, t.text, c, s, now)
+    if wait is not None:
+        return replace(wait, cost=fit.cost)
+    return _Choice(
+        action=t.action,
+        reason=f"{t.text} {_words(t.action).capitalize()} ({', '.join(fit.recipes)}) for "
+        f"{money(fit.cost, s)}; {money(weighing.money_left(c, s), s)} of the budget are left."
+        f"{fit.refusal}",
+        rule="asked for from outside",
+        recipes=fit.recipes,
+        cost=fit.cost,
+    )
+
+
+# ------------------------------------------------------------------------------------ the guards
+
+
+def _wait(
+    action: Action,
+    would: str,
+    c: DecisionContext,
+    s: Decision,
+    now: float,
+    *,
+    cooldown: bool = True,
+) -> _Choice | None:
+    """Cooldown and quiet hours."""
+    ended = c.last_update_ended_at
+    if cooldown and ended is not None and now - ended < s.cooldown_s:
+        return _Choice(
+            action=Action.WATCH,
+            reason=f"The last update ended {now - ended:.0f} s ago and the cooldown is "
+            f"{s.cooldown_s:g} s. {would}".strip(),
+            rule="cooldown",
+            again_at=ended + s.cooldown_s,
+        )
+    until = quiet_until(now, s.quiet_hours, s.time_zone)
+    if until is not None:
+        return _Choice(
+            action=Action.WATCH,
+            reason=f"These are quiet hours ({s.time_zone}), for {(until - now) / 3600:.1f} h more: "
+            f"{_words(action)} waits. {would}".strip(),
+            rule="quiet hours",
+            again_at=until,
+        )
+    return None
+
+
+def _weighed(
+    action: Action, recipes: Sequence[str], why: str, at: Stakes, c: DecisionContext, s: Decision
+) -> Option:
+    if not recipes:
+        return weighing.closed(action, "no recipe can be paid for")
+    return weighing.weigh(action, recipes, why, at, c, s)
 
 
 def _train(
     action: Action,
-    names: Sequence[str],
-    deficit: float,
+    fit: weighing.Affordable,
     what: str,
+    at: Stakes,
+    options: Sequence[Option],
     c: DecisionContext,
     s: Decision,
     now: float,
+    d: Diagnosis,
 ) -> _Choice:
-    """Train if the cooldown is over, the budget allows it and it pays."""
-    recipes, cost, refusal = _affordable(names, c, s)
-    lead = sum(c.recipe_seconds[r] + c.evaluation_seconds for r in recipes)
-    serves = max(s.horizon_days * DAY - lead, 0.0)
-    benefit = c.request_rate * s.value_per_request * deficit * serves
+    """Train if it pays and no guard objects."""
+    option = next(o for o in options if o.action is action)
+    serves = max(at.lasts - option.lead_s, 0.0)
+    benefit = at.loss.low * serves
+    cost = fit.cost
+    name = _words(action).capitalize()
     sums = (
         f"{c.request_rate:.3g} requests/s x {s.value_per_request:g} {s.budget.currency} x deficit "
-        f"{deficit:.3f} (lower bound) over {s.horizon_days:g} days = {_money(benefit, s)}, "
-        f"against a cost of {_money(cost, s)}"
+        f"{at.deficit.low:.3f} (lower bound) over {at.lasts / DAY:.3g} days = {money(benefit, s)}, "
+        f"against a cost of {money(cost, s)}"
     )
-    ended = c.last_update_ended_at
-    if ended is not None and now - ended < s.cooldown_s:
+    extra = option.review + option.risk
+    if extra > 0:
+        sums += f" and {money(extra, s)} for review and risk"
+    patience = at.regret if s.patience == "learnt" else s.patience * (cost + extra)
+    checks = [("one update at a time", "none is under way")]
+
+    def chosen(kind: Action, reason: str, rule: str, again: float | None) -> _Choice:
+        sums_kept = weighing.reckon(rule, at, options, checks, c, s)
         return _Choice(
-            action=Action.WATCH,
-            reason=f"The last update ended {now - ended:.0f} s ago and the cooldown is "
-            f"{s.cooldown_s:g} s. {_words(action).capitalize()} would bring {sums}.",
+            action=kind,
+            reason=reason,
+            rule=rule,
+            recipes=fit.recipes if kind.makes_update else (),
             cost=cost,
             benefit=benefit,
+            again_at=again,
+            reckoning=replace(sums_kept, regret_needed=patience if s.patience != "learnt" else 0.0),
         )
-    if not recipes:
-        return _Choice(
-            action=Action.TELL, reason=f"{refusal} It would bring {_money(benefit, s)}.", cost=cost
+
+    if c.unhelpful >= s.give_up_after:
+        return chosen(
+            Action.TELL,
+            f"{c.unhelpful} updates in a row did not help against {_words(d.cause)}: training "
+            "again would be thrown away. Change the model, not only retrain it: a person has to "
+            "decide. Otherwise: " + sums + ".",
+            "training does not help",
+            None,
         )
-    if benefit <= cost:
-        return _Choice(
-            action=Action.WATCH,
-            reason=f"{_words(action).capitalize()} does not pay: {sums}.",
-            cost=cost,
-            benefit=benefit,
+    checks.append(("updates that did not help", f"{c.unhelpful} of {s.give_up_after}"))
+    wait = _wait(action, f"{name} would bring {sums}.", c, s, now)
+    if wait is not None:
+        return chosen(wait.action, wait.reason, wait.rule, wait.again_at)
+    checks.append(("cooldown", _cooldown(c, s, now)))
+    checks.append(("quiet hours", "no" if s.quiet_hours else "none configured"))
+    later = now + s.look_again_s
+    if not fit.recipes:
+        return chosen(
+            Action.TELL,
+            f"{fit.refusal} It would bring {money(benefit, s)}.",
+            "budget",
+            max(c.budget_frees_at or later, later),
         )
-    left = s.budget.amount - c.spent - c.reserved
-    return _Choice(
-        action=action,
-        reason=f"{_words(action).capitalize()} on {what} ({', '.join(recipes)}) pays: {sums}; "
-        f"{_money(left, s)} of the budget are left.{refusal}",
-        recipes=recipes,
-        cost=cost,
-        benefit=benefit,
+    checks.append(("budget", f"{money(cost, s)} of {money(weighing.money_left(c, s), s)} left"))
+    if weighing.best(options) is not option:
+        return chosen(Action.WATCH, f"{name} does not pay: {sums}.", "does not pay", later)
+    needed = weighing.asked(c, s)
+    if not weighing.pays(option, c, s):
+        return chosen(
+            Action.WATCH,
+            f"The budget is short, so an update must bring {needed:.2f} times its cost, and "
+            f"{_words(action)} does not: {sums}.",
+            "budget is short",
+            later,
+        )
+    checks.append(("return asked", f"{needed:.2f} times the cost"))
+    if at.regret < patience:
+        return chosen(
+            Action.WATCH,
+            f"{money(at.regret, s)} were lost since the change and {money(patience, s)} are waited "
+            f"for, as it may pass by itself. {name} would bring {sums}.",
+            "patience",
+            min(later, now + max((patience - at.regret) / at.loss.low, 1.0)),
+        )
+    return chosen(
+        action,
+        f"{name} on {what} ({', '.join(fit.recipes)}) pays: {sums}; "
+        f"{money(weighing.money_left(c, s), s)} of the budget are left.{fit.refusal}",
+        "pays",
+        None,
     )
 
 
-def _affordable(
-    names: Sequence[str], c: DecisionContext, s: Decision
-) -> tuple[tuple[str, ...], float, str]:
-    """The first recipes that fit in what is left of the budget, their cost (that of all if none
-    fits), and what to say of those left out. A recipe whose time nobody knows has no cost estimate
-    and is left out."""
-    left = s.budget.amount - c.spent - c.reserved
-    fit: list[str] = []
-    out: list[str] = []
-    total = wanted = 0.0
-    for name in names:
-        seconds = c.recipe_seconds.get(name)
-        if seconds is None:
-            out.append(f"{name} (its time is not known)")
-            continue
-        cost = (seconds + c.evaluation_seconds) / HOUR * s.budget.hourly_price
-        wanted += cost
-        if total + cost <= left:
-            fit.append(name)
-            total += cost
-        else:
-            out.append(f"{name} ({_money(cost, s)})")
-    refusal = f" Left out, with {_money(left, s)} in the budget: {', '.join(out)}." if out else ""
-    return (tuple(fit), total, refusal) if fit else ((), wanted, refusal.strip())
+def _cooldown(c: DecisionContext, s: Decision, now: float) -> str:
+    if c.last_update_ended_at is None:
+        return "no update yet"
+    ago = now - c.last_update_ended_at
+    return f"last update ended {ago / 3600:.1f} h ago, {s.cooldown_s / 3600:.1f} h needed"
+
+
+# ------------------------------------------------------------------------------------ small parts
+
+
+def _falls(d: Diagnosis) -> list[float]:
+    return [
+        f.value_before - f.value_now
+        for f in d.findings
+        if signal_kind(f) == "quality" and f.value_now < f.value_before
+    ]
 
 
 def _clusters(diagnosis: Diagnosis) -> tuple[ClusterMove, ...]:
     """All clusters of the finding that says best what moved, so that items can be assigned."""
     ranked = sorted(diagnosis.findings, key=lambda f: signal_kind(f) != "prompts")
     return next((f.clusters for f in ranked if any(c.moved for c in f.clusters)), ())
-
-
-def _money(amount: float, s: Decision) -> str:
-    return f"{amount:.2f} {s.budget.currency}"
 
 
 def _words(value: Action | Cause) -> str:

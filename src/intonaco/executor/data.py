@@ -30,6 +30,8 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
         version = p.datasets.put(p.workspace.resolve(p.config.data.train), name="train")
         return _have_dataset(p, version, f"{version.items} items of data.train")
     fresh = _fresh_items(p, update)
+    if not fresh and update.plan.action is Action.FULL_RETRAIN:
+        return _have_dataset(p, base, f"{base.items} items that the champion learnt from")
     if not fresh:
         raise ConfigError(
             "data.pool: no labelled item belongs to what moved",
@@ -54,7 +56,10 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
 
 
 def _fresh_items(p: Parts, update: Update) -> list[curation.Item]:
-    """Items of the pool that the plan wants learnt: those nearest to a moved cluster."""
+    """Items that the plan wants learnt: of the dataset version that set it off, those that the
+    champion has not seen; else of the pool, those nearest to a moved cluster."""
+    if update.plan.dataset_version is not None:
+        return _new_in(p, update.plan.dataset_version, dataset_of(p, update.champion))
     if p.config.data.pool is None:
         return []
     pool = curation.read_folder(p.workspace.resolve(p.config.data.pool))
@@ -62,6 +67,16 @@ def _fresh_items(p: Parts, update: Update) -> list[curation.Item]:
         return pool
     vectors = p.embed([item.texts[0] for item in pool])
     return curation.select_moved(pool, vectors, update.plan.clusters)
+
+
+def _new_in(p: Parts, version: str, base: DatasetVersion | None) -> list[curation.Item]:
+    folder = p.datasets.open(version)
+    items = curation.read_folder(folder)
+    if base is None:
+        return items
+    difference = p.datasets.diff(base.version, version)
+    new = {*difference.added, *difference.changed}
+    return [i for i in items if i.file.relative_to(folder).as_posix() in new]
 
 
 def labelled(p: Parts, effect: Effect) -> Outcome:

@@ -13,7 +13,7 @@ from typing import Any
 from intonaco.config import Recipe
 from intonaco.environments import EnvironmentStore
 from intonaco.errors import ConfigError
-from intonaco.executor.jobs import run_job
+from intonaco.executor.jobs import job_seconds, run_job
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.jobs import job_folder
 from intonaco.ledger import Effect
@@ -44,7 +44,7 @@ def train(p: Parts, effect: Effect) -> Outcome:
             "base": _base(p, recipe, champion),
             **_adapters_of(recipe, champion),
         },
-        max_seconds=p.config.training.max_seconds,
+        max_seconds=job_seconds(p.config, update, candidate.name),
     )
     status = run_job(p, spec)
     if isinstance(status, Pending | Failed):

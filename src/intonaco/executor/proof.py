@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from intonaco.environments import EnvironmentStore, Way
 from intonaco.errors import ConfigError
 from intonaco.executor.data import dataset_of
-from intonaco.executor.jobs import run_job
+from intonaco.executor.jobs import job_seconds, run_job
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.jobs import job_folder
 from intonaco.ledger import Effect
@@ -68,7 +68,7 @@ def evaluate(p: Parts, effect: Effect) -> Outcome:
             "environments": environments,
             "cache": str((p.workspace.root / "evaluations").resolve()),
         },
-        max_seconds=p.config.training.max_seconds,
+        max_seconds=job_seconds(p.config, update, "evaluate"),
     )
     status = run_job(p, spec)
     if isinstance(status, Pending | Failed):

@@ -110,7 +110,8 @@ budget = Table(
     Column("service_id", String(64), nullable=False),
     Column("at", Float, nullable=False),
     Column("subject", String(128), nullable=False),
-    Column("kind", String(16), nullable=False),  # reserve, settle
+    # reserve, settle: money; reserve_hours, settle_hours: of the training machine
+    Column("kind", String(16), nullable=False),
     Column("amount", Float, nullable=False),
 )
 

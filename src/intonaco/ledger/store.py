@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Engine, RowMapping
 from sqlalchemy.exc import DatabaseError
 
 from intonaco.codec import decode
+from intonaco.decision.budget import Spending
 from intonaco.errors import Conflict, NotFound, StorageError
 from intonaco.ledger import schema as t
 from intonaco.ledger.rows import (
@@ -27,7 +28,7 @@ from intonaco.ledger.rows import (
     command_of,
     effect_of,
 )
-from intonaco.ledger.transaction import Transaction
+from intonaco.ledger.transaction import Transaction, spending_of
 from intonaco.types import (
     Event,
     Json,
@@ -227,17 +228,19 @@ class Ledger:
         return [(row["at"], decode(RoutingTable, row["body"])) for row in rows]
 
     def spent(self, since: float = 0.0) -> tuple[float, float]:
-        """(settled, still reserved) money since a time."""
-        b = t.budget.c
-        rows = self._rows(sa.select(t.budget).where(b.service_id == self.service_id, b.at >= since))
-        settled = {r["subject"]: 0.0 for r in rows if r["kind"] == "settle"}
-        reserved = 0.0
-        for row in rows:
-            if row["kind"] == "settle":
-                settled[row["subject"]] += row["amount"]
-            elif row["subject"] not in settled:
-                reserved += row["amount"]
-        return sum(settled.values()), reserved
+        """(settled, still reserved) money: settled since a time; a reservation counts until it is
+        settled, however old it is."""
+        rows = self.spending()
+        return (
+            sum(r.amount for r in rows if r.settled and r.at >= since),
+            sum(r.amount for r in rows if not r.settled),
+        )
+
+    def spending(self, *, hours: bool = False) -> list[Spending]:
+        """All that was settled, and what is reserved as yet; in money, or in ``hours`` of the
+        training machine."""
+        with self._reader.connect() as connection:
+            return spending_of(connection, self.service_id, hours=hours)
 
     def signal_points(self, limit: int = 2000) -> list[tuple[float, list[SignalStatus]]]:
         p = t.signal_points.c

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from intonaco.codec import as_json, encode
+from intonaco.decision.budget import Spending, standing
 from intonaco.errors import Conflict
 from intonaco.ledger import schema as t
 from intonaco.ledger.rows import KIND_OF, Effect
@@ -167,6 +168,30 @@ class Transaction:
             )
         )
 
+    def reserve(
+        self,
+        at: float,
+        subject: str,
+        amount: float,
+        *,
+        limit: float,
+        period: float,
+        hours: bool = False,
+    ) -> None:
+        """Set money (or ``hours``) aside, if ``limit`` for any ``period`` seconds allows it. Read
+        and written in this one transaction, so two cannot take the same. Raises Conflict."""
+        now = standing(
+            spending_of(self.connection, self.service_id, hours=hours), limit, period, at
+        )
+        if amount > now.left + 1e-9:
+            unit = "h of the training machine" if hours else ""
+            raise Conflict(
+                f"the budget has {now.left:.2f} {unit} left of {limit:.2f}, and {amount:.2f} are "
+                "needed".replace("  ", " "),
+                hint="`intonaco budget` shows when more is free; decision.budget sets it",
+            )
+        self.money(at, subject, "reserve_hours" if hours else "reserve", amount)
+
     def routing(self, table: RoutingTable, at: float) -> None:
         """Write a routing table. Raises Conflict if its epoch is taken."""
         try:
@@ -219,3 +244,20 @@ class Transaction:
         changed = self.connection.execute(table.update().where(where).values(**values))
         if changed.rowcount == 0:
             self.connection.execute(table.insert().values(**key, **values))
+
+
+def spending_of(connection: Connection, service_id: str, *, hours: bool = False) -> list[Spending]:
+    """All that was settled, and what is reserved as yet, oldest first."""
+    reserve, settle = ("reserve_hours", "settle_hours") if hours else ("reserve", "settle")
+    b = t.budget.c
+    rows = connection.execute(
+        sa.select(t.budget)
+        .where(b.service_id == service_id, b.kind.in_((reserve, settle)))
+        .order_by(b.at, b.entry_id)
+    ).all()
+    settled = {row.subject for row in rows if row.kind == settle}
+    return [
+        Spending(at=row.at, amount=row.amount, settled=row.kind == settle, subject=row.subject)
+        for row in rows
+        if row.kind == settle or row.subject not in settled
+    ]

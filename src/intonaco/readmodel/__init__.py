@@ -11,6 +11,7 @@ from intonaco.config import Config
 from intonaco.ledger import Ledger
 from intonaco.readmodel.exposition import exposition
 from intonaco.readmodel.findings import finding_card, findings, headline, probe_rounds
+from intonaco.readmodel.money import accounts
 from intonaco.readmodel.operations import budget, processes
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
@@ -38,6 +39,7 @@ from intonaco.workspace import Workspace
 __all__ = [
     "PHASES",
     "Facts",
+    "accounts",
     "budget",
     "exposition",
     "finding_card",

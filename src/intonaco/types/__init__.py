@@ -6,6 +6,11 @@ money is in the service's currency. Ids are opaque strings.
 
 from __future__ import annotations
 
+from intonaco.types.decisions import (
+    Estimate,
+    Option,
+    Reckoning,
+)
 from intonaco.types.monitoring import (
     ClusterMove,
     Diagnosis,
@@ -74,6 +79,7 @@ __all__ = [
     "DatasetDiff",
     "DatasetVersion",
     "Diagnosis",
+    "Estimate",
     "Event",
     "Factor",
     "Feedback",
@@ -86,11 +92,13 @@ __all__ = [
     "MetricAssessment",
     "MetricResult",
     "Observed",
+    "Option",
     "Outcome",
     "Phase",
     "Plan",
     "ProbeRound",
     "Provenance",
+    "Reckoning",
     "Record",
     "Release",
     "Rollout",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from intonaco.types.decisions import Reckoning
 from intonaco.types.vocabulary import Action, Cause, Factor, Json
 
 
@@ -136,3 +137,11 @@ class Plan:
     clusters: tuple[ClusterMove, ...] = ()  # what to learn
     assemble: Mapping[str, Json] = field(default_factory=dict)  # changes of a new technique
     requested_by: str = "policy"
+    would: Action | None = None  # what it would have done, were the mode not "watch"
+    look_again_at: float | None = None  # judged again then, unless it is over before
+    reserve: float = 0.0  # money set aside for it; its jobs are stopped where that ends
+    reserve_hours: float = 0.0  # of the training machine
+    limits: Mapping[str, float] = field(default_factory=dict)  # seconds a job: recipe, "evaluate"
+    dataset_version: str | None = None  # to learn from, instead of the pool
+    trigger: str | None = None  # what set it off, if no finding did
+    reckoning: Reckoning | None = None

@@ -1,0 +1,218 @@
+"""Triggers and waiting findings through the whole controller, over twins of every seam."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.test_loop_in_memory import World, write_items
+from tests.unit.test_decision_diagnosis import NEW, prompts
+
+from intonaco import accounts
+from intonaco.config import Budget
+from intonaco.errors import Conflict
+from intonaco.types import Action, Cause, DatasetVersion, Finding, Phase, Plan
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(**changes: Any) -> World:
+        world = World(tmp_path)
+        worlds.append(world)
+        world.first_release()
+        decision = world.parts.config.decision
+        triggers = decision.triggers.model_copy(
+            update={"debounce_s": 10.0} | changes.pop("triggers", {})
+        )
+        decision = decision.model_copy(update={"triggers": triggers} | changes)
+        config = world.parts.config.model_copy(update={"decision": decision})
+        world.parts = replace(world.parts, config=config)
+        world.controller = world._controller()
+        return world
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+def events(world: World, kind: str) -> list[str]:
+    return [e.text for e in world.ledger.events(kind=kind)]
+
+
+def add_version(world: World, name: str, folder: str, origin: str) -> DatasetVersion:
+    write_items(world.root / folder, origin)
+    version = world.parts.datasets.put(world.root / folder, name=name)
+    with world.ledger.begin() as tx:
+        tx.put(version, id=version.version, at=world.clock.now())
+    return version
+
+
+def test_a_new_dataset_version_is_learnt_once(made: Callable[..., World]) -> None:
+    world = made(triggers={"datasets": ("cats",)})
+    world.tick()
+    version = add_version(world, "cats", "more", "pool")
+    world.tick(6.0)
+    assert any("nothing has changed for 10 s" in t for t in events(world, "trigger.skipped"))
+    world.until(lambda: len(world.updates()) == 2, ticks=30)
+    update = world.updates()[-1]
+    assert (update.plan.action, update.plan.cause) == (Action.FINE_TUNE, Cause.NEW_DATA)
+    assert update.plan.dataset_version == version.version
+    world.until(lambda: world.updates()[-1].phase is Phase.ROLLOUT)
+    learnt = world.ledger.get(DatasetVersion, str(update_candidate(world).dataset_version))
+    assert learnt.items > version.items  # with a replay of the old
+    assert world.command("update.cancel", update=update.update_id)["ok"]
+    world.until(lambda: world.updates()[-1].phase.final)
+    world.controller = world._controller()  # started again: nothing fires twice
+    for _ in range(10):
+        world.tick(10.0)
+    assert len(world.updates()) == 2
+    assert len(events(world, "trigger.fired")) == 1
+
+
+def update_candidate(world: World) -> Any:
+    return world.updates()[-1].candidates[0]
+
+
+def test_a_data_version_that_nobody_added_says_what_to_do(made: Callable[..., World]) -> None:
+    world = made(triggers={"dvc": ("cats.dvc",)})
+    (world.root / "cats.dvc").write_text("outs:\n- md5: 0123456789abcdef.dir\n  path: cats\n")
+    world.tick()
+    assert any("intonaco dataset add" in text for text in events(world, "trigger.skipped"))
+    for _ in range(5):
+        world.tick(10.0)
+    assert len(events(world, "trigger.skipped")) == 1
+
+
+def test_the_webhook_asks_and_the_policy_decides(made: Callable[..., World]) -> None:
+    world = made(triggers={"webhook": True})
+    assert world.command("trigger.webhook", reason="nightly data")["ok"]
+    assert world.command("trigger.webhook", reason="once more")["ok"]
+    world.until(lambda: len(world.updates()) == 2, ticks=40)
+    plan = world.updates()[-1].plan
+    assert plan.cause is Cause.REQUESTED
+    assert "once more" in plan.reason
+    assert "1 earlier calls" in plan.reason
+
+
+def test_a_webhook_that_is_off_is_refused(made: Callable[..., World]) -> None:
+    world = made(triggers={"datasets": ("cats",)})
+    outcome = world.command("trigger.webhook", reason="x")
+    assert not outcome["ok"]
+    assert "decision.triggers.webhook is off" in outcome["text"]
+
+
+def test_a_trigger_waits_for_the_running_update(made: Callable[..., World]) -> None:
+    world = made(triggers={"webhook": True})
+    assert world.command("update.start", reason="by hand")["ok"]
+    assert world.command("trigger.webhook", reason="ci")["ok"]
+    world.tick(11.0)
+    assert any("is under way" in text for text in events(world, "trigger.skipped"))
+    assert world.command("update.cancel", update=world.updates()[-1].update_id)["ok"]
+    world.until(lambda: len(world.updates()) == 3)
+    assert world.updates()[1].phase.final
+
+
+def found(world: World) -> Finding:
+    champion = world.ledger.champion()
+    finding = replace(
+        prompts(*NEW),
+        service_id="svc",
+        release=champion,
+        at=world.clock.now(),
+        since_at=world.clock.now() - 60,
+    )
+    with world.ledger.begin() as tx:
+        tx.put(finding, id=finding.finding_id, at=finding.at, status="new")
+    return finding
+
+
+def statuses(world: World) -> dict[str, list[str]]:
+    kinds = ("new", "waiting", "diagnosed", "cleared")
+    return {k: [f.finding_id for f in world.ledger.all(Finding, status=k)] for k in kinds}
+
+
+def test_a_finding_that_waits_is_judged_again(
+    made: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is too little data; after an hour it is counted once more, and nobody is told what was
+    said before."""
+    monkeypatch.setattr("intonaco.monitoring.monitor.Monitor.refresh", lambda self, f: f)
+    world = made()
+    finding = found(world)
+    world.until(lambda: statuses(world)["waiting"] == [finding.finding_id], ticks=200)
+    plans = world.ledger.all(Plan)
+    first = plans[-1]
+    assert first.action is Action.COLLECT_DATA
+    assert first.look_again_at is not None
+    told = len(events(world, "plan"))
+    world.clock.at = first.look_again_at
+    world.tick()
+    world.until(lambda: world.ledger.get(Plan, first.plan_id).at > first.at, ticks=20)
+    assert len(events(world, "plan")) == told
+    assert statuses(world)["waiting"] == [finding.finding_id]
+
+
+def test_a_finding_of_an_earlier_release_waits_no_more(made: Callable[..., World]) -> None:
+    world = made()
+    finding = replace(prompts(*NEW), service_id="svc", release="gone")
+    with world.ledger.begin() as tx:
+        tx.put(finding, id=finding.finding_id, at=finding.at, status="waiting")
+    world.tick()
+    assert statuses(world)["diagnosed"] == [finding.finding_id]
+    assert events(world, "finding.closed") == ["it was of an earlier release"]
+
+
+def test_a_plan_whose_money_is_gone_is_held(
+    made: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody reserves between the decision and the reservation: nothing is begun or lost."""
+    monkeypatch.setattr("intonaco.monitoring.monitor.Monitor.refresh", lambda self, f: f)
+    monkeypatch.setattr("intonaco.watching.Watch.rate", lambda self: 50.0)
+    world = made(min_labelled=1)
+    real = accounts.set_aside
+
+    def taken(*arguments: Any, **more: Any) -> None:
+        raise Conflict("the budget has nothing left")
+
+    monkeypatch.setattr(accounts, "set_aside", taken)
+    finding = found(world)
+    world.until(lambda: bool(events(world, "plan.held")), ticks=200)
+    assert statuses(world)["waiting"] == [finding.finding_id]
+    assert len(world.updates()) == 1
+    monkeypatch.setattr(accounts, "set_aside", real)
+    world.clock.advance(3700.0)
+    world.until(lambda: len(world.updates()) == 2, ticks=50)
+    assert world.ledger.spent()[1] > 0
+
+
+def test_by_hand_there_is_no_more_than_the_budget(made: Callable[..., World]) -> None:
+    world = made(budget=Budget(amount=0.0))
+    outcome = world.command("update.start", reason="more")
+    assert not outcome["ok"]
+    assert "estimated at" in outcome["text"]
+    assert len(world.updates()) == 1
+
+
+def test_a_reservation_stops_the_jobs(made: Callable[..., World]) -> None:
+    world = made()
+    assert world.command("update.start", reason="more")["ok"]
+    world.until(lambda: world.updates()[-1].phase is Phase.EVALUATE)
+    update = world.updates()[-1]
+    specs = {s.key: s for s in world.submitted if update.update_id in s.key}
+    train = next(s for key, s in specs.items() if ":train:" in key)
+    assert train.max_seconds == pytest.approx(update.plan.limits["tune"])
+    assert train.max_seconds == pytest.approx(610.0)  # the estimate and ten minutes
+
+
+def test_the_state_is_plain_json(made: Callable[..., World]) -> None:
+    world = made(triggers={"datasets": ("cats",), "recipes": True})
+    world.tick()
+    stored = world.ledger.setting("triggers")
+    assert json.loads(json.dumps(stored)) == stored
+    assert set(stored["known"]) == {"dataset:cats", "recipe:tune", "recipe:full"}
