@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from tests.streams import Stream, World
 from tests.traffic import Traffic
 
 from intonaco.errors import ConfigError
@@ -15,6 +14,7 @@ from intonaco.monitoring.detectors import EmbeddingDetector
 from intonaco.monitoring.detectors.dedupe import SessionDedupe
 from intonaco.monitoring.detectors.kmeans import kmeans, silhouette, unit
 from intonaco.testing.detectors import check_detector
+from intonaco.testing.streams import Stream, World
 
 WORLD = World(0)
 FALSE_ALARMS = math.log(5_000)

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import pytest
-from tests.streams import scalar
 
 from intonaco.errors import ConfigError
 from intonaco.monitoring.detectors import (
@@ -22,6 +21,7 @@ from intonaco.monitoring.detectors import (
 from intonaco.monitoring.detectors.mixture import STAKES, Mixture
 from intonaco.monitoring.detectors.settings import Direction
 from intonaco.testing.detectors import check_detector
+from intonaco.testing.streams import scalar
 
 A = 2_000
 THRESHOLD = math.log(A)
