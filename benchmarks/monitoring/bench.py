@@ -3,9 +3,9 @@
 Embedding drift: synthetic streams (mixtures of topics in 384 dimensions,
 `intonaco.testing.streams`) of five worlds and four seeds each, other worlds than those the detector
 was made on; the protocol is that of `intonaco.testing.drift`: a week of reference, one
-configuration for all, a budget of one false alarm in 10,000 requests. Delays in requests; limits: 290, 100, 20 (a new topic at 10, 20, 50
-%), 220 (a rare topic gains 10 points), 3,050 (slow rotation), and the budget on every null, 20 µs
-of processor time a request, 1 MB of state.
+configuration for all, a budget of one false alarm in 10,000 requests. Limits: a median delay of
+290, 100, 20 requests (a new topic at 10, 20, 50 %), 220 (a rare topic gains 10 points), 3,050 (slow
+rotation); the budget on every null; 20 µs of processor time a request; 1 MB of state.
 """
 
 from __future__ import annotations

@@ -132,6 +132,18 @@ def test_says_which_cycles_its_reference_covers() -> None:
     assert armed(604_000.0).cycles == ("day", "week")
 
 
+def test_state_of_another_format_leaves_it_without_a_reference(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    detector = EmbeddingDetector(threshold=9.0, reference=50)
+    detector.update_many(np.random.default_rng(0).standard_normal((60, 16)))
+    assert detector.armed
+    detector.restore({"n": 60, "fired": False})
+    assert not detector.armed
+    assert detector.updates == 0
+    assert "new reference" in caplog.text
+
+
 def test_rearmed_after_an_alarm_it_keeps_its_reference() -> None:
     r = np.random.default_rng(0)
     detector = EmbeddingDetector(threshold=9.0, reference=300, dedupe=False)
@@ -176,7 +188,7 @@ def test_the_band_holds_a_rhythm_and_is_narrow_without_one() -> None:
     r = np.random.default_rng(0)
     n = 40_000
     share = 0.1 * (1 + 0.5 * np.sin(2 * np.pi * np.arange(n) / 8_640))
-    for truth, width in ((share, 0.16), (np.full(n, 0.1), 0.03)):
+    for truth, width in ((share, 0.2), (np.full(n, 0.1), 0.06)):
         envelope = Envelope(1)
         for hit in r.random(n) < truth:
             envelope.row[0] += hit

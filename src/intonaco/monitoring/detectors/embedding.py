@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
@@ -22,8 +23,11 @@ from intonaco.monitoring.detectors.settings import DetectorSettings
 from intonaco.monitoring.detectors.witness import CLIP, MEMORIES, Witness
 from intonaco.types import Json
 
+logger = logging.getLogger(__name__)
+
 Row = NDArray[np.float32]
-Vector = NDArray[np.float64]
+
+FORMAT = 2  # of the state
 
 SAMPLE = 1000  # rows that are kept while the reference is collected; a shorter one is kept whole
 LEARN = 6000  # rows from which clusters are learned, at most
@@ -347,6 +351,7 @@ class EmbeddingDetector:
     # ----------------------------------------------------------------------------------- its state
     def state(self) -> Mapping[str, Json]:
         return {
+            "format": FORMAT,
             "n": self._n,
             "fresh": self._fresh,
             "fired": self._fired,
@@ -366,7 +371,15 @@ class EmbeddingDetector:
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
+        """Go on exactly where ``state`` was taken. One of another format cannot be gone on with: it
+        leaves the detector reset, to collect a new reference."""
         self.reset()
+        if state.get("format") != FORMAT:
+            logger.warning(
+                "state of another version of the embedding detector, it gets a new reference",
+                extra={"action": "detector.format_changed"},
+            )
+            return
         self._n, self._fresh = int(state["n"]), int(state["fresh"])
         self._fired = bool(state["fired"])
         self._follow_until = int(state["follow_until"])

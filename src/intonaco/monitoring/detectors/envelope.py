@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,9 +16,12 @@ Vector = NDArray[np.float64]
 
 BLOCKS = 128  # at most; then two become one
 SMALLEST = 32  # rows in a block at first
-ENOUGH = 16  # blocks from which on their spread says something
+ENOUGH = 64  # blocks from which on their spread says something
 SPREAD = 2.0  # standard deviations of the true means: a sine peaks at 1.4 of its own, a weekly
 # rhythm upon a daily one at about 2
+UNSURE = (
+    2.0  # standard errors of the blocks' variance: a spread that chance may hide is allowed for
+)
 SURE = 2.5  # standard errors by which a block must lie outside to widen the band by itself
 
 
@@ -66,7 +70,9 @@ class Envelope:
         if self._block >= ENOUGH:
             blocks = self._sums[: self._block] / self._size
             error = np.maximum(variance, 1.0 / n) / self._size
-            spread = np.sqrt(np.maximum(blocks.var(axis=0, ddof=1) - error, 0.0))
+            found = blocks.var(axis=0, ddof=1)
+            found += UNSURE * found * math.sqrt(2.0 / (self._block - 1))
+            spread = np.sqrt(np.maximum(found - error, 0.0))
             sure = SURE * np.sqrt(np.maximum(blocks * (1.0 - blocks), 1.0 / n) / self._size)
             low = np.minimum(low - SPREAD * spread, (blocks + sure).min(axis=0))
             high = np.maximum(high + SPREAD * spread, (blocks - sure).max(axis=0))
