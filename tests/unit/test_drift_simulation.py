@@ -137,7 +137,6 @@ def test_state_of_another_format_leaves_it_without_a_reference(
 ) -> None:
     detector = EmbeddingDetector(threshold=9.0, reference=50)
     detector.update_many(np.random.default_rng(0).standard_normal((60, 16)))
-    assert detector.armed
     detector.restore({"n": 60, "fired": False})
     assert not detector.armed
     assert detector.updates == 0

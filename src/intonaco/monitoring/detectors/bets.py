@@ -156,18 +156,6 @@ class Bets:
             hit = beyond[:, group] > (best - self._starts[group]) // len(NOVELTIES)
         return np.asarray(self._miss[best] * np.where(hit, self._ratio[best], 1.0))
 
-    def shares(self) -> dict[str, float]:
-        """Share of the evidence by kind of feature."""
-        held = self._weight * self._value
-        clusters = float(held[: self._clusters * PER_CLUSTER].sum())
-        witness = float(held[self._witness_at :].sum())
-        total = max(float(held.sum()), 1e-300)
-        novelty = total - clusters - witness
-        return {
-            k: v / total
-            for k, v in (("cluster", clusters), ("novelty", novelty), ("witness", witness))
-        }
-
     def state(self) -> Mapping[str, Json]:
         return {
             "clusters": self._clusters,

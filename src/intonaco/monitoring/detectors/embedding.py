@@ -45,12 +45,13 @@ TAIL = 0.005  # what cutting the tails of a projection may add to its mean, in s
 class EmbeddingDetector:
     """Mixture Shiryaev-Roberts e-detector over bounded features of unit vectors.
 
-    The first ``reference`` updates say what is normal. From the first part of them it learns
-    clusters, limits of distance and the covariance within clusters; on the rest it measures how
-    often each cluster is asked for, how often a request lies far from all of them, and where the
-    mean within clusters lies. It bets that one of these leaves the band in which it was then. The
-    band holds the error of a finite reference (``z`` standard errors) and the whole rhythm that the
-    reference went through: a reference of a week covers the day and the week (``cycles``).
+    The first ``reference`` updates (repeats too, but at least 300 others or, if it is shorter, all
+    of it) say what is normal. From the first part of them it learns clusters, limits of distance
+    and the covariance within clusters; on the rest it measures how often each cluster is asked for,
+    how often a request lies far from all of them, and where the mean within clusters lies. It bets
+    that one of these leaves the band in which it was then. The band holds the error of a finite
+    reference (``z`` standard errors) and the whole rhythm that the reference went through: a
+    reference of a week covers the day and the week (``cycles``).
 
     ``threshold``: log of the mean number of updates to a false alarm, kept while the conditional
     mean of every feature given the past stays in its band. ``tolerance``: shares (of requests) by
