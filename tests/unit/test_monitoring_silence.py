@@ -61,7 +61,7 @@ def test_signals_of_requests_are_expected_only_where_it_is_said() -> None:
     watched.tick(NOW)
     found = watched.tick(NOW + 1000)
     assert [f.signal for f in found] == ["latency"]
-    assert signal_kind(found[0]) == "other"  # nothing slow was measured
+    assert signal_kind(found[0]) == "silence"  # nothing slow was measured
     assert watched.refresh(found[0]) == found[0]
     assert watched.settled(found[0])
 

@@ -97,7 +97,7 @@ class Signal(Section):
     reference: Annotated[int, Field(ge=50)] = 2000  # requests that say what is normal
     tolerance: Annotated[float, Field(ge=0)] = 0.0  # a move this small is nothing to tell
     direction: Literal["up", "down", "both"] = "both"
-    given_topic: bool | None = None  # none: scores and feedback are
+    given_topic: bool | None = None  # none: scores and feedback are, and detector: stratified
     silent_after_s: Positive | None = None  # without data for so long: a finding of its own
 
     slower_than: Positive = 3.0  # slow is this many times the reference median
@@ -120,7 +120,10 @@ class Signal(Section):
 
     @property
     def judged_given_topic(self) -> bool:
-        return self.of in GIVEN_TOPIC if self.given_topic is None else self.given_topic
+        if self.given_topic is not None:
+            return self.given_topic
+        chosen = self.detector if isinstance(self.detector, str) else self.detector.name
+        return self.of in GIVEN_TOPIC or chosen == "stratified"
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Signal:
