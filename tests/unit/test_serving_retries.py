@@ -32,6 +32,7 @@ from intonaco.messages import (
     StreamEvent,
 )
 from intonaco.segment_log import SegmentReader
+from intonaco.serving.gateway import dispatch
 from intonaco.serving.gateway.app import Gateway
 from intonaco.serving.gateway.main import build
 from intonaco.serving.gateway.upstream import Reply, Upstream, client
@@ -496,6 +497,28 @@ async def test_who_was_at_a_worker_that_died_waits_for_room_at_the_other(tmp_pat
         assert outcomes[-1] is Outcome.OK
         other.wrong, other.asked = full, []
         assert (await stage.ask(False))[0] == 429, "who was at nobody is told at once"
+
+
+async def test_where_nobody_listens_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "REFUSED_S", 0.2)
+    gone = Raw(OLD)
+    async with staged(tmp_path, [gone], None) as stage:
+        assert gone.server is not None
+        gone.server.close()
+        await gone.server.wait_closed()
+        body = {"prompt": "p", "user": "u"}
+        for more in ({}, {"stream": True}):
+            answer = await stage.http.post("/v1/images/generations", json=body | more)
+            assert answer.status_code == 503
+            error = answer.json()["error"]
+            assert (error["code"], error["type"]) == ("no_worker", "server_error")
+            assert "No worker of the model can be reached" in error["message"]
+            assert answer.headers["retry-after"] == "5"
+        for record in await stage.records():
+            assert record.status == 503
+            assert {a.outcome for a in record.attempts} == {Outcome.ERROR}
 
 
 @both

@@ -24,6 +24,7 @@ MOST_FAILED = 2  # tries that one request may fail at workers of an arm: it may 
 FIRST_WAIT_S = 0.05
 BROKEN_WAIT_S = 0.25  # a process that dies may still accept a connection or two
 LONGEST_WAIT_S = 1.0
+NO_WORKER_S = 5.0  # when to come again if nobody was there, which the gateway has waited for
 GENERATION = ("steps", "guidance_scale", "width", "height")
 REFUSALS = (429, 503)  # answers that say when to come again
 PROBES = 2
@@ -256,16 +257,17 @@ def as_answer(reply: Reply, attempts: list[Attempt]) -> Answer:
         )
     status, error = _ERRORS[reply.outcome]
     if reply.refused:
-        status = 503
+        status, error = 503, NO_WORKER
     if reply.outcome is Outcome.INVALID:
         message = reply.attempt.error.partition(": ")[2]
         error = ApiError(message=message or error.message, code="invalid_value")
     waits = [a.retry_after_s for a in attempts if a.retry_after_s is not None]
+    wait = min(waits, default=NO_WORKER_S if reply.refused else None)
     return Answer(
         status=status,
         attempts=tuple(attempts),
         error=error,
-        retry_after_s=min(waits, default=None) if status in REFUSALS else None,
+        retry_after_s=wait if status in REFUSALS else None,
     )
 
 
@@ -273,6 +275,7 @@ def _server_error(message: str, code: str) -> ApiError:
     return ApiError(message=message, type="server_error", code=code)
 
 
+NO_WORKER = _server_error("No worker of the model can be reached now; try again soon.", "no_worker")
 _ERRORS = {
     Outcome.ERROR: (502, _server_error("The model failed on this request.", "model_error")),
     Outcome.TIMEOUT: (504, _server_error("The request took too long.", "timeout")),
