@@ -119,6 +119,7 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     from intonaco.monitoring.detectors import check_name
     from intonaco.monitoring.monitor import Monitor
     from intonaco.monitoring.polls import polls_of
+    from intonaco.serving.device_check import check_device
     from intonaco.serving.gateway.callers import Keys
 
     problems = []
@@ -140,6 +141,11 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     for specs in config.serving.faults.values():
         for spec in specs:
             attempt(_fault, spec)
+    if config.serving.type == "local":
+        try:
+            check_device(config.serving.worker.device)
+        except ConfigError as error:
+            problems.append(f"serving.worker.{error}")
     if config.serving.tracing is not None:
         attempt(need_extra, "serving.tracing", *OTEL)
     for signal, settings in config.monitoring.signals.items():
@@ -178,6 +184,42 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     if prompts is not None and not workspace.resolve(prompts).is_file():
         problems.append(f"evaluation.prompts: {workspace.resolve(prompts)} does not exist")
     return problems
+
+
+def notes(config: Config, workspace: Workspace) -> list[str]:
+    """What is no mistake, but keeps the service from serving or watching yet, or could not be
+    checked. Said by ``check`` and ``up`` alike."""
+    from intonaco.serving.device_check import can_tell
+
+    found = []
+    if config.serving.type == "local":
+        found += _until_it_serves(config, workspace)
+        if not can_tell(config.serving.worker.device):
+            found.append(
+                f"serving.worker.device: whether {config.serving.worker.device} is there was not"
+                " checked, as PyTorch is not installed here"
+            )
+    if config.extractor is None:
+        found.append("extractor: none given: content is not watched, no rollout can be proven")
+    return found
+
+
+def _until_it_serves(config: Config, workspace: Workspace) -> list[str]:
+    """What a service without any release needs, to have its first."""
+    if config.model.path is not None or any(workspace.releases.glob("*/release.json")):
+        return []
+    if config.data.train is None:
+        return [
+            "nothing can be served yet: there is no release, model.path names no pipeline to take"
+            " into care, and data.train no images to train the first one on"
+        ]
+    recipes = config.training.recipes
+    if all(recipe.init == "champion" for recipe in recipes.values()):
+        return [
+            "nothing can be served yet: there is no release, and no recipe of training.recipes says"
+            " in init what pipeline to train the first one from"
+        ]
+    return ["nothing is served until `intonaco update start` has trained the first release"]
 
 
 def _fault(spec: str) -> None:

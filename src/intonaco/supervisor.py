@@ -49,6 +49,7 @@ def command(name: str) -> list[str]:
 
 
 START_SECONDS = 60.0
+SETTLE_SECONDS = 10.0
 GRACE_SECONDS = 10.0
 RESTARTS_PER_MINUTE = 5
 
@@ -94,8 +95,8 @@ class Supervisor:
         while waiting:
             waiting = [n for n in waiting if self.workspace.process(n) is None]
             for name in waiting:
-                code = self.children[name].process.poll()
-                if code is not None:
+                if self.children[name].process.poll() is not None:
+                    name = self._first_fault(name, waiting)
                     self.stop()
                     said, hint = self._last_words(name)
                     raise BackendError(
@@ -109,6 +110,24 @@ class Supervisor:
                     retriable=False,
                 )
             time.sleep(0.05)  # waiting for the children to announce themselves
+
+    def _first_fault(self, name: str, waiting: Sequence[str]) -> str:
+        """Whose fault is to be told, where ``name`` has ended instead of coming up: of gateways
+        side by side the first one's, as the others also fail for the port that it has taken."""
+        if not name.startswith("gateway"):
+            return name
+        deadline = time.monotonic() + SETTLE_SECONDS
+        for other in waiting[: waiting.index(name)]:
+            if not other.startswith("gateway"):
+                continue
+            process = self.children[other].process
+            while process.poll() is None and self.workspace.process(other) is None:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)  # it comes up, or ends too
+            if process.poll() is not None:
+                return other
+        return name
 
     def begin(self, name: str) -> None:
         """Start one more and do not wait for it; ``revive`` looks after it."""

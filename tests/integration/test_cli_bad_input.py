@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -141,8 +142,50 @@ def test_unknown_release_process_and_workspace_in_use(root: Path) -> None:
 
 def test_init_writes_a_configuration_that_checks(tmp_path: Path) -> None:
     assert intonaco("init", cwd=tmp_path).returncode == 0
-    assert intonaco("check", cwd=tmp_path).returncode == 0
+    done = intonaco("check", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "no mistakes" in done.stdout
+    assert "note: nothing can be served yet: there is no release, model.path names" in done.stdout
+    assert "note: extractor: none given" in done.stdout
+    assert "all is well" not in done.stdout
+    found = json.loads(intonaco("check", "--json", cwd=tmp_path).stdout)
+    assert (found["ok"], found["problems"], len(found["notes"])) == (True, [], 2)
     refused(intonaco("init", cwd=tmp_path), "exists already")
+
+
+def test_up_says_what_is_missing_before_it_can_serve(root: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "intonaco.cli.main", "up"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert child.stdout is not None
+        said: list[str] = []
+        for line in child.stdout:  # until it ends, or the last of these
+            said.append(line)
+            if line.startswith("note: extractor"):
+                break
+        text = "".join(said)
+        assert "note: nothing can be served yet: there is no release" in text
+        assert text.index("console ") < text.index("note: ")
+    finally:
+        child.terminate()
+        child.communicate(timeout=60)
+    assert child.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["check", "up"])
+def test_a_device_that_is_not_there(root: Path, command: str) -> None:
+    for device in ("gpu", "cuda:99"):
+        worker = f"worker: {{device: '{device}'}}"
+        text = GOOD.replace("{gateway: {port: 0}}", f"{{gateway: {{port: 0}}, {worker}}}")
+        (root / "intonaco.yaml").write_text(text)
+        refused(intonaco(command, cwd=root), "serving.worker.device: ", device)
+    still_usable(root)
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:

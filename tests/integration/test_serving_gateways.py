@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -139,6 +140,16 @@ def alone(workspace: Workspace, info: ProcessInfo) -> Observed:
     headers = {"authorization": f"Bearer {workspace.admin_token()}"}
     answer = httpx.get(f"{info.facts['admin_url']}/admin/observed", headers=headers, timeout=30)
     return decode(Observed, answer.content)
+
+
+def told(text: str, name: str) -> dict[str, float]:
+    """Values of a metric without other labels, by gateway, as Prometheus reads them."""
+    return {
+        sample.labels["gateway"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == f"intonaco_gateway_{name}"
+    }
 
 
 def ask(url: str | None, user: str) -> httpx.Response:
@@ -262,6 +273,13 @@ def test_two_gateways_are_one_service(workspace: Workspace, workers: dict[str, W
         for info in (zero, one):
             text = httpx.get(f"{info.facts['admin_url']}/metrics").text
             assert "intonaco_gateway_routing_epoch 7" in text
+        # The public port answers for both, whoever takes the connection.
+        for _ in range(8):
+            text = httpx.get(f"{one.url}/metrics").text
+            assert told(text, "routing_epoch") == {"gateway": 7.0, "gateway-1": 7.0}
+            assert told(text, "requests_total") == {
+                info.name: alone(workspace, info).requests for info in (zero, one)
+            }
         seen = router.observed()
         assert seen.requests == sum(alone(workspace, i).requests for i in (zero, one))
 

@@ -83,3 +83,9 @@ def test_what_was_measured_is_written_beside_what_was_not(
     values = {name: entry["value"] for name, entry in results.items()}
     assert values == {"bad.x": 7.0, "one.a.p50_ms": 1.0, "other.x": 2.0, "two.y": 3.0}
     assert (tmp_path / "RESULTS.md").read_text() == runner.page(results)
+
+
+def test_the_page_on_sharing_says_how_often_the_benchmark_measures() -> None:
+    rounds = load().load("sharing").ROUNDS
+    page = FILE.parents[1] / "docs" / "concepts" / "sharing.md"
+    assert f"medians of {rounds} pictures" in page.read_text()

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from intonaco.config import Generation
-from intonaco.serving.gateway.api import Limits, Wanted, parse
+from intonaco.serving.gateway.api import Limits, Wanted, explain, parse
+from intonaco.serving.gateway.feedback import FeedbackFields
 from intonaco.serving.gateway.problems import Refused
 from intonaco.types import Json
 
@@ -94,3 +96,14 @@ def test_bodies_that_are_no_request() -> None:
         with pytest.raises(Refused) as caught:
             parse(text, LIMITS)
         assert caught.value.error.code == code
+
+
+@pytest.mark.parametrize("text", [b"[]", b'["a cat"]', b'"a cat"', b"7", b"null"])
+def test_a_body_that_is_no_object_is_told_so(text: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        parse(text, LIMITS)
+    error = caught.value.error
+    assert (error.message, error.param) == ("The body must be a JSON object.", None)
+    with pytest.raises(ValidationError) as wrong:
+        FeedbackFields.model_validate_json(text)
+    assert explain(wrong.value) == error

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from intonaco import config
-from intonaco.app import check
+from intonaco.app import check, notes
 from intonaco.config import Recipe, Serving, Worker
 from intonaco.environments.store import Choice, Way
 from intonaco.errors import ConfigError
 from intonaco.executor.models import _adapters_of
 from intonaco.releases import ReleaseStore, read_serving_spec
-from intonaco.serving import local
+from intonaco.serving import device_check, local
+from intonaco.serving.worker.devices import resolve_device
 from intonaco.serving.worker.main import arguments
 from intonaco.types import Provenance, Release
 from intonaco.workspace import Workspace
@@ -113,3 +114,53 @@ def test_a_training_is_told_of_the_champions_adapters(tmp_path: Path) -> None:
     assert _adapters_of(Recipe(), champion) == {"adapters": ["style"], "fused": False}
     assert _adapters_of(Recipe(), None) == {}
     assert _adapters_of(Recipe(init="a folder"), champion) == {}
+
+
+@pytest.mark.parametrize(("device", "wrong"), [("cuda", True), ("mps", True), ("auto", False)])
+def test_without_torch_a_device_is_not_checked_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, wrong: bool
+) -> None:
+    monkeypatch.setattr(device_check, "find_spec", lambda name: None)
+    workspace = Workspace(tmp_path)
+    parsed = config.parse(f"service: s\nserving: {{worker: {{device: {device}}}}}\n")
+    assert check(parsed, workspace) == []
+    unchecked = [n for n in notes(parsed, workspace) if n.startswith("serving.worker.device")]
+    assert bool(unchecked) is wrong
+    assert all(f"{device} is there was not checked" in note for note in unchecked)
+    parsed = config.parse("service: s\nserving: {worker: {device: abacus}}\n")
+    assert check(parsed, workspace) == ["serving.worker.device: 'abacus' is unknown"]
+
+
+def test_a_number_of_a_device_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for there in ("cuda", "cuda:0", "cuda:1"):
+        assert resolve_device(there) == there
+    for missing in ("cuda:2", "cuda:-1", "cuda:one"):
+        with pytest.raises(ConfigError, match=f"{missing} is not available here; of cuda there"):
+            resolve_device(missing)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("", "model.path names no pipeline to take into care, and data.train no images"),
+        ("data: {train: t}", "no recipe of training.recipes says in init what pipeline"),
+        (
+            "data: {train: t}\ndecision: {fine_tune: [full]}\n"
+            "training: {recipes: {full: {method: full, init: models/x}}}",
+            "until `intonaco update start` has trained the first release",
+        ),
+        ("model: {path: models/x}", ""),
+    ],
+)
+def test_what_is_missing_before_anything_is_served(tmp_path: Path, more: str, said: str) -> None:
+    workspace = Workspace(tmp_path)
+    parsed = config.parse(f"service: s\nextractor: {{type: clip, path: x}}\n{more}\n")
+    found = notes(parsed, workspace)
+    assert len(found) == bool(said)
+    assert all(said in note for note in found)
+    release = workspace.releases / "r" / "release.json"
+    release.parent.mkdir(parents=True)
+    release.touch()
+    assert notes(parsed, workspace) == []

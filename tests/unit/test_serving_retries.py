@@ -32,9 +32,10 @@ from intonaco.messages import (
     StreamEvent,
 )
 from intonaco.segment_log import SegmentReader
+from intonaco.serving.gateway import dispatch
 from intonaco.serving.gateway.app import Gateway
 from intonaco.serving.gateway.main import build
-from intonaco.serving.gateway.upstream import client
+from intonaco.serving.gateway.upstream import Reply, Upstream, client
 from intonaco.types import Arm, ArmRole, Attempt, Outcome, Record, RoutingTable
 from intonaco.workspace import Workspace
 
@@ -53,6 +54,7 @@ class Raw:
     url: str = ""
     asked: list[GenerateRequest] = field(default_factory=list)
     open: int = 0
+    server: asyncio.Server | None = None
     _fake: FakeWorker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,12 +62,12 @@ class Raw:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Raw]:
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self.server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
         try:
             yield self
         finally:
-            server.close()
+            self.server.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
@@ -252,6 +254,7 @@ WRONG = (
     *(speaks_no_http, is_another_release, answers_another_request, speaks_another_protocol),
     *(sends_elsewhere, fails_with_a_page, sends_too_much),
 )
+BREAKING = (closes, resets, cuts_the_head, cuts_after_the_head, cuts_the_body, cuts_between_lines)
 
 
 # ---------------------------------------------------------------------------------- the stage
@@ -400,11 +403,122 @@ async def test_where_nobody_else_can_answer_the_error_is_honest(
         assert status in ((502, 0) if stream else (502,))
         assert picture is None
         [record] = await stage.records()
-        assert told(record.attempts) == [("champion", OLD, Outcome.ERROR)]
+        # One that broke off may have died, so it is tried once more; what it answers is believed.
+        tries = 2 if wrong in BREAKING else 1
+        assert told(record.attempts) == [("champion", OLD, Outcome.ERROR)] * tries
+        assert len(bad.asked) == tries
         assert (record.status, record.served_by, record.image) == (502, None, None)
-        assert stage.counted() == {"requests": 1, "failed": 1, "images": 1, "attempts": 1}
+        assert stage.counted() == {"requests": 1, "failed": 1, "images": 1, "attempts": tries}
         bad.wrong = None  # it comes to its senses
         assert (await stage.ask(stream))[0] == 200
+
+
+@both
+async def test_a_lone_worker_that_dies_loses_nothing_that_the_next_one_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """It dies in the middle of a request, and another is started elsewhere only once the gateway
+    has seen that nobody is there. That one makes the picture, from the same seed, and the record
+    tells of every try."""
+    refused = asyncio.Event()
+    generate = Upstream.generate
+
+    async def seen(*given: Any) -> Reply:
+        reply = await generate(*given)
+        if reply.refused:
+            refused.set()
+        return reply
+
+    async def dies(raw: Raw, wanted: GenerateRequest, writer: asyncio.StreamWriter) -> None:
+        assert raw.server is not None
+        raw.server.close()
+        await cuts_the_body(raw, wanted, writer)
+
+    monkeypatch.setattr(Upstream, "generate", seen)
+    first, after = Raw(OLD, dies), Raw(OLD)
+    async with after.running(), staged(tmp_path, [first], None) as stage:
+        asked = asyncio.create_task(stage.ask(stream))
+        await asyncio.wait_for(refused.wait(), 20)
+        champion = arm("champion", OLD, (after.url,), 1.0)
+        table = RoutingTable(service_id="tiny", epoch=2, salt="s", arms=(champion,))
+        stage.gateway.state.apply(table)
+        status, picture = await asked
+        assert (status, picture) == (200, after.picture(after.asked[0]))
+        assert [r.seed for r in (*first.asked, *after.asked)] == [7, 7]
+        [record] = await stage.records()
+        broken, *between, made = record.attempts
+        assert (broken.outcome, made.outcome) == (Outcome.ERROR, Outcome.OK)
+        assert between
+        assert all(a.error.startswith("ConnectError") for a in between)
+        assert (record.status, record.served_by) == (200, OLD)
+        tries = len(record.attempts)
+        counted = {"requests": 1, "failed": 0, "images": 1, "attempts": tries}
+        assert stage.counted() == counted
+
+
+@both
+async def test_a_request_that_ends_workers_ends_two_and_no_more(
+    tmp_path: Path, stream: bool
+) -> None:
+    """However often they come back: here at the same address, with a replica that refuses."""
+    bad, gone = Raw(OLD, closes), Raw(OLD)
+    async with gone.running():
+        pass  # its address, where nobody listens
+    async with staged(tmp_path, [bad], None) as stage:
+        urls = (gone.url, bad.url)
+        champion = arm("champion", OLD, urls, 1.0)
+        table = RoutingTable(service_id="tiny", epoch=2, salt="s", arms=(champion,))
+        stage.gateway.state.apply(table)
+        assert (await stage.ask(stream))[0] == 502
+        assert len(bad.asked) == 2
+        [record] = await stage.records()
+        begun = [a for a in record.attempts if not a.error.startswith("ConnectError")]
+        assert [a.outcome for a in begun] == [Outcome.ERROR] * 2
+        assert stage.counted()["attempts"] == len(record.attempts)
+
+
+async def test_who_was_at_a_worker_that_died_waits_for_room_at_the_other(tmp_path: Path) -> None:
+    async def dies(raw: Raw, wanted: GenerateRequest, writer: asyncio.StreamWriter) -> None:
+        assert raw.server is not None
+        raw.server.close()
+
+    async def full(raw: Raw, wanted: GenerateRequest, writer: asyncio.StreamWriter) -> None:
+        if len(raw.asked) > 2:
+            raw.wrong = None
+        writer.write(raw.head(b"", "{}", "429 Too Many Requests"))
+
+    dying, other = Raw(OLD, dies), Raw(OLD, full)
+    async with staged(tmp_path, [dying, other], None) as stage:
+        assert (await stage.ask(False))[0] == 200
+        [record] = await stage.records()
+        outcomes = [a.outcome for a in record.attempts]
+        assert outcomes[:2] == [Outcome.ERROR, Outcome.REJECTED]
+        assert outcomes.count(Outcome.REJECTED) == 3
+        assert outcomes[-1] is Outcome.OK
+        other.wrong, other.asked = full, []
+        assert (await stage.ask(False))[0] == 429, "who was at nobody is told at once"
+
+
+async def test_where_nobody_listens_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "REFUSED_S", 0.2)
+    gone = Raw(OLD)
+    async with staged(tmp_path, [gone], None) as stage:
+        assert gone.server is not None
+        gone.server.close()
+        await gone.server.wait_closed()
+        body = {"prompt": "p", "user": "u"}
+        for more in ({}, {"stream": True}):
+            answer = await stage.http.post("/v1/images/generations", json=body | more)
+            assert answer.status_code == 503
+            error = answer.json()["error"]
+            assert (error["code"], error["type"]) == ("no_worker", "server_error")
+            assert "No worker of the model can be reached" in error["message"]
+            assert answer.headers["retry-after"] == "5"
+        for record in await stage.records():
+            assert record.status == 503
+            assert {a.outcome for a in record.attempts} == {Outcome.ERROR}
 
 
 @both

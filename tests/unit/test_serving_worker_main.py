@@ -14,7 +14,7 @@ import pytest
 from intonaco.config import Serving, parse
 from intonaco.errors import ConfigError
 from intonaco.serving import local
-from intonaco.serving.worker.main import arguments
+from intonaco.serving.worker.main import HUNG, arguments
 from intonaco.types import Provenance, Release, ServingSpec
 from intonaco.workspace import Workspace
 
@@ -73,3 +73,15 @@ def test_the_http_side_imports_no_torch() -> None:
         "sys.exit(bool({'torch', 'diffusers', 'pynvml'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_process_that_hangs_after_a_stop_ends_all_the_same() -> None:
+    code = (
+        "import threading; from intonaco.serving.worker.main import end_at_last;"
+        "end_at_last(0.2); threading.Event().wait(60)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == HUNG
+    assert "still there" in done.stderr

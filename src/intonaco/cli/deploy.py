@@ -13,6 +13,7 @@ import typer
 
 from intonaco import config as configuration
 from intonaco.app import check as check_config
+from intonaco.app import notes
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json
 from intonaco.errors import ConfigError
 from intonaco.supervisor import PROCESSES, Supervisor, command, gateway_names
@@ -44,27 +45,38 @@ def check(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the configuration and every file that it names."""
+    """Check the configuration and every file that it names, and say what is missing before
+    anything can be served."""
     if schema:
         print_json(configuration.json_schema())
         return
     place = Workspace(workspace)
     wrong: ConfigError | None = None
+    said: list[str] = []
     try:
-        problems = check_config(configuration.load(place.config_file), place)
+        config = configuration.load(place.config_file)
+        problems = check_config(config, place)
+        said = notes(config, place)
     except ConfigError as error:
         problems = configuration.mistakes(error, str(place.config_file))
         wrong = error if len(problems) == 1 else None
     if as_json:
-        print_json({"ok": not problems, "problems": problems})
+        print_json({"ok": not problems, "problems": problems, "notes": said})
     elif not problems:
-        out.print(f"{place.config_file}: all is well", markup=False)
+        well = "no mistakes" if said else "all is well"
+        out.print(f"{place.config_file}: {well}", markup=False)
+        _say(said)
     elif len(problems) > 1:
         for problem in problems:
             out.print(f"- {problem}", markup=False, soft_wrap=True)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise wrong or ConfigError(problems[0] + more)
+
+
+def _say(said: list[str]) -> None:
+    for note in said:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def up(workspace: Folder = HERE) -> None:
@@ -88,8 +100,7 @@ def up(workspace: Folder = HERE) -> None:
         gateway, console = app.workspace.process("gateway"), app.workspace.process("console")
         out.print(f"gateway  {gateway.url if gateway else '?'}/v1/images/generations", markup=False)
         out.print(f"console  {console.url if console else '?'}", markup=False)
-        if not watched:
-            out.print("no extractor configured: content is not watched, no rollout can be proven")
+        _say(notes(app.config, app.workspace))
         supervisor.watch(stop)
         drain_s = app.config.serving.gateway.request_timeout_s
         out.print(f"answers what it took, at most {drain_s:g} s; Ctrl-C again ends it at once")

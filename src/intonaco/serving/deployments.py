@@ -1,4 +1,5 @@
-"""What was started for each release, written down in ``run/deployment-RELEASE.json``."""
+"""What was started for each release, written down in ``run/deployment-RELEASE.json``, and workers
+that are about to end, in ``run/WORKER.ending``."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from intonaco.codec import decode, encode
 from intonaco.messages import ProcessInfo
-from intonaco.workspace import Workspace, write_atomic
+from intonaco.workspace import Workspace, alive, write_atomic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,23 @@ class Deployments:
         others = self.others(deployment.release_id, deployment.base)
         needed = {(r.name, r.pid) for d in others for r in d.replicas}
         return [r for r in deployment.replicas if (r.name, r.pid) in needed]
+
+    def ending(self, name: str) -> ProcessInfo | None:
+        """The worker of that name that still answers what it took before it was retired."""
+        try:
+            info = decode(ProcessInfo, self._ending(name).read_bytes())
+        except FileNotFoundError:
+            return None
+        if alive(info):
+            return info
+        self._ending(name).unlink(missing_ok=True)
+        return None
+
+    def put_ending(self, info: ProcessInfo) -> None:
+        write_atomic(self._ending(info.name), encode(info))
+
+    def _ending(self, name: str) -> Path:
+        return self.workspace.run / f"{name}.ending"
 
     def _file(self, release_id: str) -> Path:
         return self.workspace.run / f"deployment-{release_id[:10]}.json"

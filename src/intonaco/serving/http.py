@@ -97,10 +97,13 @@ def bind(host: str, port: int, *, what: str, shared: bool = False) -> tuple[sock
     return sock, f"http://{shown}:{sock.getsockname()[1]}"
 
 
-def on_stop(*servers: uvicorn.Server) -> None:
-    """SIGTERM and SIGINT ask the servers of the running loop to finish and exit."""
+def on_stop(*servers: uvicorn.Server, then: Callable[[], object] | None = None) -> None:
+    """SIGTERM and SIGINT ask the servers of the running loop to finish and exit, and call
+    ``then``."""
 
     def stop() -> None:
+        if then is not None:
+            then()
         for each in servers:
             each.should_exit = True
 

@@ -19,7 +19,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -94,6 +94,7 @@ class LocalServingBackend:
         deployment = self._deployments.get(release.release_id)
         base = self._base(release, deployment)
         names = [_name(base, release.release_id, k) for k in range(self.config.replicas)]
+        self._cut_short(names)
         live = {
             name: info for name in names if (info := self._live(deployment, name, base)) is not None
         }
@@ -197,9 +198,11 @@ class LocalServingBackend:
             self._call("POST", self.workspace.process(replica.name), f"/drain{which}")
 
     def retire(self, release_id: str) -> None:
-        """End its workers: SIGTERM, and SIGKILL for those still there after the grace. Never
-        touches a pid that passed on to another process. A worker that holds other releases lets
-        go of this one and lives."""
+        """End its workers: SIGTERM, and SIGKILL for those still there after the grace. One that has
+        requests in hand is not waited for: it answers them, ends by itself, and is done at the
+        latest when their deadlines are over (``gateway.request_timeout_s``, given to it as
+        ``--grace-s``). Never touches a pid that passed on to another process. A worker that holds
+        other releases lets go of this one and lives."""
         deployment = self._deployments.get(release_id)
         needed = self._deployments.needed_by_others(deployment)
         for replica in deployment.replicas:
@@ -217,8 +220,21 @@ class LocalServingBackend:
             info = self.workspace.process(path.stem)  # one that nobody wrote down
             if info and info.facts.get("release_id") == release_id:
                 known[info.name] = info
-        processes = [p for info in known.values() if (p := _process(info)) is not None]
-        for process in processes:
+        processes = []
+        for info in known.values():
+            process = _process(info)
+            if process is None or self._deployments.ending(info.name) is not None:
+                continue
+            if taken := self._close(info):
+                log.info(
+                    "%s answers the %d requests that it has before it ends",
+                    info.name,
+                    taken,
+                    extra={"action": "worker.last_requests", "release": release_id},
+                )
+                self._deployments.put_ending(info)
+            else:
+                processes.append(process)
             _signal(process.terminate)
         _, stuck = psutil.wait_procs(processes, timeout=self.grace_s)
         for process in stuck:
@@ -380,6 +396,32 @@ class LocalServingBackend:
             return self._http.request(method, f"{info.url}{path}", content=content)
         except httpx.HTTPError:
             return None
+
+    def _close(self, info: ProcessInfo) -> int:
+        """Have a worker take no more; requests that it has in hand. 0 if it does not answer."""
+        response = self._call("POST", self.workspace.process(info.name), "/drain")
+        try:
+            said = response.json() if response is not None else {}
+            return int(said.get("in_flight", 0))
+        except (ValueError, TypeError, AttributeError):
+            return 0
+
+    def _cut_short(self, names: Sequence[str]) -> None:
+        """Kill retired workers of these names that still answer what they took: the names are
+        needed now, and gateways make what breaks off again, elsewhere."""
+        for name in names:
+            info = self._deployments.ending(name)
+            process = None if info is None else _process(info)
+            if process is None:
+                continue
+            log.warning(
+                "%s had requests left and is killed, as its name is needed",
+                name,
+                extra={"action": "worker.kill"},
+            )
+            _signal(process.kill)
+            psutil.wait_procs([process], timeout=self.grace_s)
+            _reap()
 
     def _attestation(self, info: ProcessInfo, which: str) -> Attestation | None:
         response = self._call("GET", info, f"/attest{which}")

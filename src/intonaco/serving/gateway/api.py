@@ -267,6 +267,8 @@ def explain(error: ValidationError) -> ApiError:
         return _unknown(param)
     if first["type"] == "missing":
         return _missing(param)
+    if param is None and first["type"] == "model_type":  # a list, a text, a number
+        return ApiError(message="The body must be a JSON object.", code="invalid_value")
     said = first["msg"].removeprefix("Value error, ")
     return ApiError(
         message=f"Invalid value for '{param}': {said}.", param=param, code="invalid_value"

@@ -26,6 +26,7 @@ from intonaco.serving.gateway.copies import Copies
 from intonaco.serving.gateway.dispatch import Dispatcher
 from intonaco.serving.gateway.feedback import FeedbackDesk, Tokens
 from intonaco.serving.gateway.files import Files
+from intonaco.serving.gateway.gathered import Gathered
 from intonaco.serving.gateway.images import Images
 from intonaco.serving.gateway.metrics import CONTENT_TYPE, Metrics
 from intonaco.serving.gateway.problems import Refused, http_error, server_error
@@ -60,6 +61,7 @@ class Gateway:
     scored: bool  # the service has a scorer, which reads the records
     tallies: Tallies
     tracing: GatewayTracing | None = None
+    gathered: Gathered | None = None  # where others share the public port
 
     # ------------------------------------------------------------------ small endpoints
 
@@ -96,6 +98,11 @@ class Gateway:
 
     async def metrics_text(self, request: Request) -> Response:
         return Response(self.metrics.text(self.state), media_type=CONTENT_TYPE)
+
+    async def public_metrics(self, request: Request) -> Response:
+        if self.gathered is None:
+            return await self.metrics_text(request)
+        return Response(await self.gathered.text(), media_type=CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(openapi.document(self.limits))
@@ -149,7 +156,7 @@ class Gateway:
             Route("/v1/feedback", self.desk.post, methods=["POST"]),
             Route("/livez", self.livez),
             Route("/readyz", self.readyz),
-            Route("/metrics", self.metrics_text),
+            Route("/metrics", self.public_metrics),
             Route("/openapi.json", self.openapi),
         ]
 
@@ -179,7 +186,7 @@ class Gateway:
                 Route("/admin/routing", self.admin.routing, methods=["PUT"]),
                 Route("/admin/observed", self.admin.observed),
                 Route("/livez", self.livez),
-                Route("/metrics", self.metrics_text),  # of this process: the public port is shared
+                Route("/metrics", self.metrics_text),  # of this process alone
             ],
             exception_handlers={HTTPException: http_error, Exception: _failed},
         )
@@ -277,4 +284,9 @@ def assemble(
         retention_days=settings.retention_days,
         tracing=tracing,
         scored=config.extractor is not None,
+        gathered=(
+            Gathered(workspace, recorder.writer.name, metrics, state, dispatcher.upstream.http)
+            if settings.processes > 1
+            else None
+        ),
     )

@@ -19,9 +19,12 @@ from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.upstream import OnEvent, Reply, Upstream
 from intonaco.types import Arm, ArmRole, Attempt, Json, Outcome
 
-REFUSED_S = 30.0  # how long the champion's replicas may all refuse before the user hears of it
+REFUSED_S = 30.0  # how long nobody of the champion's may be there before the user hears of it
+MOST_FAILED = 2  # tries that one request may fail at workers of an arm: it may be what ends them
 FIRST_WAIT_S = 0.05
+BROKEN_WAIT_S = 0.25  # a process that dies may still accept a connection or two
 LONGEST_WAIT_S = 1.0
+NO_WORKER_S = 5.0  # when to come again if nobody was there, which the gateway has waited for
 GENERATION = ("steps", "guidance_scale", "width", "height")
 REFUSALS = (429, 503)  # answers that say when to come again
 PROBES = 2
@@ -61,6 +64,19 @@ class Asked:
 
 
 ProbeSender = Callable[[Arm, Asked], None]
+
+
+@dataclass(slots=True)
+class _Failed:
+    """Tries that failed after they had begun. ``broken``: those whose connection broke, as it does
+    when a worker dies."""
+
+    tries: int = 0
+    broken: int = 0
+
+    def add(self, reply: Reply) -> None:
+        self.tries += reply.outcome is Outcome.ERROR and not reply.refused
+        self.broken += reply.broken
 
 
 @dataclass(slots=True)
@@ -110,13 +126,16 @@ class Dispatcher:
         deadline: float,
         attempts: list[Attempt],
         on_event: OnEvent | None = None,
+        failed: _Failed | None = None,
     ) -> Reply:
         """Try an arm's replicas: the next one where the first refused, was full or draining, and
         once where the connection broke or the worker failed. A seed makes a second try safe; after
-        a time-out there is none."""
+        a time-out there is none. ``failed``: of earlier rounds, and counted up. The reply is the
+        last one's, or a full replica's where those after it were not there."""
         request = asked.for_release(self.state.generation(arm.release))
-        broken = 0
+        failed = _Failed() if failed is None else failed
         last: Reply | None = None
+        full: Reply | None = None
         for url in self.upstream.order(arm.urls):
             start = self.clock.now()
             try:
@@ -136,23 +155,32 @@ class Dispatcher:
             attempts.append(last.attempt)
             if last.outcome in (Outcome.OK, Outcome.INVALID, Outcome.TIMEOUT):
                 break
-            broken += last.outcome is Outcome.ERROR and not last.refused
-            if broken > 1 or self.clock.now() >= deadline:
+            full = last if last.outcome is Outcome.REJECTED else full
+            failed.add(last)
+            if failed.tries >= MOST_FAILED or self.clock.now() >= deadline:
                 break
         assert last is not None  # tables without URLs are refused
-        return last
+        return full if full is not None and last.refused else last
 
     async def _champion(
         self, asked: Asked, deadline: float, attempts: list[Attempt], on_event: OnEvent | None
     ) -> Reply:
-        """The champion of the newest table, waiting a little while all its replicas refuse."""
-        give_up = min(deadline, self.clock.now() + REFUSED_S)
-        wait = FIRST_WAIT_S
+        """The champion of the newest table, waiting a little while all its replicas refuse. So too
+        after a worker died: what it had in hand is done by who comes next."""
+        failed = _Failed()
+        broken, wait = 0, FIRST_WAIT_S
+        give_up: float | None = None
         while True:
             table = self.state.table
             assert table is not None  # there was one when the request was assigned
-            reply = await self.try_arm(asked, table.champion(), deadline, attempts, on_event)
-            if not reply.refused or self.clock.now() + wait >= give_up:
+            champion = table.champion()
+            reply = await self.try_arm(asked, champion, deadline, attempts, on_event, failed)
+            now = self.clock.now()
+            if give_up is None:  # the wait begins when nobody is there
+                give_up = now + REFUSED_S
+            if failed.broken > broken:
+                give_up, wait, broken = now + REFUSED_S, BROKEN_WAIT_S, failed.broken
+            if not _again(reply, failed) or now + wait >= min(deadline, give_up):
                 return reply
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
             wait = min(2 * wait, LONGEST_WAIT_S)
@@ -207,6 +235,17 @@ class Dispatcher:
             self.hard_failure(asked, arm, reply)
 
 
+def _again(reply: Reply, failed: _Failed) -> bool:
+    """Whether another round can do what this one could not. An error that a worker told would only
+    be told again; a worker that is full says so to the user, unless another had taken it already.
+    """
+    if failed.tries >= MOST_FAILED:
+        return False
+    return (
+        reply.refused or reply.broken or (failed.broken > 0 and reply.outcome is Outcome.REJECTED)
+    )
+
+
 def as_answer(reply: Reply, attempts: list[Attempt]) -> Answer:
     if reply.outcome is Outcome.OK:
         return Answer(
@@ -218,16 +257,17 @@ def as_answer(reply: Reply, attempts: list[Attempt]) -> Answer:
         )
     status, error = _ERRORS[reply.outcome]
     if reply.refused:
-        status = 503
+        status, error = 503, NO_WORKER
     if reply.outcome is Outcome.INVALID:
         message = reply.attempt.error.partition(": ")[2]
         error = ApiError(message=message or error.message, code="invalid_value")
     waits = [a.retry_after_s for a in attempts if a.retry_after_s is not None]
+    wait = min(waits, default=NO_WORKER_S if reply.refused else None)
     return Answer(
         status=status,
         attempts=tuple(attempts),
         error=error,
-        retry_after_s=min(waits, default=None) if status in REFUSALS else None,
+        retry_after_s=wait if status in REFUSALS else None,
     )
 
 
@@ -235,6 +275,7 @@ def _server_error(message: str, code: str) -> ApiError:
     return ApiError(message=message, type="server_error", code=code)
 
 
+NO_WORKER = _server_error("No worker of the model can be reached now; try again soon.", "no_worker")
 _ERRORS = {
     Outcome.ERROR: (502, _server_error("The model failed on this request.", "model_error")),
     Outcome.TIMEOUT: (504, _server_error("The request took too long.", "timeout")),

@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,15 +149,19 @@ async def run(workspace: Workspace, config: Config, name: str = NAME) -> None:
     tracing = open_tracing(config, clock, name)
     admin, admin_url = bind("127.0.0.1", 0, what="gateway (admin)")
     async with client(settings.max_response_bytes) as http:
-        with _alone(workspace):
+        # What fails lets go of its port before the next one looks whether that is free.
+        with _alone(workspace), ExitStack() as taken:
+            taken.callback(admin.close)
             if (running := workspace.process(name)) is not None:
                 raise Conflict(
                     f"a {name} of this workspace runs already (pid {running.pid})",
                     hint="stop it first, or give this one a workspace of its own",
                 )
             public, url = _public(workspace, settings, name)
+            taken.callback(public.close)
             gateway = build(workspace, config, http=http, clock=clock, name=name, tracing=tracing)
             workspace.announce(name, url=url, admin_url=admin_url, service_id=config.service)
+            taken.pop_all()
         grace = int(settings.request_timeout_s)
         servers = (
             server(gateway.public_app(), keep_alive_s=GATEWAY_KEEP_ALIVE_S, grace_s=grace),

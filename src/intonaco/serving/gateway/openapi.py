@@ -29,8 +29,9 @@ ERRORS = {
     415: "The content type or encoding is not taken.",
     429: "Too much at once; wait as long as `retry-after` says.",
     500: "The server failed.",
-    502: "The model failed.",
-    503: "Not available now; wait as long as `retry-after` says.",
+    502: "The model failed, code `model_error`.",
+    503: "Not available now; wait as long as `retry-after` says. Codes: `no_worker` if none of the "
+    "model can be reached, `no_release` before the first release, `storage` for feedback.",
     504: "The request took too long.",
 }
 MAKING = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from intonaco.serving.gateway.spans import GatewayTracing
 
 CONNECT_S = 2.0
-DOWN_S = 1.0  # how long a URL that refused a connection is tried last
+DOWN_S = 1.0  # how long a URL that refused or broke a connection is tried last
 DRAIN_S = 0.2  # for a worker to end a stream after its last line
 READY_S = 1.0  # for a worker to say whether it is ready
 HEADERS = {
@@ -51,11 +51,13 @@ OnEvent = Callable[[StreamEvent], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """``refused``: nothing was sent or begun, so another try is surely safe."""
+    """``refused``: nothing was sent or begun, so another try is surely safe. ``broken``: the
+    connection to a worker of ours broke, as it does when the worker dies."""
 
     attempt: Attempt
     png: bytes | None = None
     refused: bool = False
+    broken: bool = False
 
     @property
     def outcome(self) -> Outcome:
@@ -89,7 +91,8 @@ class Upstream:
     _down: dict[str, float] = field(default_factory=dict)
 
     def order(self, urls: Sequence[str]) -> list[str]:
-        """URLs, the least busy first, those that just refused a connection last."""
+        """URLs, the least busy first, those that just refused or broke a connection
+        last."""
         now = self.clock.now()
         return sorted(urls, key=lambda u: (now - self._down.get(u, 0) < DOWN_S, self._busy[u]))
 
@@ -129,7 +132,7 @@ class Upstream:
             request, deadline=deadline, stream=on_event is not None, release=arm.release
         )
         end = _End(error="")
-        refused = False
+        refused = broken = False
         span = None if self.tracing is None else self.tracing.attempt(arm, request, start)
         headers = None if span is None else span.headers
         self._busy[url] += 1
@@ -149,6 +152,9 @@ class Upstream:
             end, refused = _End(error=f"{type(problem).__name__}: {problem}"), True
         except httpx.HTTPError as problem:
             end = _End(error=f"{type(problem).__name__}: {problem}")
+            broken = isinstance(problem, httpx.NetworkError) and not is_foreign(url)
+            if broken:
+                self._down[url] = self.clock.now()
         except StorageError as problem:
             end = _End(error=f"unreadable answer: {type(problem).__name__}")
         except BaseException:
@@ -166,7 +172,8 @@ class Upstream:
             span.end(attempt)
         if told is not None:
             await told.finish(max(0.0, deadline - self.clock.now()))
-        return Reply(attempt=attempt, png=end.png, refused=refused or end.refused)
+        refused = refused or end.refused
+        return Reply(attempt=attempt, png=end.png, refused=refused, broken=broken)
 
     async def _elsewhere(self, arm: Arm, wanted: GenerateRequest) -> _End:
         """By somebody else's server, which tells no times of its own: all of its answer's time

@@ -28,7 +28,17 @@ def resolve_device(name: str) -> str:
         raise ConfigError(f"device: {name!r} is unknown", hint="auto, cpu, cuda, cuda:N or mps")
     if kind not in there:
         raise ConfigError(f"device: {name} is not available here", hint="auto takes what there is")
+    number = name.partition(":")[2]
+    if number and not (number.isdigit() and int(number) < _count(kind)):
+        raise ConfigError(
+            f"device: {name} is not available here; of {kind} there are {_count(kind)}, from 0",
+            hint="auto takes what there is",
+        )
     return name
+
+
+def _count(kind: str) -> int:
+    return int(torch.cuda.device_count()) if kind == "cuda" else 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HUNG = 5  # exit code
+LAST_S = 10.0  # after the grace of a stop, for a process that hangs all the same
 SWITCH_INTERVAL_S = 0.001  # the denoise thread must not keep the network waiting for 5 ms
 
 
@@ -118,6 +120,19 @@ def open_tracing(endpoint: str | None, release: Release, name: str) -> WorkerTra
         now=time.time,
         monotonic=time.monotonic,
     )
+
+
+def end_at_last(seconds: float) -> None:
+    """End this process then, whatever hangs in it: who asked it to stop does not wait for what it
+    has in hand, and so cannot kill it."""
+
+    def end() -> None:
+        log.error("still there %.0f s after a stop, and ended", seconds)
+        os._exit(HUNG)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 async def _serve(
@@ -210,7 +225,7 @@ async def _serve(
             http.should_exit = True
 
     thread = threading.Thread(target=denoise, name="denoise", daemon=True)
-    on_stop(http)
+    on_stop(http, then=lambda: end_at_last(args.grace_s + LAST_S))
     if sharing is not None:
         sharing.warm_up = not args.no_warm_up
         sharing.add(release.release_id, args.fault)
