@@ -21,11 +21,13 @@ def rounded(row: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def rounding(rows: Rows) -> float:
     """The squared length, on the average, of what rounding took from rows [n, d] of unit length."""
-    return rows.shape[1] * float((np.abs(rows).max(axis=1) ** 2).mean()) / 127.0**2 / 12.0
+    squares = float((np.abs(rows).max(axis=1) ** 2).mean())
+    return int(rows.shape[1]) * squares / 127.0**2 / 12.0
 
 
 def _scale(row: NDArray[np.float32]) -> float:
-    return float(np.abs(row).max()) / 127.0 or 1.0
+    largest = float(np.abs(row).max())
+    return largest / 127.0 if largest > 0 else 1.0
 
 
 class Sample:
