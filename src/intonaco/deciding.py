@@ -152,6 +152,7 @@ def _evidence(
         content=content,
         performance=performance,
         served_elsewhere=parts.config.serving.type == "http",
+        watched=watch.monitor.watched(),
     )
     since = min(finding.since_at for finding in found)
     return replace(context, release_changed=context.changed("release", since) is not None)

@@ -46,6 +46,9 @@ T = TypeVar("T")
 CONSUMER = "watch"
 DOOR = "watch.door"  # reads records and tallies of the gateways
 COMMIT_SECONDS = 1.0
+# A state of embeddings is some megabytes, and nothing is lost by writing it seldom: what was read
+# since is read again.
+COMMIT_BYTES_PER_SECOND = 500_000
 BATCH = 500
 FEEDBACK_BATCH = 20_000
 SCORED_SECONDS = 10.0  # with nothing left to read, everything older than this has been scored
@@ -74,6 +77,8 @@ class Watch:
         self._latencies: dict[str, deque[float]] = {}
         self._arrivals: deque[float] = deque(maxlen=200)
         self._committed_at = 0.0
+        self._pause = COMMIT_SECONDS  # until the next commit, unless there is a finding
+        self._told_at = 0.0
         self._dirty = False
         self._restore()
 
@@ -111,8 +116,12 @@ class Watch:
             self._dirty = True
         findings.extend(self.monitor.tick(now, workers=len(self._worker_urls())))
         findings = [self.explained(finding) for finding in findings]
-        if findings or (self._dirty and now - self._committed_at >= COMMIT_SECONDS):
+        if findings or (self._dirty and now - self._committed_at >= self._pause):
             self._commit(fence, now, findings)
+        elif self._dirty and now - self._told_at >= COMMIT_SECONDS:
+            with self.parts.ledger.begin(fence=fence) as tx:
+                tx.signals(now, self.monitor.status())
+            self._told_at = now
 
     def explained(self, finding: Finding) -> Finding:
         """The finding with what its evidence lies on, and which requests hold the change."""
@@ -261,7 +270,7 @@ class Watch:
                     },
                 )
             tx.signals(now, self.monitor.status())
-            tx.commit_consumer(CONSUMER, self.reader.offset, self._state(), now)
+            size = tx.commit_consumer(CONSUMER, self.reader.offset, self._state(), now)
             for window in self.windows.changed():
                 tx.put(
                     window,
@@ -273,7 +282,8 @@ class Watch:
                 tx.drop(TrafficWindow, status=level, before=before)
             tx.commit_consumer(DOOR, self.records.offset, self._door_state(), now)
         self.windows.written()
-        self._committed_at = now
+        self._committed_at = self._told_at = now
+        self._pause = max(COMMIT_SECONDS, size / COMMIT_BYTES_PER_SECOND)
         self._dirty = False
 
     def _state(self) -> Json:

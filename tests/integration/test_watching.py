@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from tests.content import Pictures, feedback
+from tests.traffic import Traffic
 
 from intonaco.clock import FakeClock
 from intonaco.codec import encode
@@ -20,7 +21,7 @@ from intonaco.executor import Parts
 from intonaco.ledger import Ledger
 from intonaco.segment_log import SegmentWriter
 from intonaco.types import Feedback, Finding, Json, ScoredRecord
-from intonaco.watching import Watch
+from intonaco.watching import COMMIT_BYTES_PER_SECOND, Watch
 from intonaco.workspace import Workspace
 
 CONFIG = """
@@ -49,6 +50,7 @@ class World:
         assert fence is not None
         self.fence = fence
         self.scores = SegmentWriter(self.workspace.scores, "scorer")
+        self.commits = 0
         self.votes = [SegmentWriter(self.workspace.feedback, f"gateway-{n}") for n in range(2)]
         self.start()
 
@@ -71,7 +73,9 @@ class World:
                 self.scores.append(encode(line))
 
     def look(self, now: float) -> None:
+        before = self.watch._committed_at
         self.watch.look(self.fence, now)
+        self.commits += self.watch._committed_at > before
 
     def state(self) -> Json:
         return json.dumps(self.watch._state()["monitor"])
@@ -203,3 +207,29 @@ def test_a_flood_of_feedback_is_heard_before_scores_are_read(
         assert world.watch.monitor.requests == expected
     assert world.watch.monitor.waiting == 25
     world.close()
+
+
+def test_a_large_state_is_written_seldom_and_loses_nothing(tmp_path: Path) -> None:
+    """Embeddings of 768 dimensions: megabytes of state, of which no second writes more than half a
+    megabyte on average; killed in between, what was read since is read again."""
+    pictures = Pictures(1)
+    pictures.traffic = Traffic(seed=1, dimension=768)
+    pictures.topics = {name: pictures._direction() for name in pictures.topics}
+    log: list[tuple[float, Line]] = []
+    for _ in range(300):
+        item = pictures.ask()
+        log.append((item.record.at + 0.5, item))
+    states = []
+    for name, dies in (("alive", False), ("killed", True)):
+        world = World(tmp_path / name)
+        run(world, log, every=lambda n, dies=dies: dies and n == 100)  # type: ignore[misc]
+        stored = world.ledger.consumer("watch")
+        assert stored is not None
+        if not dies:
+            assert len(json.dumps(stored[1])) > 4 * COMMIT_BYTES_PER_SECOND
+            looks = len(world.ledger.signal_points(limit=10_000))  # what people see is of now
+            assert looks > log[-1][0] - log[0][0]
+            assert world.commits < looks / 3
+        states.append((world.state(), told(world)))
+        world.close()
+    assert states[0] == states[1]

@@ -84,3 +84,9 @@ def test_the_backtest_prints_ours_beside_the_rules() -> None:
     assert facts["overspent"] == 0
     assert {"ours", "never", "always", "weekly"} <= set(facts["costs"])
     assert facts["costs"]["ours"] >= facts["oracle"] - 1e-6
+
+
+def test_a_seed_below_zero_is_refused() -> None:
+    result = CliRunner().invoke(app, ["update", "backtest", "--years", "1", "--seed", "-1"])
+    assert result.exit_code == 2
+    assert "--seed" in result.output

@@ -66,6 +66,19 @@ NEW = (cluster(n=6), cluster(n=7), cluster(n=1, moved=False, inside=0.8))
 SERVED = (cluster(n=6, inside=0.79), cluster(n=1, moved=False, inside=0.8))
 
 
+def test_signals_that_are_not_armed_are_not_called_quiet() -> None:
+    """A detector that is still learning what is normal has excluded nothing."""
+    slow = finding("latency", of="latency")
+    learning = replace(QUIET, watched=frozenset({"latency"}))
+    d = diagnose([slow], learning, NOW)
+    assert d.excluded[Cause.DATA_DRIFT] == "prompts are not watched yet"
+    assert "scores are not watched yet" in d.excluded[Cause.QUALITY_DECLINE]
+    assert "no alarm" not in " ".join((d.reason, *d.excluded.values()))
+    armed = replace(QUIET, watched=frozenset({"latency", "prompt_embedding", "clip_score"}))
+    assert diagnose([slow], armed, NOW).excluded == diagnose([slow], QUIET, NOW).excluded
+    assert "prompts raised no alarm" in diagnose([slow], armed, NOW).excluded[Cause.DATA_DRIFT]
+
+
 def test_moved_and_worse_there_is_concept_drift() -> None:
     d = diagnose([prompts(*NEW)], QUIET, NOW)
     assert d.cause is Cause.CONCEPT_DRIFT

@@ -115,6 +115,17 @@ def test_an_active_update_comes_first(what: Diagnosis) -> None:
     assert "u7" in plan.reason
 
 
+@pytest.mark.parametrize("what", [Cause.PERFORMANCE_DEGRADATION, Cause.UNKNOWN])
+def test_a_person_is_told_while_an_update_is_under_way(what: Cause) -> None:
+    plan = decide(diagnosis(what), replace(CONTEXT, active_update="u7"), SETTINGS, NOW)
+    assert plan.action is Action.TELL
+    changed = replace(
+        CONTEXT, active_update="u7", release_changed=True, previous_release_available=True
+    )
+    performance = diagnosis(Cause.PERFORMANCE_DEGRADATION)
+    assert decide(performance, changed, SETTINGS, NOW).action is Action.WATCH  # one at a time
+
+
 def test_data_drift_never_trains() -> None:
     plan = decide(diagnosis(Cause.DATA_DRIFT, prompts(*SERVED)), CONTEXT, SETTINGS, NOW)
     assert plan.action is Action.WATCH

@@ -156,6 +156,27 @@ def test_tolerance_quiets_a_small_move() -> None:
     assert not fires(0.25)
 
 
+@pytest.mark.parametrize("reference", [100, 400, 1500])
+@pytest.mark.parametrize("prompts", [2, 6])
+def test_prompts_from_a_menu_are_no_change(prompts: int, reference: int) -> None:
+    """A few points, nothing around them: rounding is no reason to alarm, nor to fail."""
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        menu = unit(rng.standard_normal((prompts, 24)))
+        detector = EmbeddingDetector(threshold=math.log(50_000), reference=reference)
+        for _ in range(reference + 1000):
+            user = int(rng.integers(60))
+            assert not detector.update(menu[rng.integers(prompts)], session=f"u{user}")
+        restored = EmbeddingDetector(threshold=math.log(50_000), reference=reference)
+        restored.restore(json.loads(json.dumps(detector.state())))
+        for user in range(200):
+            new = menu[rng.integers(prompts)] if rng.random() < 0.5 else rng.standard_normal(24)
+            detector.update(new, session=f"v{user}")
+            restored.update(new, session=f"v{user}")
+            assert restored.evidence == detector.evidence
+        assert detector.drift_detected
+
+
 def test_follows_the_protocol() -> None:
     r = np.random.default_rng(1)
     topics = unit(r.standard_normal((6, 24)))

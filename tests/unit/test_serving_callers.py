@@ -244,5 +244,9 @@ async def test_what_records_hold_of_prompts(tmp_path: Path, policy: str, form: s
 
 
 def test_prompts_that_are_not_kept_cannot_be_watched() -> None:
-    with pytest.raises(ConfigError, match=r"monitoring\.signals\.prompts needs prompts"):
-        parse("service: s\nserving: {gateway: {prompts: hash}}")
+    hashed = "service: s\nserving: {gateway: {prompts: hash}}\n"
+    with pytest.raises(ConfigError, match=r"\.prompts needs prompts.*leave the signal out"):
+        parse(hashed + "monitoring: {signals: {prompts: {of: prompt_embedding}}}")
+    # a default that nobody wrote down cannot be left out
+    with pytest.raises(ConfigError, match=r"\.prompts needs .*write monitoring\.signals without"):
+        parse(hashed)

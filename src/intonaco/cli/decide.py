@@ -141,7 +141,7 @@ def _print_unit(name: str, unit: str, facts: dict[str, Any]) -> None:
 
 def update_backtest(
     years: Annotated[int, typer.Option(min=1, max=10_000, help="Simulated years.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the years.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Of the years.")] = 7,
     as_json: AsJson = False,
 ) -> None:
     """The policy over simulated years, against simple rules and against hindsight."""

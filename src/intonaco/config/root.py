@@ -47,11 +47,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _prompts_are_there_to_watch(self) -> Config:
         if self.serving.gateway.prompts != "keep":
+            written = "signals" in self.monitoring.model_fields_set
+            how = "leave the signal out" if written else "write monitoring.signals without it"
             for name, signal in self.monitoring.signals.items():
                 if signal.of in ("prompt_embedding", "clip_score") or signal.score == "clip":
                     raise ValueError(
                         f"monitoring.signals.{name} needs prompts, and serving.gateway.prompts is "
-                        f"{self.serving.gateway.prompts!r}: leave the signal out, or keep prompts"
+                        f"{self.serving.gateway.prompts!r}: {how}, or keep prompts"
                     )
         return self
 

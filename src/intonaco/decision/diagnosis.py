@@ -144,11 +144,15 @@ def _judge(p: Picture, context: DiagnosisContext) -> list[Judged]:
     if judged == [] or (performance and len(judged) == 1):
         judged += _rest(p, context, alone=not judged)
     if performance and len(judged) == 1 and judged[0].cause is not Cause.UNKNOWN:
-        judged[0] = replace(
-            judged[0],
-            reason=f"{judged[0].reason} Neither prompts nor quality raised an alarm, so the model "
-            "is not to blame for what it draws and training would not help.",
-        )
+        prompts = context.quiet("prompts", "prompt_embedding")
+        scores = context.quiet("scores", "clip_score", "score")
+        said = f"{prompts[0].upper()}{prompts[1:]}, and {scores}: training would not help."
+        if prompts.endswith("no alarm") and scores.endswith("no alarm"):
+            said = (
+                "Neither prompts nor quality raised an alarm, so the model is not to blame for "
+                "what it draws and training would not help."
+            )
+        judged[0] = replace(judged[0], reason=f"{judged[0].reason} {said}")
     return judged
 
 

@@ -128,7 +128,9 @@ class DiagnosisContext:
     ``content``, ``performance``: records before and since the change that findings about content,
     and those about performance, date. ``served_elsewhere``: the model is another's server.
     ``announced``: causes that somebody told (a new dataset version, a changed lock), with what they
-    said. ``dataset_problems``: what a check of the data at hand found."""
+    said. ``dataset_problems``: what a check of the data at hand found. ``watched``: kinds of
+    signals (``of``) that have a reference, so that their silence says something; None where not
+    known."""
 
     probes_ok: bool | None
     rollout_active: bool
@@ -141,6 +143,13 @@ class DiagnosisContext:
     served_elsewhere: bool = False
     announced: Mapping[Cause, str] = field(default_factory=dict)
     dataset_problems: str | None = None
+    watched: frozenset[str] | None = None
+
+    def quiet(self, what: str, *kinds: str) -> str:
+        """That such signals raised no alarm, or that none of them could have."""
+        if self.watched is None or not self.watched.isdisjoint(kinds):
+            return f"{what} raised no alarm"
+        return f"{what} are not watched yet"
 
     def changed(self, what: str, since: float) -> Deploy | None:
         """The last change of that kind that could be behind what began at ``since``."""

@@ -121,14 +121,15 @@ def deficit_of(d: Diagnosis) -> Estimate:
 # ------------------------------------------------------------------------------------ by cause
 
 
+# Rules that call a person and spend nothing: an update under way changes nothing about them.
+FOR_A_PERSON = (
+    "doubtful",
+    "slow or failing, not by a release",
+    "probes changed, the release did not",
+)
+
+
 def _table(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
-    if c.active_update is not None:
-        return _Choice(
-            action=Action.WATCH,
-            reason=f"Update {c.active_update} is under way; the finding is judged again after it.",
-            rule="one update at a time",
-            again_at=now + s.look_again_s,
-        )
     rows: Mapping[Cause, Callable[[Diagnosis, DecisionContext, Decision, float], _Choice]] = {
         Cause.PERFORMANCE_DEGRADATION: _performance,
         Cause.DATA_DRIFT: _data_drift,
@@ -141,7 +142,16 @@ def _table(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice
         Cause.REQUESTED: _triggered,
     }
     row = rows.get(d.cause)
-    return _for_a_person(d, s, now) if row is None else row(d, c, s, now)
+    choice = _for_a_person(d, s, now) if row is None else row(d, c, s, now)
+    # What is for a person does not wait for a training of days to end.
+    if c.active_update is None or choice.rule in FOR_A_PERSON:
+        return choice
+    return _Choice(
+        action=Action.WATCH,
+        reason=f"Update {c.active_update} is under way; the finding is judged again after it.",
+        rule="one update at a time",
+        again_at=now + s.look_again_s,
+    )
 
 
 def _for_a_person(d: Diagnosis, s: Decision, now: float) -> _Choice:

@@ -57,10 +57,12 @@ def decline(p: Picture, context: DiagnosisContext) -> list[Judged]:
             p.excluded[Cause.QUALITY_DECLINE] = f"what did not move fell by {fall:.2f} only"
         elif p.moved:
             p.excluded[Cause.QUALITY_DECLINE] = "not measured elsewhere: cannot be excluded"
-        elif context.probes_ok:
-            p.excluded[Cause.QUALITY_DECLINE] = "scores raised no alarm and probes are unchanged"
         else:
-            p.excluded[Cause.QUALITY_DECLINE] = "scores raised no alarm; probes were not measured"
+            scores = context.quiet("scores", "clip_score", "score")
+            probes = (
+                " and probes are unchanged" if context.probes_ok else "; probes were not measured"
+            )
+            p.excluded[Cause.QUALITY_DECLINE] = scores + probes
         return []
     certain = p.fall is not None and p.fall[0] >= SURE * p.fall[1]
     if not certain and (p.fall is not None or fall < (p.gap or 0.0) / 2):
@@ -114,8 +116,9 @@ def drift(p: Picture, context: DiagnosisContext, *, declined: bool) -> list[Judg
     """Did demand move, and is it served well where it moved to?"""
     if not p.moved:
         if p.prompts is None:
-            p.excluded.setdefault(Cause.DATA_DRIFT, "prompts raised no alarm")
-            p.excluded.setdefault(Cause.CONCEPT_DRIFT, "prompts raised no alarm")
+            prompts = context.quiet("prompts", "prompt_embedding")
+            p.excluded.setdefault(Cause.DATA_DRIFT, prompts)
+            p.excluded.setdefault(Cause.CONCEPT_DRIFT, prompts)
             return []
         if declined:
             return []

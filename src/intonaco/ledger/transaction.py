@@ -121,10 +121,13 @@ class Transaction:
             .values(attempts=e.attempts + 1, error=error, updated_at=at)
         )
 
-    def commit_consumer(self, name: str, offset: Mapping[str, int], state: Json, at: float) -> None:
+    def commit_consumer(self, name: str, offset: Mapping[str, int], state: Json, at: float) -> int:
+        """Write how far a reader has read, with what it made of it; characters of that state."""
         key = {"service_id": self.service_id, "name": name}
-        values = {"offset": json.dumps(offset), "state": json.dumps(state), "updated_at": at}
+        text = json.dumps(state)
+        values = {"offset": json.dumps(offset), "state": text, "updated_at": at}
         self._upsert(t.consumers, key, values)
+        return len(text)
 
     def command(self, at: float, kind: str, actor: str, arguments: Mapping[str, Json]) -> int:
         result = self.connection.execute(

@@ -334,6 +334,10 @@ class Monitor:
     def status(self) -> list[SignalStatus]:
         return [watch.status() for watch in self._watches.values()]
 
+    def watched(self) -> frozenset[str]:
+        """Kinds of signals (``of``) that have a reference."""
+        return frozenset(watch.signal.of for watch in self._watches.values() if watch.armed)
+
     def reference_quality(self) -> float | None:
         """Mean raw score of the reference, None while it is being collected or not watched."""
         for watch in self._watches.values():

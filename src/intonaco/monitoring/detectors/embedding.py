@@ -18,7 +18,7 @@ from intonaco.monitoring.detectors.codebook import Codebook
 from intonaco.monitoring.detectors.dedupe import Dedupe
 from intonaco.monitoring.detectors.envelope import Envelope
 from intonaco.monitoring.detectors.history import History, began
-from intonaco.monitoring.detectors.sample import Sample
+from intonaco.monitoring.detectors.sample import Sample, rounded, rounding
 from intonaco.monitoring.detectors.settings import DetectorSettings
 from intonaco.monitoring.detectors.witness import CLIP, MEMORIES, Witness
 from intonaco.types import Json
@@ -119,6 +119,7 @@ class EmbeddingDetector:
         self._codebook: Codebook | None = None
         self._limits: tuple[list[float], ...] = ()
         self._memory: NDArray[np.float32] | None = None
+        self._coarse = False  # what is normal was measured on rounded rows: so is what comes
         self._witness: Witness | None = None
         self._envelope: Envelope | None = None
         self._bets: Bets | None = None
@@ -221,6 +222,8 @@ class EmbeddingDetector:
         codebook, witness = self._codebook, self._witness
         assert codebook is not None
         assert witness is not None
+        if self._coarse:
+            row = rounded(row)
         label, beyond = self._features(row)
         seen = witness.see(row - codebook.means[label])
         self._novel_share += 0.01 * ((beyond[0] > 0) - self._novel_share)
@@ -295,6 +298,7 @@ class EmbeddingDetector:
         rng = np.random.default_rng(self.seed)
         learn, measure = np.split(rows[rng.permutation(len(rows))], [max(10, 2 * len(rows) // 5)])
         self._codebook = Codebook(learn, rng)
+        self._coarse = True
         self._close(learn)
         for row in measure:
             self._measure(row, follow=False)
@@ -316,7 +320,8 @@ class EmbeddingDetector:
             limits.append(_limits(close, float(np.median(close)), far))
         self._limits = tuple(limits)
         labels = (rows @ codebook.centroids.T).argmax(axis=1)
-        self._witness = Witness(np.asarray(rows - codebook.means[labels], dtype=np.float64))
+        residuals = np.asarray(rows - codebook.means[labels], dtype=np.float64)
+        self._witness = Witness(residuals, rounding=rounding(rows))
         groups = [len(limits) for limits in self._limits]
         self._envelope = Envelope(codebook.k + sum(groups))
         self._sample.clear()
@@ -374,6 +379,7 @@ class EmbeddingDetector:
             "codebook": self._codebook.state() if self._codebook else None,
             "limits": [list(limits) for limits in self._limits],
             "memory": None if self._memory is None else pack(self._memory),
+            "coarse": self._coarse,
             "witness": self._witness.state() if self._witness else None,
             "envelope": self._envelope.state() if self._envelope else None,
             "bets": self._bets.state() if self._bets else None,
@@ -403,6 +409,7 @@ class EmbeddingDetector:
         self._codebook = Codebook.of_state(state["codebook"]) if state["codebook"] else None
         self._limits = tuple([float(v) for v in limits] for limits in state["limits"])
         self._memory = None if state["memory"] is None else unpack(state["memory"])
+        self._coarse = bool(state.get("coarse", False))
         self._witness = Witness.of_state(state["witness"]) if state["witness"] else None
         self._envelope = Envelope.of_state(state["envelope"]) if state["envelope"] else None
         self._bets = Bets.of_state(state["bets"]) if state["bets"] else None

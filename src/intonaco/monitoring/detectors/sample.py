@@ -13,6 +13,23 @@ from intonaco.types import Json
 Rows = NDArray[np.float32]
 
 
+def rounded(row: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The row [d] as a ``Sample`` gives it back."""
+    scale = _scale(row)
+    return np.asarray(np.rint(row / scale) * np.float32(scale), dtype=np.float32)
+
+
+def rounding(rows: Rows) -> float:
+    """The squared length, on the average, of what rounding took from rows [n, d] of unit length."""
+    squares = float((np.abs(rows).max(axis=1) ** 2).mean())
+    return int(rows.shape[1]) * squares / 127.0**2 / 12.0
+
+
+def _scale(row: NDArray[np.float32]) -> float:
+    largest = float(np.abs(row).max())
+    return largest / 127.0 if largest > 0 else 1.0
+
+
 class Sample:
     """Rows [n, d], kept as eight-bit integers with one scale a row: the rounding moves a unit
     vector of 384 dimensions by about 0.01, next to nothing beside the distance between two
@@ -26,7 +43,7 @@ class Sample:
         return len(self._rows)
 
     def add(self, row: Rows) -> None:
-        scale = float(np.abs(row).max()) / 127.0 or 1.0
+        scale = _scale(row)
         self._rows.append(np.rint(row / scale).astype(np.int8))
         self._scale.append(scale)
 

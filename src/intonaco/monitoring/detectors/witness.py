@@ -19,6 +19,8 @@ PER_AXIS = 8  # residuals for each axis, at least
 EVERY = 25  # rows between two aims
 MEMORIES = (100.0, 500.0)  # rows that a direction is learned from, about
 CLIP = 4.0  # standard deviations
+LEAST_VARIANCE = 1e-9
+LEAST_SHARE = 1e-4  # of the axis that varies most: single precision cannot tell 1 from 1 - 1e-8
 
 
 class Witness:
@@ -38,8 +40,11 @@ class Witness:
     After Shekhar & Ramdas, arXiv 2112.09162.
     """
 
-    def __init__(self, residuals: NDArray[np.float64]) -> None:
-        """From residuals [n, d] of the reference."""
+    def __init__(self, residuals: NDArray[np.float64], *, rounding: float = 0.0) -> None:
+        """From residuals [n, d] of the reference. ``rounding``: squared length of what their rows
+        lost to rounding. Requests chosen from a menu are a few points: within their clusters
+        nothing varies, or along one line only. No direction is taken to vary less than rounding
+        does, or that would be bet on."""
         n, d = residuals.shape
         axes = max(0, min(AXES, d // 2, n // PER_AXIS))
         total = float((residuals**2).sum()) / n
@@ -49,8 +54,11 @@ class Witness:
             _, scale, rows = np.linalg.svd(residuals, full_matrices=False)
             self._axes = rows[:axes].astype(np.float32)
             variance = np.maximum(scale[:axes] ** 2 / n, 1e-12)
-        self.scale = math.sqrt(total / d)  # standard deviation in a direction, on the average
-        self._rest = max((total - float(variance.sum())) / max(d - axes, 1), 1e-9)
+        # standard deviation in a direction, on the average
+        least = max(LEAST_VARIANCE, rounding)
+        self.scale = math.sqrt(max(total / d, least))
+        least = max(least, LEAST_SHARE * float(variance.max(initial=0.0)))
+        self._rest = max((total - float(variance.sum())) / max(d - axes, 1), least)
         shrink = 1.0 - self._rest / np.maximum(variance, self._rest)
         self._shrink = shrink.astype(np.float32)
         self._sum = np.zeros(d, dtype=np.float32)
