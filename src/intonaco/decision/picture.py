@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from intonaco.decision.evidence import DiagnosisContext, TopicChange
 from intonaco.types import Cause, ClusterMove, Factor, Finding
 
-# What a signal is of, to what a finding of it is about.
+# What a signal is of, to what a finding of it is about. Every signal has its line.
 KINDS = {
     "prompt_embedding": "prompts",
     "condition_embedding": "prompts",
@@ -19,8 +19,10 @@ KINDS = {
     "stars": "feedback",
     "regenerate": "feedback",
     "download": "feedback",
+    "response_rate": "response",  # who speaks, not what they say
     "diversity": "outputs",
     "blank_images": "outputs",
+    "safety": "safety",
     "image_embedding": "pictures",
     "errors": "errors",
     "latency": "latency",
@@ -31,6 +33,9 @@ KINDS = {
     "cost": "load",
     "refused": "format",
     "broken_images": "format",
+    "promql": "external",  # nobody told what it means
+    "python": "external",
+    "probe": "probes",
     "scorer": "silence",
     "silence": "silence",
 }
@@ -63,6 +68,7 @@ class Picture:
     fell: Finding | None
     feedback: Finding | None
     outputs: Finding | None
+    unsafe: Finding | None
     pictures: Finding | None
     fall: (
         tuple[float, float] | None
@@ -105,7 +111,6 @@ def look(findings: Sequence[Finding], context: DiagnosisContext) -> Picture:
                 f
                 for f in findings
                 if signal_kind(f) == kind
-                and f.of != "blank_images"
                 and (fallen is None or (f.value_now < f.value_before) is fallen)
             ),
             key=lambda f: f.at,
@@ -137,16 +142,11 @@ def look(findings: Sequence[Finding], context: DiagnosisContext) -> Picture:
         prompts=prompts,
         fell=fell,
         feedback=_unhappy(findings),
-        outputs=latest("outputs", fallen=True) or _blank(findings),
+        outputs=latest("outputs", fallen=False),  # more of them are alike, or show nothing
+        unsafe=latest("safety", fallen=False),
         pictures=latest("pictures"),
         fall=fall,
     )
-
-
-def _blank(findings: Sequence[Finding]) -> Finding | None:
-    """The latest finding that more images show nothing."""
-    found = [f for f in findings if f.of == "blank_images" and f.value_now > f.value_before]
-    return max(found, key=lambda f: f.at, default=None)
 
 
 def _unhappy(findings: Sequence[Finding]) -> Finding | None:

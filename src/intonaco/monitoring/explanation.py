@@ -52,10 +52,11 @@ def explain(
     ``before``: embeddings [m, d] of the reference, ``images_before`` the paths of its images, one
     a row, ``known`` its ``groups`` where they are at hand. The reference is clustered by itself;
     recent requests that lie far from all of it are clustered by themselves, so that a few requests
-    for something new neither hide in an old cluster nor spoil its figures. All clusters are returned,
-    those whose share rose significantly first (``moved``, the largest rise first): Fisher's exact
-    test per old cluster and for the new ones together (they moved as one or not at all), false
-    discoveries held at 5 % by Benjamini & Hochberg. Nothing to compare gives no clusters.
+    for something new neither hide in an old cluster nor spoil its figures. All clusters are
+    returned, those whose share rose significantly first (``moved``, the largest rise first):
+    Fisher's exact test per old cluster and for the new ones together (they moved as one or not at
+    all), false discoveries held at 5 % by Benjamini & Hochberg. Nothing to compare gives no
+    clusters.
     """
     m, n = len(before), len(now.prompts)
     if m < 2 or n < 2:
