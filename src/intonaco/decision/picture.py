@@ -167,8 +167,10 @@ def _fall(
     topics: Sequence[TopicChange], moved: Sequence[ClusterMove]
 ) -> tuple[float, float] | None:
     """How far quality fell within the topics that did not move, weighted by what is asked now, and
-    its standard error. Another mix of topics does not change it (Simpson's paradox)."""
-    there = {c.cluster for c in moved}
+    its standard error. Another mix of topics does not change it (Simpson's paradox). A topic that
+    grew by these counts moved too: a group of a few odd requests, drawn from what is new, can be
+    the nearest to many of it."""
+    there = {c.cluster for c in moved} | {t.cluster for t in topics if _grew(t, topics)}
     held = [
         (t.requests_now, t.score_before, t.score_now)
         for t in topics
@@ -180,6 +182,17 @@ def _fall(
     fall = sum(n * (b[0] - a[0]) for n, b, a in held) / total
     variance = sum((n / total) ** 2 * (b[1] ** 2 + a[1] ** 2) for n, b, a in held)
     return fall, math.sqrt(variance)
+
+
+def _grew(topic: TopicChange, topics: Sequence[TopicChange]) -> bool:
+    """Whether a topic's share of the requests rose (pooled two-proportion z)."""
+    m, n = sum(t.requests_before for t in topics), sum(t.requests_now for t in topics)
+    if not m or not n:
+        return False
+    rise = topic.requests_now / n - topic.requests_before / m
+    pooled = (topic.requests_before + topic.requests_now) / (m + n)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / m + 1 / n))
+    return rise >= LEAST_RISE and rise >= SURE * error
 
 
 def _explains(

@@ -261,7 +261,7 @@ class Monitor:
 
     def _finding(self, watch: Watch, at: float) -> Finding:
         since, since_at = watch.since()
-        before = watch.reference_value
+        before = watch.raw(watch.value_before())
         now = watch.raw(watch.value_since())
         direction: str = watch.signal.direction
         if watch.source.direction == "moved":
@@ -348,7 +348,7 @@ class Monitor:
         """Mean raw score of the reference, None while it is being collected or not watched."""
         for watch in self._watches.values():
             if watch.signal.of == "clip_score":
-                return watch.reference_value
+                return watch.reference_mean
         return None
 
     def rebaseline(self, release: str | None) -> None:
