@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from intonaco.config.signals import SignalKind
 from intonaco.decision.diagnosis import ORDER, DiagnosisContext, diagnose
 from intonaco.decision.evidence import ArmFigures, Deploy, Rate, TopicChange, TrafficChange
+from intonaco.decision.picture import KINDS, PERFORMANCE_KINDS
 from intonaco.types import Cause, ClusterMove, Factor, Finding
 
 NOW = 1_700_000_100.0
@@ -276,12 +278,49 @@ def test_people_who_dislike_what_the_score_likes_make_it_concept_drift() -> None
 
 
 def test_outputs_that_are_all_alike_are_a_collapse() -> None:
-    d = diagnose([finding("diversity", 0.9, 0.1, of="diversity", direction="down")], QUIET, NOW)
+    d = diagnose([finding("diversity", 0.02, 0.9, of="diversity")], QUIET, NOW)
     assert d.cause is Cause.QUALITY_DECLINE
     assert "collapsed" in d.reason
     blank = finding("blank", 0.0, 0.9, of="blank_images")
     assert diagnose([blank], QUIET, NOW).cause is Cause.QUALITY_DECLINE
     assert diagnose([replace(blank, value_before=1.0)], QUIET, NOW).cause is Cause.UNKNOWN
+
+
+def test_every_signal_has_its_place_in_the_picture() -> None:
+    """What a finding alone is taken for, by what its signal is of: none is forgotten."""
+    assert set(get_args(SignalKind)) | {"silence", "probe", "scorer"} == set(KINDS)
+    alone = {
+        "prompts": Cause.UNKNOWN,  # no group explains it, so quality there is not known
+        "quality": Cause.QUALITY_DECLINE,
+        "outputs": Cause.QUALITY_DECLINE,
+        "safety": Cause.QUALITY_DECLINE,
+        "probes": Cause.QUALITY_DECLINE,
+        "feedback": Cause.CONCEPT_DRIFT,
+        "format": Cause.BROKEN_FORMAT,
+        **dict.fromkeys(PERFORMANCE_KINDS, Cause.PERFORMANCE_DEGRADATION),
+        **dict.fromkeys(("pictures", "response", "external", "silence"), Cause.UNKNOWN),
+    }
+    for of, kind in KINDS.items():
+        falls = kind in ("quality", "feedback") and of != "regenerate"
+        before, now = (0.8, 0.4) if falls else (0.1, 0.5)
+        d = diagnose([finding("it", before, now, of=of)], QUIET, NOW)
+        assert d.cause is alone[kind], of
+
+
+def test_a_changed_probe_is_the_environment_and_who_watches_is_monitoring() -> None:
+    unmeasured = replace(QUIET, probes_ok=None)
+    probe = diagnose([finding("probes", 0.0, 1.0, of="probe")], unmeasured, NOW)
+    assert (probe.cause, probe.factor) == (Cause.QUALITY_DECLINE, Factor.ENVIRONMENT)
+    assert "Probes were not measured" not in probe.reason
+    silent = diagnose([finding("records", of="silence")], QUIET, NOW)
+    assert (silent.cause, silent.factor) == (Cause.UNKNOWN, Factor.MONITORING)
+
+
+def test_votes_of_other_people_are_read_with_care() -> None:
+    votes = finding("thumbs", 0.8, 0.6, of="thumbs", direction="down")
+    rarer = finding("response_rate", 0.3, 0.1, of="response_rate")
+    assert "other people who speak" in diagnose([votes, rarer], QUIET, NOW).reason
+    assert "other people who speak" not in diagnose([votes], QUIET, NOW).reason
 
 
 def test_pictures_that_moved_alone_are_unknown() -> None:

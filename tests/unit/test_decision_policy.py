@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.test_decision_diagnosis import NEW, SERVED, finding, prompts
+from tests.unit.test_decision_diagnosis import NEW, QUIET, SERVED, finding, prompts
 
 from intonaco.config import Budget, Decision, QuietHours, Recovery
+from intonaco.decision.diagnosis import diagnose
 from intonaco.decision.economics import Life
 from intonaco.decision.explain import explain
 from intonaco.decision.policy import DecisionContext, TriggerFacts, decide
-from intonaco.types import Action, Cause, Diagnosis, Finding, Plan
+from intonaco.types import Action, Cause, Diagnosis, Factor, Finding, Plan
 
 NOW = 1_700_000_100.0
 SETTINGS = Decision(
@@ -161,9 +162,25 @@ def test_a_model_that_is_served_elsewhere_is_never_trained(what: Diagnosis) -> N
 
 
 def test_changed_probes_under_the_same_release_are_for_a_person() -> None:
-    plan = decide(diagnosis(Cause.QUALITY_DECLINE, prompts(*NEW)), CONTEXT, SETTINGS, NOW)
+    moved = diagnosis(Cause.QUALITY_DECLINE, prompts(*NEW))
+    plan = decide(replace(moved, factor=Factor.ENVIRONMENT), CONTEXT, SETTINGS, NOW)
     assert plan.action is Action.TELL
     assert "would learn the fault" in plan.reason
+    assert decide(moved, CONTEXT, SETTINGS, NOW).action is Action.TELL
+
+
+@pytest.mark.parametrize("of", ["probe", "diversity", "blank_images", "safety"])
+@pytest.mark.parametrize("fell", [False, True])
+def test_what_no_training_mends_is_never_trained(of: str, fell: bool) -> None:
+    """A collapse, a changed probe, unsafe pictures: also where scores fell with them, the budget is
+    full and data is at hand."""
+    signs = [finding("it", 0.0, 0.9, of=of)]
+    signs += [finding("clip_score", 0.8, 0.3, of="clip_score")] if fell else []
+    d = diagnose(signs, replace(QUIET, probes_ok=None), NOW)
+    assert d.cause is Cause.QUALITY_DECLINE
+    assert decide(d, CONTEXT, SETTINGS, NOW).action is Action.TELL
+    tied = replace(CONTEXT, release_changed=True, previous_release_available=True)
+    assert decide(d, tied, SETTINGS, NOW).action is Action.ROLL_BACK
 
 
 @pytest.mark.parametrize("cause", [Cause.UNKNOWN, Cause.BROKEN_FORMAT, Cause.NEW_DATA])

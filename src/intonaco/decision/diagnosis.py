@@ -54,10 +54,25 @@ ORDER = (
     Cause.UNKNOWN,
 )
 
+# What is told as unknown where no cause explains it, also beside one that explains other findings.
+UNEXPLAINED = (
+    "other",
+    "external",
+    "pictures",
+    "feedback",
+    "response",
+    "quality",
+    "safety",
+    "outputs",
+    "format",
+)
+
 
 def diagnose(findings: Sequence[Finding], context: DiagnosisContext, now: float) -> Diagnosis:
     """The causes that explain the findings together, with the figures and with why their neighbours
     were excluded. The same cause for the same findings has the same id."""
+    if any(signal_kind(f) == "probes" for f in findings):
+        context = replace(context, probes_ok=False)
     picture = look(findings, context)
     judged = sorted(_judge(picture, context), key=lambda j: ORDER.index(j.cause))
     first, others = judged[0], judged[1:]
@@ -127,7 +142,8 @@ def _judge(p: Picture, context: DiagnosisContext) -> list[Judged]:
     judged += votes(p, context, judged)
     judged += _format(p, context)
     if "silence" in kinds:
-        said = " ".join(f.text for f in p.findings if signal_kind(f) == "silence")
+        silent = [f.text.rstrip(".") for f in p.findings if signal_kind(f) == "silence"]
+        said = "".join(f"{text}. " for text in silent).strip()
         judged.append(
             Judged(
                 cause=Cause.UNKNOWN,
@@ -179,11 +195,7 @@ def _format(p: Picture, context: DiagnosisContext) -> list[Judged]:
 
 def _rest(p: Picture, context: DiagnosisContext, *, alone: bool) -> list[Judged]:
     """Findings that fit no row. Beside a known cause only what could be one of its own is told."""
-    strange = [
-        f
-        for f in p.findings
-        if signal_kind(f) in ("other", "pictures", "feedback", "quality", "outputs", "format")
-    ]
+    strange = [f for f in p.findings if signal_kind(f) in UNEXPLAINED]
     if not alone and not strange:
         return []
     said = " ".join(f.text for f in strange or p.findings) or "There are no findings."

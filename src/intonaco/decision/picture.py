@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from intonaco.decision.evidence import DiagnosisContext, TopicChange
 from intonaco.types import Cause, ClusterMove, Factor, Finding
 
-# What a signal is of, to what a finding of it is about.
+# What a signal is of, to what a finding of it is about. Every signal has its line.
 KINDS = {
     "prompt_embedding": "prompts",
     "condition_embedding": "prompts",
@@ -19,8 +19,10 @@ KINDS = {
     "stars": "feedback",
     "regenerate": "feedback",
     "download": "feedback",
+    "response_rate": "response",  # who speaks, not what they say
     "diversity": "outputs",
     "blank_images": "outputs",
+    "safety": "safety",
     "image_embedding": "pictures",
     "errors": "errors",
     "latency": "latency",
@@ -31,6 +33,9 @@ KINDS = {
     "cost": "load",
     "refused": "format",
     "broken_images": "format",
+    "promql": "external",  # nobody told what it means
+    "python": "external",
+    "probe": "probes",
     "scorer": "silence",
     "silence": "silence",
 }
@@ -63,6 +68,7 @@ class Picture:
     fell: Finding | None
     feedback: Finding | None
     outputs: Finding | None
+    unsafe: Finding | None
     pictures: Finding | None
     fall: (
         tuple[float, float] | None
@@ -105,7 +111,6 @@ def look(findings: Sequence[Finding], context: DiagnosisContext) -> Picture:
                 f
                 for f in findings
                 if signal_kind(f) == kind
-                and f.of != "blank_images"
                 and (fallen is None or (f.value_now < f.value_before) is fallen)
             ),
             key=lambda f: f.at,
@@ -137,16 +142,11 @@ def look(findings: Sequence[Finding], context: DiagnosisContext) -> Picture:
         prompts=prompts,
         fell=fell,
         feedback=_unhappy(findings),
-        outputs=latest("outputs", fallen=True) or _blank(findings),
+        outputs=latest("outputs", fallen=False),  # more of them are alike, or show nothing
+        unsafe=latest("safety", fallen=False),
         pictures=latest("pictures"),
         fall=fall,
     )
-
-
-def _blank(findings: Sequence[Finding]) -> Finding | None:
-    """The latest finding that more images show nothing."""
-    found = [f for f in findings if f.of == "blank_images" and f.value_now > f.value_before]
-    return max(found, key=lambda f: f.at, default=None)
 
 
 def _unhappy(findings: Sequence[Finding]) -> Finding | None:
@@ -167,8 +167,10 @@ def _fall(
     topics: Sequence[TopicChange], moved: Sequence[ClusterMove]
 ) -> tuple[float, float] | None:
     """How far quality fell within the topics that did not move, weighted by what is asked now, and
-    its standard error. Another mix of topics does not change it (Simpson's paradox)."""
-    there = {c.cluster for c in moved}
+    its standard error. Another mix of topics does not change it (Simpson's paradox). A topic that
+    grew by these counts moved too: a group of a few odd requests, drawn from what is new, can be
+    the nearest to many of it."""
+    there = {c.cluster for c in moved} | {t.cluster for t in topics if _grew(t, topics)}
     held = [
         (t.requests_now, t.score_before, t.score_now)
         for t in topics
@@ -180,6 +182,17 @@ def _fall(
     fall = sum(n * (b[0] - a[0]) for n, b, a in held) / total
     variance = sum((n / total) ** 2 * (b[1] ** 2 + a[1] ** 2) for n, b, a in held)
     return fall, math.sqrt(variance)
+
+
+def _grew(topic: TopicChange, topics: Sequence[TopicChange]) -> bool:
+    """Whether a topic's share of the requests rose (pooled two-proportion z)."""
+    m, n = sum(t.requests_before for t in topics), sum(t.requests_now for t in topics)
+    if not m or not n:
+        return False
+    rise = topic.requests_now / n - topic.requests_before / m
+    pooled = (topic.requests_before + topic.requests_now) / (m + n)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / m + 1 / n))
+    return rise >= LEAST_RISE and rise >= SURE * error
 
 
 def _explains(

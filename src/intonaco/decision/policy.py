@@ -36,6 +36,8 @@ from intonaco.types import (
 __all__ = ["EVALUATION_SECONDS", "DecisionContext", "TriggerFacts", "decide", "deficit_of"]
 
 NONE_HERE = "there is nothing to go back to, or the release did not change just before"
+# Findings of a decline that no training mends: weights do not change while they serve.
+BROKEN = ("probes", "outputs", "safety")
 NOT_ASSEMBLED = "no other release of the same weights was asked for"
 
 
@@ -276,16 +278,23 @@ def _quality_decline(d: Diagnosis, c: DecisionContext, s: Decision, now: float) 
             rule="worse since the release",
             reckoning=weighing.reckon("worse since the release", at, options, (), c, s),
         )
-    if d.factor is Factor.ENVIRONMENT or not _falls(d):
-        return _Choice(
-            action=Action.TELL,
-            reason="Probes changed under an unchanged release, so the machine or its environment "
-            "did: a person has to look, and to build the environment again (`intonaco environment "
-            "build`). Retraining would learn the fault.",
-            rule="probes changed, the release did not",
-        )
     if not c.trainable:
         return _not_ours(d)
+    if d.factor is Factor.ENVIRONMENT:
+        return _Choice(
+            action=Action.TELL,
+            reason="The environment changed under an unchanged release: a person has to look, and "
+            "to build it again (`intonaco environment build`). Retraining would learn the fault.",
+            rule="the environment changed, the release did not",
+        )
+    if any(signal_kind(f) in BROKEN for f in d.findings) or not _falls(d):
+        return _Choice(
+            action=Action.TELL,
+            reason="No score says that training would mend it, and a model that forgets nothing "
+            "does not draw otherwise from one day to the next: a person has to look at the "
+            f"machine, the environment and the filter. {d.reason}",
+            rule="nothing that training mends",
+        )
     anew = weighing.affordable(s.full_retrain, c, s)
     options = [
         idle,

@@ -36,6 +36,16 @@ def decline(p: Picture, context: DiagnosisContext) -> list[Judged]:
                 f"nothing: the model collapsed, which no demand explains.{why}",
             )
         ]
+    if p.unsafe is not None:
+        factor, why = _behind_decline(p, p.unsafe, context)
+        return [
+            Judged(
+                cause=Cause.QUALITY_DECLINE,
+                factor=factor,
+                reason=f"{p.unsafe.text} The model or its filter lets through what it did not, or "
+                f"people ask for it in words that were harmless.{why}",
+            )
+        ]
     if p.fell is not None and not p.moved:
         factor, why = _behind_decline(p, p.fell, context)
         given = ""
@@ -223,6 +233,8 @@ def votes(p: Picture, context: DiagnosisContext, judged: Sequence[Judged]) -> li
         where = f" The fall is on {len(fallen)} of {len(topics)} topics, {share:.0%} of requests."
     elif topics:
         where = " No single topic explains it."
+    if any(f.of == "response_rate" for f in p.findings):
+        where += " How many vote changed too: it may be other people who speak."
     return [
         Judged(
             cause=Cause.CONCEPT_DRIFT,

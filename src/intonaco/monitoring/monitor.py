@@ -12,8 +12,8 @@ from intonaco.codec import digest
 from intonaco.config import Monitoring, Signal
 from intonaco.monitoring.cohorts import Cohorts
 from intonaco.monitoring.detectors.dedupe import SessionDedupe
-from intonaco.monitoring.detectors.kmeans import unit
-from intonaco.monitoring.explanation import explain, moved_share, summary
+from intonaco.monitoring.detectors.kmeans import Rows, unit
+from intonaco.monitoring.explanation import explain, groups, moved_share, summary
 from intonaco.monitoring.pace import HOUR, REQUESTS, WEEK, Pace
 from intonaco.monitoring.recent import REFERENCE, Recent
 from intonaco.monitoring.signals import champion_made, champion_score, is_user_request
@@ -72,6 +72,7 @@ class Monitor:
         self._counts_feedback = any(s.of in OF_FEEDBACK for s in config.signals.values())
         self._dedupe = SessionDedupe()
         self._recent = Recent()
+        self._groups: tuple[int, Rows] | None = None
         self._watches = self._new_watches()
         self._silent_since: float | None = None
         self._silence_told = False
@@ -252,6 +253,7 @@ class Monitor:
     def _forget_requests(self) -> None:
         """Topics get other numbers, so what waits with one must go too."""
         self._recent = Recent()
+        self._groups = None
         self._topics = None
         self._cohorts = Cohorts(self.config.feedback)
 
@@ -259,7 +261,7 @@ class Monitor:
 
     def _finding(self, watch: Watch, at: float) -> Finding:
         since, since_at = watch.since()
-        before = watch.reference_value
+        before = watch.raw(watch.value_before())
         now = watch.raw(watch.value_since())
         direction: str = watch.signal.direction
         if watch.source.direction == "moved":
@@ -304,6 +306,7 @@ class Monitor:
             self._recent.reference(),
             self._recent.since(finding.since_at),
             images_before=self._recent.reference_images(),
+            known=self._reference_groups(),
         )
         if watch.signal.of == "prompt_embedding" and any(c.moved for c in clusters):
             finding = replace(
@@ -312,6 +315,13 @@ class Monitor:
                 value_now=moved_share(clusters),
             )
         return replace(finding, clusters=clusters, text=_text(watch, finding, clusters))
+
+    def _reference_groups(self) -> Rows:
+        """Found once: the reference is the same for all findings."""
+        drawn_from = self._recent.offered
+        if self._groups is None or self._groups[0] != drawn_from:
+            self._groups = drawn_from, groups(self._recent.reference())
+        return self._groups[1]
 
     def evidence_of(self, finding: Finding) -> Mapping[str, Json]:
         """What the evidence lies on, for the finding's ``facts``: {"evidence_shares": {name:
@@ -342,7 +352,7 @@ class Monitor:
         """Mean raw score of the reference, None while it is being collected or not watched."""
         for watch in self._watches.values():
             if watch.signal.of == "clip_score":
-                return watch.reference_value
+                return watch.reference_mean
         return None
 
     def rebaseline(self, release: str | None) -> None:
@@ -442,6 +452,7 @@ class Monitor:
             self._cohorts.restore(state["cohorts"])
         self._dedupe.restore(state["dedupe"])
         self._recent.restore(state["recent"])
+        self._groups = None
         self._silent_since = state["silent_since"]
         self._silence_told = bool(state["silence_told"])
         self._watches = self._new_watches()

@@ -43,7 +43,8 @@ class Watch:
     firing: bool = False
     silence: Silence = field(default_factory=Silence)
     reason: str = ""
-    _marks: deque[tuple[int, float, float]] = field(init=False)  # seen, at, value per update
+    # seen, at, value and what is usual in its topic (NaN: not known), per update
+    _marks: deque[tuple[int, float, float, float]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.source = source(self.name, self.signal)
@@ -102,7 +103,8 @@ class Watch:
             self.detector.update(x, session=session, topic=topic, at=at)
             return False
         value = float(x) if isinstance(x, (int, float)) else math.nan
-        self._marks.append((self.seen, at, value))
+        usual = self._usual(topic)
+        self._marks.append((self.seen, at, value, math.nan if usual is None else usual))
         self.updates += 1
         if self.pace is not None:
             self._keep_pace(self.pace, clock)
@@ -129,15 +131,33 @@ class Watch:
 
     def since(self) -> tuple[int, float]:
         """Estimate of the request, in this signal's count, and of the time the change began."""
-        seen, at, _ = self._since_marks()[0]
+        seen, at, *_ = self._since_marks()[0]
         return seen, at
+
+    def _usual(self, topic: str | None) -> float | None:
+        tell = getattr(self.detector, "reference_of", None)
+        return None if tell is None else tell(topic)
 
     def value_since(self) -> float | None:
         """Mean of the values since the change."""
-        values = [v for _, _, v in self._since_marks() if not math.isnan(v)]
+        since = self._since_marks()
+        known = [v for _, _, v, usual in since if not math.isnan(v) and not math.isnan(usual)]
+        values = known or [v for _, _, v, _ in since if not math.isnan(v)]
         return sum(values) / len(values) if values else None
 
-    def _since_marks(self) -> list[tuple[int, float, float]]:
+    def value_before(self) -> float | None:
+        """What ``value_since`` would be were all as in the reference: judged given the topic, the
+        usual of the topics that are asked for now, so that another mix of topics is no change."""
+        known = [
+            usual
+            for _, _, v, usual in self._since_marks()
+            if not math.isnan(v) and not math.isnan(usual)
+        ]
+        if known:
+            return sum(known) / len(known)
+        return getattr(self.detector, "reference_value", None)
+
+    def _since_marks(self) -> list[tuple[int, float, float, float]]:
         marks = list(self._marks)
         since = getattr(self.detector, "since", None)
         if since is None:
@@ -147,6 +167,12 @@ class Watch:
     def raw(self, value: float | None) -> float | None:
         """A detector's value in the signal's own units."""
         return None if value is None else self.source.raw(value)
+
+    @property
+    def reference_mean(self) -> float | None:
+        """Of all that the reference is made of, in the signal's own units."""
+        mean = getattr(self.detector, "reference_mean", None)
+        return self.reference_value if mean is None else self.raw(mean)
 
     @property
     def reference_value(self) -> float | None:
@@ -181,7 +207,7 @@ class Watch:
             "pace": None if self.pace is None else self.pace.state(),
             "silence": self.silence.state(),
             "reason": self.reason,
-            "marks": pack(np.array(self._marks, dtype=np.float64).reshape(-1, 3)),
+            "marks": pack(np.array(self._marks, dtype=np.float64).reshape(-1, 4)),
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
@@ -199,5 +225,5 @@ class Watch:
                 self.requests_between_false_alarms = max(2.0, self.pace.told)
             elif self.armed_at is not None:
                 self._raise_threshold(self.pace)
-        rows = unpack(state["marks"])
-        self._marks = deque(((int(s), float(a), float(v)) for s, a, v in rows), maxlen=MARKS)
+        rows = [(*row, math.nan)[:4] for row in unpack(state["marks"]).tolist()]  # once three
+        self._marks = deque(((int(s), a, v, usual) for s, a, v, usual in rows), maxlen=MARKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,6 +81,7 @@ class StratifiedDetector(ReferenceDetector):
     _strata: dict[str, ScalarDetector]
     _seen: dict[str, int]
     _common: ShiryaevRoberts | None
+    _reference_mean: float | None
 
     def __init__(
         self,
@@ -159,6 +161,17 @@ class StratifiedDetector(ReferenceDetector):
         leading = self._leading()
         return leading.reference_value if leading else None
 
+    @property
+    def reference_mean(self) -> float | None:
+        """The mean over all topics of the reference, None while it is collected."""
+        return self._reference_mean
+
+    def reference_of(self, topic: str | None) -> float | None:
+        """What is usual in a topic, None where that is not known yet."""
+        name = REST if topic is None or topic not in self._strata else topic
+        stratum = self._strata.get(name)
+        return stratum.reference_value if stratum is not None and stratum.armed else None
+
     def shares(self) -> dict[str, float]:
         """How the evidence is shared between a change in "all topics" and one in each topic; most
         first. Empty while there is none.
@@ -192,8 +205,14 @@ class StratifiedDetector(ReferenceDetector):
             self._common_sum = self._common.update(e, self._n - 1)
             self._fired = self.evidence >= self.threshold
         if self._n == self.reference:
+            learnt = {each: self._strata[each].learning for each in self._strata}
             for each in self._strata.values():
                 self._arm(each)
+            known = [(n, self.reference_of(each)) for each, n in learnt.items()]
+            total = sum(n for n, usual in known if usual is not None)
+            if total:
+                told = math.fsum(n * usual for n, usual in known if usual is not None)
+                self._reference_mean = told / total
         elif self._n > self.reference:
             self._arm(stratum)
 
@@ -218,11 +237,13 @@ class StratifiedDetector(ReferenceDetector):
         self._seen = {}
         self._common = None
         self._common_sum = 0.0
+        self._reference_mean = None
 
     def _live(self) -> Mapping[str, Json]:
         return {
             "strata": {name: stratum.state() for name, stratum in self._strata.items()},
             "seen": dict(self._seen),
+            "reference_mean": self._reference_mean,
             "common": self._common.state() if self._common else None,
         }
 
@@ -231,6 +252,7 @@ class StratifiedDetector(ReferenceDetector):
             self._strata[name] = self._make()
             self._strata[name].restore(kept)
             self._seen[name] = int(state["seen"][name])
+        self._reference_mean = state.get("reference_mean")
         if state["common"] is not None:
             self._common = ShiryaevRoberts.of_state(state["common"])
             self._common_sum = self._common.sum

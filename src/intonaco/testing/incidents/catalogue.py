@@ -82,8 +82,23 @@ def decline_unexplained(w: World, start: int, r: np.random.Generator) -> tuple[F
     return (Fault(start=start, drop=r.uniform(0.08, 0.3)),)
 
 
+def probes_changed(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
+    """Other pictures for the same prompts and seeds, as good as before: only probes can tell."""
+    w.probes = True
+    return (Fault(start=start, probes_change=True),)
+
+
 def collapse(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
-    return (Fault(start=start, collapse=True, probes_change=True),)
+    return (Fault(start=start, alike=r.uniform(0.5, 1.0), probes_change=True),)
+
+
+def blank_by_release(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
+    _release(w, r)
+    return (Fault(start=start, blank=r.uniform(0.1, 1.0), of_release=True),)
+
+
+def unreadable(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
+    return (Fault(start=start, unreadable=r.uniform(0.1, 1.0)),)
 
 
 def latency_by_release(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
@@ -144,6 +159,10 @@ def broken_input(w: World, start: int, r: np.random.Generator) -> tuple[Fault, .
 
 def scorer_dead(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
     return (Fault(start=start, scorer=False),)
+
+
+def records_dead(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
+    return (Fault(start=start, records=False),)
 
 
 def nothing(w: World, start: int, r: np.random.Generator) -> tuple[Fault, ...]:
@@ -264,7 +283,30 @@ _SINGLE = {
             Cause.QUALITY_DECLINE,
             factors=(None,),
         ),
-        _one("collapse of outputs", collapse, Cause.QUALITY_DECLINE),
+        _one(
+            "probes changed", probes_changed, Cause.QUALITY_DECLINE, factors=(Factor.ENVIRONMENT,)
+        ),
+        _one(
+            "collapse of outputs",
+            collapse,
+            Cause.QUALITY_DECLINE,
+            factors=(None, Factor.ENVIRONMENT),  # by whether there are probes
+            needs=("diversity",),
+        ),
+        _one(
+            "blank pictures by release",
+            blank_by_release,
+            Cause.QUALITY_DECLINE,
+            factors=(Factor.RELEASE,),
+            needs=("blank_images",),
+        ),
+        _one(
+            "pictures cannot be read",
+            unreadable,
+            Cause.BROKEN_FORMAT,
+            factors=(None,),
+            needs=("broken_images",),
+        ),
         _one("slow by release", latency_by_release, PERFORMANCE, factors=(Factor.RELEASE,)),
         _one(
             "slow by one machine",
@@ -294,8 +336,15 @@ _SINGLE = {
             factors=(Factor.INFRASTRUCTURE,),
         ),
         _one("errors upstream", errors_upstream, PERFORMANCE, factors=(Factor.UPSTREAM,)),
-        _one("broken input", broken_input, Cause.BROKEN_FORMAT, needs=("refused",)),
+        _one(
+            "broken input",
+            broken_input,
+            Cause.BROKEN_FORMAT,
+            factors=(Factor.CLIENTS,),
+            needs=("refused",),
+        ),
         _one("scorer dead", scorer_dead, Cause.UNKNOWN, factors=(Factor.MONITORING,)),
+        _one("records lost", records_dead, Cause.UNKNOWN, factors=(Factor.MONITORING,)),
         _one("nothing", nothing),
         _one(
             "nothing: larger images",
@@ -328,6 +377,8 @@ INCIDENTS: dict[str, Incident] = {
             ),
             _mixed("new good topic + decline", "new topic, served well", "decline by environment"),
             _mixed("votes fall + slow machine", "votes fall on a topic", "slow by one machine"),
+            _mixed("broken input + errors", "broken input", "errors by machines"),
+            _mixed("new bad topic + broken input", "new topic, served badly", "broken input"),
         )
     },
 }

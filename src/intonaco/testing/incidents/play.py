@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from intonaco.config import Decision, Monitoring, Signal
+from intonaco.config import Decision, Maturity, Monitoring, Signal
 from intonaco.decision.diagnosis import (
     PERFORMANCE_KINDS,
     DiagnosisContext,
@@ -21,8 +21,8 @@ from intonaco.decision.evidence import Deploy
 from intonaco.decision.history import History
 from intonaco.decision.incidents import belongs, may_be_the_release, repeats
 from intonaco.decision.policy import DecisionContext, decide
-from intonaco.monitoring.monitor import Monitor
-from intonaco.monitoring.sources import SOURCES
+from intonaco.monitoring.monitor import RECORDS, Monitor
+from intonaco.monitoring.silence import RecordLog
 from intonaco.testing.incidents.catalogue import INCIDENTS, Incident
 from intonaco.testing.incidents.traffic import CHAMPION, SERVICE, VOTED_SECONDS, Traffic
 from intonaco.testing.incidents.world import BEGAN, World, draw
@@ -30,6 +30,7 @@ from intonaco.types import Action, Cause, Diagnosis, Factor, Feedback, Finding, 
 
 REFERENCE = 400
 MOST_REQUESTS = 3200  # a run ends here if nothing is found before
+PROBE_EVERY = 300  # requests, so that a short run has some rounds
 AFTER = 1500  # requests that a run goes on after its first diagnosis, for what fires late
 SETTLE_SECONDS = 120.0
 
@@ -58,31 +59,33 @@ class Outcome:
 
 
 def signals() -> Monitoring:
-    """A configuration for short runs: of every signal that there is a source for and an incident
-    moves, with small references."""
+    """A configuration for short runs: the default signals and refusals, with small references."""
     wanted = {
         "prompts": Signal(of="prompt_embedding", reference=REFERENCE),
         "clip_score": Signal(of="clip_score", direction="down", reference=REFERENCE),
+        "diversity": Signal(
+            of="diversity", direction="up", tolerance=0.02, weight=0.5, reference=REFERENCE
+        ),
+        "blank_images": Signal(
+            of="blank_images", direction="up", tolerance=0.01, weight=0.5, reference=REFERENCE
+        ),
+        "broken_images": Signal(
+            of="broken_images", direction="up", tolerance=0.01, weight=0.5, reference=REFERENCE
+        ),
         "errors": Signal(of="errors", direction="up", tolerance=0.01, reference=REFERENCE),
         "latency": Signal(
             of="latency", direction="up", tolerance=0.02, reference=REFERENCE, slower_than=2.0
         ),
+        "thumbs": Signal(of="thumbs", direction="down", tolerance=0.02, reference=REFERENCE // 2),
+        # of seconds with requests, of which a busy service has few in a short run
+        "refused": Signal(of="refused", direction="up", tolerance=0.01, reference=50),
     }
-    further: dict[str, dict[str, object]] = {
-        "thumbs": {"direction": "down", "reference": REFERENCE // 2},
-        "refused": {"direction": "up", "tolerance": 0.01, "reference": REFERENCE},
-    }
-    for name, more in further.items():
-        if name in SOURCES:
-            wanted[name] = Signal.model_validate({"of": name, **more})
-    settings: dict[str, object] = {
-        "requests_between_false_alarms": 50_000,
-        "signals": wanted,
-        "settle_requests": 100,
-    }
-    if "feedback" in Monitoring.model_fields:
-        settings["feedback"] = {"mature_after_s": VOTED_SECONDS}
-    return Monitoring.model_validate(settings)
+    return Monitoring(
+        requests_between_false_alarms=50_000,
+        signals=wanted,
+        settle_requests=100,
+        feedback=Maturity(mature_after_s=VOTED_SECONDS),
+    )
 
 
 def play(
@@ -126,20 +129,33 @@ class _Run:
         self._scored_at: float | None = None
         self._unscored = 0
         self._ticked = 0.0
+        self._log = RecordLog()
+        self._probed_at = BEGAN
+        self._probe_told = False
 
     def go(self) -> None:
         until = MOST_REQUESTS
         while self.traffic.number < until:
             item, vote = self.traffic.next()
             now = self.traffic.at
-            scores = all(f.scorer for f in self.traffic.active())
+            active = self.traffic.active()
+            arrives = all(f.records for f in active)
+            scores = all(f.scorer for f in active)
+            while self.traffic.tallies:
+                tally = self.traffic.tallies.pop(0)
+                self._log.tally(tally)
+                self.new += self.monitor.tally(tally)
             if vote is not None:
                 heapq.heappush(self._votes, (vote.at, vote.seq, vote))
             while self._votes and self._votes[0][0] <= now:
                 heard = heapq.heappop(self._votes)[2]
                 self.history.hear(heard)
                 self.new += self.monitor.hear(heard, now)
-            if scores:
+            if item is not None and arrives:
+                self._log.record(item.record)
+            if item is None or not arrives:
+                pass  # nothing to score
+            elif scores:
                 self._scored_at, self._unscored = now, 0
                 self.history.observe(item)
                 self.new += self.monitor.observe(item)
@@ -151,6 +167,8 @@ class _Run:
                 silence = self.monitor.silence(now, self._scored_at, self._unscored)
                 if silence is not None:
                     self.new.append(silence)
+                self.new += self._records_missing(now)
+                self.new += self._probe(now)
             if self.new and self.first_at is None:
                 self.first_at = self.traffic.number
             if self.new and self._settled(now):
@@ -158,6 +176,44 @@ class _Run:
                 until = min(until, self.traffic.number + AFTER)
         if self.new:
             self._judge(self.traffic.at)
+
+    def _records_missing(self, now: float) -> list[Finding]:
+        limit = self.monitor.config.silent_after_s
+        missing = self._log.missing(now, limit)
+        text = f"{', '.join(missing)} answered requests, and no record of them came"
+        return [self.monitor.dead_man(RECORDS, now, limit, limit, text)] if missing else []
+
+    def _probe(self, now: float) -> list[Finding]:
+        """A round of probes, where it is due."""
+        last = self._probed_at
+        if not self.world.probes or now - last < PROBE_EVERY / self.world.rate:
+            return []
+        self._probed_at = now
+        if self._probe_told or not any(f.probes_change for f in self.traffic.active()):
+            return []
+        self._probe_told = True
+        return [
+            Finding(
+                finding_id=f"probe-{now:.3f}",
+                service_id=SERVICE,
+                signal="probes",
+                of="probe",
+                detector="golden set",
+                at=now,
+                request=self.monitor.requests,
+                armed_at=0,
+                since=self.monitor.requests,
+                since_at=last,
+                evidence=3.0,
+                threshold=0.0,
+                value_before=0.0,
+                value_now=1.0,
+                unit="share",
+                direction="up",
+                release=CHAMPION,
+                text="Probes changed under the same release.",
+            )
+        ]
 
     def _settled(self, now: float) -> bool:
         first = self.new[0]

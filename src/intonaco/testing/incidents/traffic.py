@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from intonaco.testing.incidents.world import BEGAN, DIMENSION, SIZES, Fault, World
-from intonaco.types import Attempt, Feedback, Outcome, Record, ScoredRecord
+from intonaco.types import Attempt, Feedback, Outcome, Record, ScoredRecord, Tally
 
-SERVICE = "made-up"
+SERVICE, GATEWAY = "made-up", "gateway"
 CHAMPION, PREVIOUS = "c" * 64, "b" * 64
 MOST_IN_BATCH = 4
 PATIENCE = 12.0  # a worker refuses what would wait this many times the work of a usual image
 CHUNK = 512
+SHOWN = {"contrast": 0.25, "black": 0.02, "white": 0.05}
+NOTHING_SHOWN = {"contrast": 0.0, "black": 1.0, "white": 0.0}
 VOTED_SECONDS = 130.0  # who votes at all has done so by then
+
+
+@dataclass(slots=True)
+class _Counted:
+    """By the gateway, in the present second."""
+
+    requests: int = 0
+    refused: int = 0
+    images: int = 0
+    failed: int = 0
 
 
 @dataclass(slots=True)
@@ -27,8 +39,9 @@ class _Machine:
 
 
 class Traffic:
-    """``next()`` gives one request after the other: the scored record, and the vote on its image if
-    there will be one."""
+    """``next()`` gives one request after the other: the scored record (None: it was refused at the
+    door), and the vote on its image if there will be one. ``tallies``: what the gateway counted
+    since the caller emptied it."""
 
     def __init__(self, world: World, faults: Sequence[Fault], *, seed: int) -> None:
         self.world = world
@@ -36,6 +49,10 @@ class Traffic:
         self.random = np.random.default_rng([53, world.seed, seed])
         self.at = BEGAN
         self.number = 0
+        self.tallies: list[Tally] = []
+        self._counted = _Counted()
+        self._written = 0  # records
+        self._seconds = 0  # with a tally
         self._machines = [_Machine(i) for i in range(world.replicas)]
         self._held = [_Machine(-1)]  # the release before has a machine of its own
         self._mean_work = sum(
@@ -49,6 +66,11 @@ class Traffic:
         self._class_cumulative = np.cumsum(world.class_shares)
         self._u = np.zeros((0, 12))
         self._z = np.zeros((0, DIMENSION + 3))
+        self._painter = np.random.default_rng([59, world.seed, seed])
+        # of each topic, the new one, and the one picture that a collapsed model draws
+        self._pictures = self._painter.standard_normal((world.topics + 2, DIMENSION))
+        self._strokes = np.zeros((0, DIMENSION))
+        self._bits = np.zeros(0, dtype=np.uint64)
 
     def _calibrate(self) -> float:
         """Seconds for a megapixel step, so that the machines are as busy as the world says."""
@@ -65,25 +87,32 @@ class Traffic:
             self._z = self.random.standard_normal((CHUNK, DIMENSION + 3))
         return self._u[place], self._z[place]
 
-    def next(self) -> tuple[ScoredRecord, Feedback | None]:
+    def next(self) -> tuple[ScoredRecord | None, Feedback | None]:
         w, faults = self.world, self.active()
         u, z = self._draws()
         swing = 1.0 + w.rate_swings * math.sin(2.0 * math.pi * self.number / w.cycle)
         swing *= w.growth ** (self.number / 2500.0)
         rate = w.rate * swing * math.prod(f.demand for f in faults)
-        self.at += -math.log(1.0 - u[0]) / rate
+        self._count_until(self.at - math.log(1.0 - u[0]) / rate)
         self.number += 1
+        self._counted.requests += 1
+        if u[7] < w.base_refused + sum(f.refused for f in faults):
+            self._counted.refused += 1
+            return None, None
         user, topic, vector = self._asks(u, z, faults)
         side, steps = self._class(u[3], faults)
         held = u[4] < w.holdback
         at_work = [f for f in faults if not (held and f.of_release)]
         attempt, status = self._serve(work((side, steps)), held, u, z, at_work)
         served = attempt.outcome is Outcome.OK
+        self._counted.images += served
+        self._counted.failed += not served
         score = self._score(topic, z, at_work) if served else None
+        self._written += 1
         record = Record(
-            gateway="gateway",
+            gateway=GATEWAY,
             gateway_epoch=1,
-            seq=self.number,
+            seq=self._written - 1,
             service_id=SERVICE,
             request_id=f"r{self.number}",
             at=self.at,
@@ -111,7 +140,64 @@ class Traffic:
             scores={} if score is None else {"clip": score},
             extractor="e" * 64,
         )
+        if served:
+            item = self._paint(item, topic, at_work)
         return item, self._vote(record, topic, u, at_work) if served else None
+
+    def _count_until(self, at: float) -> None:
+        """Let time pass; a second with requests that ended becomes a tally."""
+        ended = math.floor(self.at) + 1.0
+        if at >= ended and self._counted.requests:
+            counted, self._counted = self._counted, _Counted()
+            self._seconds += 1
+            self.tallies.append(
+                Tally(
+                    gateway=GATEWAY,
+                    gateway_epoch=1,
+                    seq=self._seconds - 1,
+                    service_id=SERVICE,
+                    at=ended,
+                    requests=counted.requests,
+                    failed=counted.failed,
+                    images=counted.images,
+                    in_flight=0,
+                    refused={"invalid_value": counted.refused} if counted.refused else {},
+                    record_epoch=1,
+                    record_seq=self._written,
+                )
+            )
+        self.at = at
+
+    def _paint(self, item: ScoredRecord, topic: int, faults: Sequence[Fault]) -> ScoredRecord:
+        """What the scorer sees of the picture."""
+        place = self.number % CHUNK
+        if place >= len(self._bits) or place == 0:
+            self._strokes = self._painter.standard_normal((CHUNK, DIMENSION))
+            self._bits = self._painter.integers(2**63, size=CHUNK, dtype=np.uint64)
+        bits, row = self._bits[place], self._pictures[topic] + 0.7 * self._strokes[place]
+        unlike = {name: 0.3 * score for name, score in item.scores.items()}  # its prompt
+        chance = float(bits % 10_007) / 10_007
+        if chance < sum(f.unreadable for f in faults):
+            return replace(item, scores={}, image_broken=True)
+        if chance < sum(f.blank for f in faults):
+            return replace(
+                item,
+                scores=unlike,
+                image_hash="0" * 16,
+                image_facts=NOTHING_SHOWN,
+                image_broken=False,
+            )
+        if chance < sum(f.alike for f in faults):
+            item = replace(item, scores=unlike)
+            bits, row = np.uint64(7), self._pictures[-1] + 0.05 * self._strokes[place]
+        row = row / np.linalg.norm(row)
+        return replace(
+            item,
+            image_embedding=tuple(row.tolist()),
+            image_hash=f"{int(bits):016x}",
+            image_facts=SHOWN,
+            image_broken=False,
+        )
 
     # ------------------------------------------------------------------------------ who asks what
 
@@ -189,10 +275,6 @@ class Traffic:
                 arm=arm, release=release, outcome=outcome, started_at=self.at, error=error, **more
             )
 
-        if any(u[7] < f.refused for f in faults):
-            return attempt(
-                Outcome.INVALID, "422 invalid: width must be a number", seconds=0.01
-            ), 400
         if wait > PATIENCE * self._unit_work * self._mean_work and not w.elsewhere:
             return attempt(Outcome.REJECTED, "429 busy: the queue is full", seconds=0.01), 503
         failing = w.base_errors + sum(f.failing for f in faults)
@@ -224,8 +306,6 @@ class Traffic:
         w = self.world
         score = float(w.topic_quality[topic] + w.quality_spread * z[DIMENSION + 1])
         for fault in faults:
-            if fault.collapse:
-                return float(0.3 * w.quality + w.quality_spread * z[DIMENSION + 1])
             hard = self._hard(fault, topic)
             score -= fault.drop + (fault.gap if hard else 0.0)
         return max(-1.0, min(1.0, score))
@@ -249,10 +329,10 @@ class Traffic:
                 liked -= fault.dislike
             # people vote by what they see
             hard = self._hard(fault, topic)
-            worse = fault.drop + (fault.gap if hard else 0.0) + (0.4 if fault.collapse else 0.0)
+            worse = fault.drop + (fault.gap if hard else 0.0) + 0.4 * (fault.alike + fault.blank)
             liked -= 0.8 * worse
         return Feedback(
-            gateway="gateway",
+            gateway=GATEWAY,
             gateway_epoch=1,
             seq=self.number,
             service_id=SERVICE,

@@ -20,13 +20,15 @@ class Fault:
     """Something that is true from request ``start`` on. At its defaults nothing happens.
 
     ``new_topic``, ``grows``: share of requests that go to a new or to the rarest old topic, whose
-    images score ``gap`` less. ``drop``: how much lower all images score. ``collapse``: every prompt
-    gets the same image. ``slower``: factor on the work of ``machines`` (None: all). ``failing``:
+    images score ``gap`` less. ``drop``: how much lower all images score. ``alike``: share of images
+    that are one and the same whatever the prompt; ``blank``: that show nothing; ``unreadable``:
+    whose file is broken. ``slower``: factor on the work of ``machines`` (None: all). ``failing``:
     share of requests that the machines fail. ``demand``: factor on the rate of requests.
     ``larger``: share of requests that ask for the largest images there are. ``refused``: share of
     requests that the service cannot read. ``dislike``: how much less often votes are up, on the
-    most asked ``topics`` (0: on all). ``scorer``: False when the scorer died. ``of_release``: the
-    release before it is spared. ``probes_change``: what the release draws for a fixed seed changed.
+    most asked ``topics`` (0: on all). ``scorer``: False when the scorer died;
+    ``records``: False when records no longer reach it. ``of_release``: the release before it is
+    spared. ``probes_change``: what the release draws for a fixed seed changed.
     """
 
     start: int
@@ -34,7 +36,9 @@ class Fault:
     grows: float = 0.0
     gap: float = 0.0
     drop: float = 0.0
-    collapse: bool = False
+    alike: float = 0.0
+    blank: float = 0.0
+    unreadable: float = 0.0
     slower: float = 1.0
     machines: int | None = None
     failing: float = 0.0
@@ -44,6 +48,7 @@ class Fault:
     dislike: float = 0.0
     topics: int = 0
     scorer: bool = True
+    records: bool = True
     of_release: bool = False
     probes_change: bool = False
 
@@ -56,7 +61,8 @@ class World:
     ``cycle`` requests. ``robot``: requests of one client in a row, about once in 700. ``growth``:
     factor on the rate over the whole run. ``holdback``: share kept on the release before.
     ``released_at``: when the champion took over; None: it is the first. ``voting``: share of
-    images that get a vote. ``elsewhere``: the model is another's server."""
+    images that get a vote. ``base_refused``: share of requests that cannot be read on any day.
+    ``elsewhere``: the model is another's server."""
 
     seed: int
     topics: int
@@ -81,6 +87,7 @@ class World:
     topics_swing: float = 0.0
     robot: int = 0
     growth: float = 1.0
+    base_refused: float = 0.0
     released_at: float | None = None
     environment_at: float | None = None
     elsewhere: bool = False
@@ -131,4 +138,5 @@ def draw(seed: int) -> World:
         base_errors=float(r.choice((0.0, 0.002, 0.005))),
         cycle=int(r.integers(800, 3000)),
         rate_swings=float(r.choice((0.0, 0.3))),
+        base_refused=float(r.choice((0.0, 0.003, 0.01))),
     )
