@@ -124,7 +124,7 @@ def test_what_an_update_kept_waiting_is_judged_after_it(world: World) -> None:
     world.tick()
     waiting = world.ledger.all(Finding, status="waiting")
     assert [f.signal for f in waiting] == ["errors"]
-    assert told(world) == [(Cause.PERFORMANCE_DEGRADATION, Action.WATCH)]
+    assert told(world) == [(Cause.PERFORMANCE_DEGRADATION, Action.TELL)]  # a person need not wait
     assert world.command("update.cancel", update=update.update_id)["ok"]
     world.until(lambda: world.updates()[-1].phase.final)
     assert world.updates()[-1].phase is Phase.CANCELLED

@@ -145,14 +145,16 @@ def _table(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice
     }
     row = rows.get(d.cause)
     choice = _for_a_person(d, s, now) if row is None else row(d, c, s, now)
-    # What is for a person does not wait for a training of days to end.
-    if c.active_update is None or choice.rule in FOR_A_PERSON:
+    if c.active_update is None:
         return choice
+    later = now + s.look_again_s
+    if choice.rule in FOR_A_PERSON:  # who does not wait for a training of days to end
+        return replace(choice, again_at=choice.again_at or later)
     return _Choice(
         action=Action.WATCH,
         reason=f"Update {c.active_update} is under way; the finding is judged again after it.",
         rule="one update at a time",
-        again_at=now + s.look_again_s,
+        again_at=later,
     )
 
 
