@@ -46,7 +46,7 @@ monitoring:
   probes: [PROBES]
   signals:
     prompts: {of: prompt_embedding, reference: 300}
-    clip_score: {of: clip_score, direction: down, reference: 300}
+    clip_score: {of: clip_score, direction: down, reference: 300, given_topic: false}
     errors: {of: errors, direction: up, reference: 300, tolerance: 0.02, weight: 0.5}
     latency: {of: latency, direction: up, reference: 300, tolerance: 0.05, weight: 0.5}
 decision: {min_labelled: 10}

@@ -15,6 +15,7 @@ from intonaco import commands, experience, loop, waiting
 from intonaco.decision.diagnosis import PERFORMANCE_KINDS, diagnose, each_cause, signal_kind
 from intonaco.decision.evidence import Deploy, DiagnosisContext
 from intonaco.decision.incidents import (
+    HEADLINE,
     belongs,
     is_news,
     may_be_the_release,
@@ -30,7 +31,6 @@ from intonaco.types import Action, Diagnosis, Finding, Phase, Plan, Update
 from intonaco.watching import Watch
 
 SETTLE_SECONDS = 120.0  # a finding is diagnosed after this long even if requests stop coming
-HEADLINE = "incident"  # status of a diagnosis; the other causes of an incident have none
 
 
 def look(parts: Parts, watch: Watch, fence: int, now: float) -> None:

@@ -133,7 +133,7 @@ def test_detectors_are_scored_on_what_was_recorded(watched: Watched) -> None:
     assert (ours["misses"], ours["false_alarms"]) == (0, 0)
     assert 0 < ours["delay"] < 100
     assert baseline["misses"] == 1
-    with pytest.raises(ConfigError, match="known: e-detector, e-mean, periodic"):
+    with pytest.raises(ConfigError, match=r"known: e-detector, e-mean, e-quantile, .*periodic"):
         run(watched, *on, "--detector", "nope")
     with pytest.raises(ConfigError, match=r"no signal .nope.; monitoring\.signals has: clip_score"):
         run(watched, "drift", "evaluate", "--signal", "nope")
@@ -146,7 +146,7 @@ def test_a_file_is_scored(watched: Watched, tmp_path: Path) -> None:
     x = np.concatenate([rng.normal(10, 1, 900), rng.normal(13, 1, 300)])
     np.savez(tmp_path / "s.npz", x=x, change_at=900)
     file = ("drift", "evaluate", "--stream", str(tmp_path / "s.npz"), "--reference", "400")
-    with pytest.raises(ConfigError, match="take those from 0 to 1"):
+    with pytest.raises(ConfigError, match="takes those from 0 to 1"):
         run(watched, *file)
     facts = json.loads(run(watched, *file, "--range", "0", "20", "--json"))
     assert facts["change_at"] == 900
@@ -162,7 +162,7 @@ def test_the_console_shows_each_finding(watched: Watched) -> None:
             assert page.status_code == 200
             assert client.get(f"/api/findings/{finding.finding_id}").status_code == 200
         text = client.get(f"/findings/{found(watched, 'prompts')}").text
-        assert text.count('<svg class="shares"') >= 2
+        assert '<svg class="shares"' in text
         assert '<svg class="evidence"' in text
         assert "/images/" in text
         probe = client.get(f"/findings/{found(watched, 'probes')}").text

@@ -160,6 +160,7 @@ def read_serving_spec_of_options(*options: str) -> Any:
 def test_the_device_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def there(cuda: bool, mps: bool) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if cuda else 0)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
     there(True, True)

@@ -43,6 +43,10 @@ def card(facts: Facts, now: float) -> RenderableType:
         action = ACTIONS.get(plan["action"]) or words(plan["action"])
         table.add_row("plan", Text(action, style="bold"))
         table.add_row("", Text(clean(plan["reason"]), style="dim"))
+    for other in facts["also_planned"]:
+        action = ACTIONS.get(other["action"]) or words(other["action"])
+        table.add_row("besides", Text(f"{words(other['cause'])}: {action}", style="bold"))
+        table.add_row("", Text(clean(other["reason"]), style="dim"))
     if f["threshold"] is not None and not facts["probes"]:
         said = f"{number(f['evidence'])} of {number(f['threshold'])}"
         values = f"{number(f['value_before'])} → {number(f['value_now'])} {f['unit']}"

@@ -456,6 +456,7 @@ SCHEMAS: Json = {
         diagnosis={"type": ["object", "null"]},
         excluded={"type": "object", "additionalProperties": TEXT},
         plan={"type": ["object", "null"]},
+        also_planned={"type": "array", "items": _all(cause=TEXT, action=TEXT, reason=TEXT)},
         update={"type": ["object", "null"]},
         others={"type": "array", "items": OBJECT},
         evidence={"type": "object", "additionalProperties": {"type": "array"}},

@@ -24,6 +24,7 @@ NOT_THE_RELEASE = frozenset(
     }
 )
 
+HEADLINE = "incident"  # status of a diagnosis; the other causes of an incident have none
 CONSEQUENCE_SECONDS = 3600.0  # what may follow from an incident does so within this time
 FORGET_SECONDS = 6 * 3600.0  # what fires this long after the diagnosis is an incident of its own
 REPEAT_SECONDS = 1800.0  # the same told again within this time is no news

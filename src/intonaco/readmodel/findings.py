@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from intonaco.codec import as_json
 from intonaco.config import Config
+from intonaco.decision.incidents import HEADLINE
 from intonaco.errors import NotFound
 from intonaco.ledger import Ledger
 from intonaco.monitoring.explanation import moved_share, quality
 from intonaco.monitoring.probes import ProbeSet
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.signals import finding_facts, signal_history
-from intonaco.types import Diagnosis, Event, Finding, Plan, ProbeRound, SignalStatus, Update
+from intonaco.types import Cause, Diagnosis, Event, Finding, Plan, ProbeRound, SignalStatus, Update
 
 POINTS = 240  # of the evidence's course
 MARGIN = 1.5  # how much of it is shown before the change, in times from change to finding
@@ -69,6 +70,7 @@ def finding_card(ledger: Ledger, config: Config, finding_id: str) -> Facts:
             "diagnosis": judged,
             "excluded": (as_json(diagnosis).get("excluded") or {}) if diagnosis else {},
             "plan": _plan(plan) if plan else None,
+            "also_planned": _besides(ledger, diagnosis),
             "update": _update_of(ledger, plan),
             "others": _others(points, finding),
             "evidence": _evidence(points, finding),
@@ -121,12 +123,32 @@ def probe_rounds(ledger: Ledger, config: Config, limit: int = ROUNDS) -> Facts:
     return facts
 
 
-def _judged(ledger: Ledger) -> dict[str, tuple[Diagnosis, Plan | None]]:
-    """Per finding its last diagnosis and the plan made of that."""
-    plans = {p.diagnosis_id: p for p in ledger.all(Plan) if p.diagnosis_id}
+def _made(ledger: Ledger) -> dict[tuple[str, Cause], Plan]:
+    """The last plan of each incident for each of its causes."""
+    incidents = {d.diagnosis_id: d.incident for d in ledger.all(Diagnosis)}
     return {
-        f.finding_id: (d, plans.get(d.diagnosis_id))
-        for d in ledger.all(Diagnosis)
+        (incidents.get(p.diagnosis_id) or p.diagnosis_id, p.cause): p
+        for p in ledger.all(Plan)
+        if p.diagnosis_id
+    }
+
+
+def _besides(ledger: Ledger, diagnosis: Diagnosis | None) -> list[Facts]:
+    """What is planned for the other causes of an incident."""
+    if diagnosis is None:
+        return []
+    made, incident = _made(ledger), diagnosis.incident or diagnosis.diagnosis_id
+    plans = [(cause, made.get((incident, cause))) for cause in diagnosis.also]
+    return [{"cause": cause, "action": p.action, "reason": p.reason} for cause, p in plans if p]
+
+
+def _judged(ledger: Ledger) -> dict[str, tuple[Diagnosis, Plan | None]]:
+    """Per finding its incident's last diagnosis, and the plan made for that cause: what was planned
+    before is not planned again when findings join."""
+    plans = _made(ledger)
+    return {
+        f.finding_id: (d, plans.get((d.incident or d.diagnosis_id, d.cause)))
+        for d in (*ledger.all(Diagnosis), *ledger.all(Diagnosis, status=HEADLINE))
         for f in d.findings
     }
 
