@@ -26,7 +26,7 @@ def decline(p: Picture, context: DiagnosisContext) -> list[Judged]:
             )
         ]
     least, fall = context.min_quality_gap, p.drop_elsewhere
-    if p.outputs is not None:
+    if p.outputs is not None and not _asked_for(p, p.outputs):
         factor, why = _behind_decline(p, p.outputs, context)
         return [
             Judged(
@@ -87,6 +87,12 @@ def decline(p: Picture, context: DiagnosisContext) -> list[Judged]:
             f"new demand alone does not explain it.{why}",
         )
     ]
+
+
+def _asked_for(p: Picture, outputs: Finding) -> bool:
+    """Whether new demand accounts for pictures that are alike, or show nothing: no more of them
+    than of what moved. A collapse spares no topic."""
+    return bool(p.moved) and outputs.value_now - outputs.value_before <= p.share
 
 
 def _behind_decline(
