@@ -23,7 +23,7 @@ from intonaco.watching import Watch
 from intonaco.workspace import Workspace
 
 GATEWAYS = ("gateway-0", "gateway-1")
-REQUESTS = 560
+REQUESTS = 520
 REFERENCE = 150
 TURNS = 420  # the request from which images are one and the same, slow, failing and voted down
 
@@ -126,12 +126,12 @@ def _tally(gateway: str, n: int, record: Record, seqs: dict[str, int], *, refuse
 
 
 def live(root: Path, *, kills: bool) -> tuple[Json, list[Any], list[str]]:
-    """Looks twice a second. ``kills``: in a third of the looks the watch is killed after it read
+    """Looks once a second. ``kills``: in a third of the looks the watch is killed after it read
     and before it committed, and in another third before it looks."""
     world, log, dice = World(root), traffic(), random.Random(11)
     n, now, last = 0, log[0][0], log[-1][0] + 120.0
     while now < last:
-        now += 0.5
+        now += 1.0
         while n < len(log) and log[n][0] <= now:
             world.write(log[n][1])
             n += 1

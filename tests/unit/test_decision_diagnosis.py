@@ -277,8 +277,11 @@ def test_pictures_alike_where_requests_moved_are_no_collapse() -> None:
     """What people ask for now may look alike; a collapse spares no topic."""
     alike = finding("diversity", 0.05, 0.18, of="diversity")
     assert diagnose([alike, prompts(*SERVED)], QUIET, NOW).cause is Cause.DATA_DRIFT
+    unscored = replace(QUIET, reference_quality=None)
+    assert diagnose([alike, prompts(*SERVED)], unscored, NOW).cause is Cause.DATA_DRIFT
     more = replace(alike, value_now=0.9)
-    d = diagnose([more, prompts(*SERVED)], QUIET, NOW)
+    assert diagnose([more, prompts(*SERVED)], unscored, NOW).cause is Cause.QUALITY_DECLINE
+    d = diagnose([more, prompts(*SERVED)], replace(QUIET, reference_quality=0.99), NOW)
     assert d.cause is Cause.QUALITY_DECLINE
     assert Cause.DATA_DRIFT in d.also
 
