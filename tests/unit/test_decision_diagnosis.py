@@ -286,6 +286,27 @@ def test_outputs_that_are_all_alike_are_a_collapse() -> None:
     assert diagnose([replace(blank, value_before=1.0)], QUIET, NOW).cause is Cause.UNKNOWN
 
 
+def test_pictures_alike_where_requests_moved_are_no_collapse() -> None:
+    """What people ask for now may look alike; a collapse spares no topic."""
+    alike = finding("diversity", 0.05, 0.18, of="diversity")
+    assert diagnose([alike, prompts(*SERVED)], QUIET, NOW).cause is Cause.DATA_DRIFT
+    unscored = replace(QUIET, reference_quality=None)
+    assert diagnose([alike, prompts(*SERVED)], unscored, NOW).cause is Cause.DATA_DRIFT
+    more = replace(alike, value_now=0.9)
+    assert diagnose([more, prompts(*SERVED)], unscored, NOW).cause is Cause.QUALITY_DECLINE
+    d = diagnose([more, prompts(*SERVED)], replace(QUIET, reference_quality=0.99), NOW)
+    assert d.cause is Cause.QUALITY_DECLINE
+    assert Cause.DATA_DRIFT in d.also
+
+
+def test_a_topic_that_grew_is_none_that_did_not_move() -> None:
+    """A group of a few odd requests can be the nearest to many of what is new."""
+    odd = replace(topic(3, 0.8, 0.1), requests_before=10, requests_now=200)
+    context = with_topics(topic(6, 0.8, 0.05), topic(1, 0.8, 0.8), odd)
+    d = diagnose([prompts(*NEW)], context, NOW)
+    assert (d.cause, d.also) == (Cause.CONCEPT_DRIFT, ())
+
+
 def test_every_signal_has_its_place_in_the_picture() -> None:
     """What a finding alone is taken for, by what its signal is of: none is forgotten."""
     assert set(get_args(SignalKind)) | {"silence", "probe", "scorer"} == set(KINDS)

@@ -117,6 +117,29 @@ def test_topics_are_compared_with_themselves_and_with_their_votes() -> None:
         assert topic.liked_before.share == pytest.approx(0.8, abs=0.15)
 
 
+def test_a_vote_that_is_read_before_its_record_waits_for_it() -> None:
+    """Also over a kill, and not for ever."""
+    traffic = Traffic(seed=3)
+    items = list(traffic.many(60))
+    early, late, cut = History(), History(), History()
+    for item in items:
+        late.observe(item)
+    for item in items:
+        early.hear(vote(item, "up"))
+        late.hear(vote(item, "up"))
+    cut.restore(early.state())
+    for item in items:
+        early.observe(item)
+        cut.observe(item)
+    assert early.state() == late.state() == cut.state()
+    old = vote(items[0], "up")
+    for n in range(2 * KEPT):
+        early.hear(replace(old, request_id=f"nobody {n}"))
+    for item in traffic.many(KEPT + 10):
+        early.observe(item)
+    assert early.state()["votes"] == []
+
+
 def test_arms_are_told_apart_in_the_same_minutes() -> None:
     history, traffic = History(), Traffic(seed=4)
     for item in traffic.many(500):

@@ -167,6 +167,31 @@ def test_a_watch_hands_on_the_topic() -> None:
     assert set(watch.detector.state()["strata"]) == {"cats", REST}
 
 
+def test_a_fall_is_told_against_what_is_usual_of_what_is_asked() -> None:
+    """Dogs are liked less than cats. All ask for dogs now, and those fell: before and now are both
+    of dogs, and the reference's own mean is of the mix that it was."""
+    signal = Signal(of="clip_score", detector=DetectorChoice(name="stratified"), reference=400)
+    watch, r = Watch("score", signal, 1_000.0), np.random.default_rng(5)
+
+    def ask(topic: str, mean: float, at: int) -> bool:
+        value = float(np.clip(mean + 0.05 * r.standard_normal(), 0, 1))
+        return watch.feed(Reading(value=value, session="", at=float(at), topic=topic))
+
+    usual = {"cats": 0.9, "dogs": 0.5}
+    for n in range(400):
+        topic = "cats" if n % 4 else "dogs"
+        assert not ask(topic, usual[topic], n)
+    assert any(ask("dogs", 0.3, n) for n in range(400, 600))
+    raw = watch.source.raw
+    assert watch.raw(watch.value_before()) == pytest.approx(raw(0.5), abs=0.05)
+    assert watch.raw(watch.value_since()) == pytest.approx(raw(0.3), abs=0.1)
+    assert watch.reference_mean == pytest.approx(raw(0.8), abs=0.05)
+    again = Watch("score", signal, 1_000.0)
+    again.restore(watch.state())
+    assert again.value_before() == watch.value_before()
+    assert again.reference_mean == watch.reference_mean
+
+
 def test_restored_goes_on_exactly_at_any_point() -> None:
     topics, values = thumbs("topic 0", 3, 2_600)
     for cut in (0, 1_000, 4_000, 4_001, 5_500, 6_020):

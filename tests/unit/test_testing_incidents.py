@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from intonaco.config import Monitoring, Signal
 from intonaco.testing.incidents import (
     INCIDENTS,
     Outcome,
@@ -70,6 +71,15 @@ def test_what_needs_a_signal_that_nobody_reads_is_left_out() -> None:
     assert "new topic, served badly" in bare
     everything = {need: object for i in INCIDENTS.values() for need in i.needs}
     assert set(possible(everything)) == set(INCIDENTS)
+
+
+def test_more_demand_than_workers_is_queueing_by_throughput_alone() -> None:
+    load = Signal(of="throughput", direction="up", every_s=1.0, reference=60, tolerance=0.05)
+    watched = Monitoring(requests_between_false_alarms=5_000, signals={"load": load})
+    outcome = play("demand above capacity", 2, monitoring=watched)
+    assert set(outcome.signals) == {"load"}
+    assert outcome.right, outcome
+    assert outcome.actions[0] is Action.TELL
 
 
 def test_the_matrix_says_what_was_told() -> None:

@@ -70,7 +70,7 @@ class History:
         self._sample = np.zeros((SAMPLED, WIDTH))
         self._offered = 0
         self._classes: list[str] = []
-        self._votes: list[tuple[str, float]] = []
+        self._votes: list[tuple[str, float, float]] = []  # request, up, made_at; not yet in a row
 
     # ------------------------------------------------------------------------------- what it sees
 
@@ -93,8 +93,8 @@ class History:
         """An explicit vote; stars count as up from four on, as down up to two."""
         up = _liked(feedback.vote) if feedback.kind == "explicit" else None
         if up is not None:
-            self._votes.append((feedback.request_id, up))
-            if len(self._votes) >= KEPT:
+            self._votes.append((feedback.request_id, up, feedback.made_at))
+            if len(self._votes) >= 2 * KEPT:
                 self._settle()
 
     def _settle(self) -> None:
@@ -110,10 +110,13 @@ class History:
         if self._votes:
             if self._slots is None:
                 self._slots = {name: i for i, name in enumerate(self._ids)}
-            for name, up in self._votes:
+            waiting = []
+            for name, up, made_at in self._votes:
                 if name in self._slots:
                     self._rows[self._slots[name], VOTE] = up
-            self._votes.clear()
+                elif len(self._rows) < KEPT or made_at >= self._rows[0, AT]:
+                    waiting.append((name, up, made_at))  # read before its record
+            self._votes = waiting[-KEPT:]
 
     def _row(self, record: Record, score: float | None) -> list[float]:
         arm, attempts = _attempts(record)
@@ -243,6 +246,7 @@ class History:
             "sample": pack(self._sample[: min(self._offered, SAMPLED)]),
             "offered": self._offered,
             "classes": list(self._classes),
+            "votes": [list(vote) for vote in self._votes],
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
@@ -254,6 +258,7 @@ class History:
         self._sample[: len(sample)] = sample
         self._offered = int(state["offered"])
         self._classes = list(state["classes"])
+        self._votes = [(str(n), float(up), float(at)) for n, up, at in state.get("votes", ())]
 
 
 def _attempts(record: Record) -> tuple[int, list[Attempt]]:

@@ -26,7 +26,7 @@ def decline(p: Picture, context: DiagnosisContext) -> list[Judged]:
             )
         ]
     least, fall = context.min_quality_gap, p.drop_elsewhere
-    if p.outputs is not None:
+    if p.outputs is not None and not _asked_for(p, p.outputs, least):
         factor, why = _behind_decline(p, p.outputs, context)
         return [
             Judged(
@@ -89,6 +89,17 @@ def decline(p: Picture, context: DiagnosisContext) -> list[Judged]:
             f"new demand alone does not explain it.{why}",
         )
     ]
+
+
+def _asked_for(p: Picture, outputs: Finding, least: float) -> bool:
+    """Whether new demand accounts for pictures that are alike, or show nothing: a collapse spares
+    no topic, and one picture cannot match many prompts. So quality holds on what did not move;
+    where that was not measured, there are no more such pictures than requests that moved."""
+    if not p.moved:
+        return False
+    if p.drop_elsewhere is not None:
+        return p.drop_elsewhere < least
+    return outputs.value_now - outputs.value_before <= p.share
 
 
 def _behind_decline(

@@ -163,7 +163,8 @@ class _Run:
                 self._unscored += 1000
             if now - self._ticked >= 1.0:
                 self._ticked = now
-                self.new += self.monitor.tick(now)
+                workers = 0 if self.world.elsewhere else self.world.replicas
+                self.new += self.monitor.tick(now, workers=workers)
                 silence = self.monitor.silence(now, self._scored_at, self._unscored)
                 if silence is not None:
                     self.new.append(silence)
