@@ -115,7 +115,7 @@ SCALAR_PEERS = (
     Peer(name=OURS, detector="", sees="scalars", reference=2_000),
     _river("ADWIN", "scalars", 2_000),
     _river("PageHinkley", "scalars", 2_000),
-    _river("KSWIN", "scalars", 2_000, null_events=12_000),
+    _river("KSWIN", "scalars", 200, null_events=12_000),
     _frouros("CUSUM", "scalars"),
     *(_evidently(test, "scalars") for test in ("ks", "wasserstein", "psi")),
 )

@@ -111,8 +111,8 @@ def _scalar_peers(values: Values) -> str:
     if not names:
         return ""
     lines = [
-        "Scalars, side by side, each with 2,000 values of reference: false alarms in 10,000, then "
-        "the median delay (a miss counts as 4,000).",
+        "Scalars, side by side, each with 2,000 values of reference (KSWIN, whose window is 100, "
+        "with 200): false alarms in 10,000, then the median delay (a miss counts as 4,000).",
         "",
         f"| detector | {' | '.join([*SCALAR_NULLS, *SCALAR_CHANGES])} |",
         "|---|" + "---:|" * (len(SCALAR_NULLS) + len(SCALAR_CHANGES)),
