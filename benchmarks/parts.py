@@ -1,4 +1,4 @@
-"""Parts that benchmarks share: a quiet environment, releases, ready workers."""
+"""Parts that benchmarks share: a quiet environment, releases, ready workers, results in part."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from intonaco.releases import ReleaseStore, read_serving_spec
 from intonaco.serving.local import LocalServingBackend
@@ -51,6 +51,16 @@ def build(channels):
     )
     return made
 """
+
+
+class Incomplete(Exception):
+    """Raised by a benchmark that has some of its results: the others stay as they were. ``failed``:
+    the parts that broke down; none if some were only left out."""
+
+    def __init__(self, values: Mapping[str, Any], failed: Sequence[str] = ()) -> None:
+        super().__init__(", ".join(failed))
+        self.values = dict(values)
+        self.failed = tuple(failed)
 
 
 def environment() -> dict[str, str]:

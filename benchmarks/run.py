@@ -6,7 +6,10 @@ asked in its docstring, by a function ``run() -> dict[str, float]`` from names w
 ``FULL_NAMES = True`` and gives them whole. Results go to ``results.json``, dotted name -> {value,
 command, date, hardware}, and to ``RESULTS.md`` for people. Results of benchmarks that were not run
 stay as they were, with their own date and hardware. One that fails leaves its old results and
-makes the exit status 1.
+makes the exit status 1; one that raises ``parts.Incomplete`` renews some of them.
+
+A module may have ``page(values) -> str`` for its part of the page, instead of a list of its
+figures, and ``pictures(values) -> {name: SVG}``, files that are written beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import os
 import platform
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +32,11 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:  # for benchmarks, that import ``parts``, whoever runs them
+    sys.path.append(str(HERE))
+
+from parts import Incomplete  # noqa: E402
+
 RESULTS = HERE / "results.json"
 PAGE = HERE / "RESULTS.md"
 COMMAND = "make bench ARGS="
@@ -39,9 +48,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """The module of a benchmark; it may import ``parts``, whoever runs it."""
-    if str(HERE) not in sys.path:
-        sys.path.append(str(HERE))
+    """The module of a benchmark."""
     spec = importlib.util.spec_from_file_location(f"bench_{name}", HERE / name / "bench.py")
     if spec is None or spec.loader is None:
         raise ImportError(name)
@@ -74,10 +81,21 @@ def hardware() -> str:
 
 
 def measure(name: str) -> dict[str, dict[str, Any]]:
-    """Run one benchmark. Raises what it raises, and ValueError for a value that is no number."""
+    """Run one benchmark. Raises what it raises, and ValueError for a value that is no number;
+    Incomplete with entries of the results for values."""
     machine = hardware()
     module = load(name)
-    values: Mapping[str, float] = module.run()
+    try:
+        values: Mapping[str, float] = module.run()
+    except Incomplete as error:
+        entries = _described(name, module, error.values, machine)
+        raise Incomplete(entries, error.failed) from error
+    return _described(name, module, values, machine)
+
+
+def _described(
+    name: str, module: ModuleType, values: Mapping[str, float], machine: str
+) -> dict[str, dict[str, Any]]:
     if not getattr(module, "FULL_NAMES", False):
         values = {f"{name}.{key}": value for key, value in values.items()}
     for key, value in values.items():
@@ -106,14 +124,31 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name in sorted({owner(entry) for entry in results.values()}):
         rows = {k: v for k, v in results.items() if owner(v) == name}
-        first = next(iter(rows.values()))
         lines += ["", f"## {name}", ""]
         if name in names():
             lines += [question(name), ""]
-        lines += [f"`{first['command']}`, {first['date']}, {first['hardware']}", ""]
+        abouts = Counter((v["command"], v["date"], v["hardware"]) for v in rows.values())
+        for (command, date, machine), count in abouts.items():
+            some = "" if len(abouts) == 1 else f" ({count} figures)"
+            lines += [f"`{command}`, {date}, {machine}{some}", ""]
+        drawn = getattr(load(name), "page", None) if name in names() else None
+        if drawn is not None:
+            lines += [drawn({k: v["value"] for k, v in rows.items()})]
+            continue
         lines += ["| figure | value |", "|---|---:|"]
         lines += [f"| {k.removeprefix(f'{name}.')} | {v['value']:.4g} |" for k, v in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def pictures(results: Mapping[str, Mapping[str, Any]]) -> dict[Path, str]:
+    """Files beside the benchmarks that draw them, and what is in each."""
+    found: dict[Path, str] = {}
+    for name in sorted({owner(entry) for entry in results.values()} & set(names())):
+        draw = getattr(load(name), "pictures", None)
+        if draw is not None:
+            values = {k: v["value"] for k, v in results.items() if owner(v) == name}
+            found |= {HERE / name / file: text for file, text in draw(values).items()}
+    return found
 
 
 def main() -> int:
@@ -127,15 +162,21 @@ def main() -> int:
     for name in chosen:
         try:
             found = measure(name)
+            results = {k: v for k, v in results.items() if owner(v) != name}
+        except Incomplete as error:
+            found = error.values
+            failed += [f"{name}: {part}" for part in error.failed]
         except Exception:
             traceback.print_exc()
             failed.append(name)
             continue
-        results = {k: v for k, v in results.items() if owner(v) != name} | found
+        results |= found
         for key, entry in found.items():
             print(f"{key} = {entry['value']:.4g}")
     RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n")
     PAGE.write_text(page(results))
+    for path, text in pictures(results).items():
+        path.write_text(text)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

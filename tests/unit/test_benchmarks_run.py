@@ -89,3 +89,45 @@ def test_the_page_on_sharing_says_how_often_the_benchmark_measures() -> None:
     rounds = load().load("sharing").ROUNDS
     page = FILE.parents[1] / "docs" / "concepts" / "sharing.md"
     assert f"medians of {rounds} pictures" in page.read_text()
+
+
+def test_a_benchmark_may_have_some_of_its_results(
+    runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it did not measure stays as it was; only a part that broke down is a failure."""
+    failed: list[str] = []
+
+    def some() -> dict[str, float]:
+        raise runner.Incomplete({"x": 3.0}, failed)
+
+    module = SimpleNamespace(run=some, __doc__="Half?")
+    monkeypatch.setattr(runner, "load", {"bad": module}.__getitem__)
+    monkeypatch.setattr(runner, "names", lambda: ["bad"])
+    for name, file in (("RESULTS", "results.json"), ("PAGE", "RESULTS.md")):
+        monkeypatch.setattr(runner, name, tmp_path / file)
+    old = {"value": 7.0, "command": "make bench ARGS=bad", "date": "then", "hardware": "h"}
+    (tmp_path / "results.json").write_text(json.dumps({"bad.x": old, "bad.y": old}))
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    assert runner.main() == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["bad.y"] == old
+    assert results["bad.x"]["value"] == 3.0
+    assert "(1 figures)" in (tmp_path / "RESULTS.md").read_text()
+    failed.append("a part")
+    assert runner.main() == 1
+
+
+def test_a_benchmark_may_draw_its_part_of_the_page(
+    runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(
+        __doc__="Nice?",
+        page=lambda values: f"{values['one.a']:.1f} it is",
+        pictures=lambda values: {"a.svg": f"<svg>{values['one.a']}</svg>"},
+    )
+    monkeypatch.setattr(runner, "load", {"one": module}.__getitem__)
+    monkeypatch.setattr(runner, "names", lambda: ["one"])
+    about = {"command": "make bench ARGS=one", "date": "then", "hardware": "h"}
+    results = {"one.a": {"value": 2.0, **about}}
+    assert "2.0 it is" in runner.page(results)
+    assert runner.pictures(results) == {runner.HERE / "one" / "a.svg": "<svg>2.0</svg>"}

@@ -57,7 +57,7 @@ def run(
 ) -> dict[str, Score]:
     """Score of each kind, over all worlds and seeds, and of ``REFERENCE``. With one process nothing
     is forked. ``progress`` gets a line for each finished part."""
-    jobs = sorted({(world, _environment(kind)) for world in table.worlds for kind in table.kinds})
+    jobs = sorted({(world, environment_of(kind)) for world in table.worlds for kind in table.kinds})
     scores: dict[str, list[Score]] = defaultdict(list)
 
     def take(world: int, environment: str, part: dict[str, Score]) -> None:
@@ -86,7 +86,7 @@ def run_part(table: Table, world: int, environment: str) -> dict[str, Score]:
     )
     found = {REFERENCE: evaluation.reference_score}
     for kind in table.kinds:
-        if _environment(kind) != environment:
+        if environment_of(kind) != environment:
             continue
         change = parse(kind)[1]
         after = AFTER_ROTATION if change == "rot" else AFTER
@@ -153,7 +153,8 @@ def figures(scores: dict[str, Score]) -> dict[str, float]:
     return found
 
 
-def _environment(kind: str) -> str:
+def environment_of(kind: str) -> str:
+    """The environment of a kind of stream as one word: "iid" if it names none."""
     return "+".join(sorted(parse(kind)[0])) or "iid"
 
 
