@@ -84,7 +84,8 @@ def _beside(values: Values) -> str:
     lines = [
         "Embedding drift, side by side. False alarms in 10,000 requests of each kind of traffic "
         "without a change (budget 1, which only ours can be told), then the median delay of "
-        "changes; — where more than half were missed. Streams of each in brackets. Evidently's "
+        "changes; — where more than half were missed. Streams of each in brackets; µs of "
+        "processor time a request, without that of novelty for those that see it. Evidently's "
         "changes fall on the border of a window. alibi-detect: measured before on the same "
         "generator, not rerun, since its licence (BUSL) keeps it out.",
         "",
