@@ -138,7 +138,7 @@ def live(root: Path, *, kills: bool) -> tuple[Json, list[Any], list[str]]:
         fate = dice.random() if kills else 1.0
         if fate < 1 / 3:
             commit = world.watch._commit
-            world.watch._commit = _dies  # type: ignore[assignment, method-assign]
+            world.watch._commit = _dies  # type: ignore[method-assign, assignment]
             try:
                 world.watch.look(world.fence, now)
             except Killed:

@@ -24,6 +24,11 @@ LEFT = {"nothing", "nothing: bursts", "nothing: growth", "nothing: larger images
     "slow upstream",
     "new bad topic + decline",
     "decline, nobody knows why",
+    "errors upstream",
+    "slow by all machines",
+    "new good topic + decline",
+    "environment + too much",
+    "new bad topic + broken input",
 }
 
 
