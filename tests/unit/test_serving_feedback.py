@@ -14,6 +14,7 @@ from tests.fixtures_gateway import NEW, OLD, Stage, in_one_loop
 
 from intonaco.clock import FakeClock
 from intonaco.codec import decode
+from intonaco.messages import BACKGROUND_UNIT
 from intonaco.segment_log import SegmentReader
 from intonaco.serving.gateway.digests import Digests
 from intonaco.serving.gateway.feedback import DAY_S, Tokens, Voteable, Votes
@@ -204,4 +205,4 @@ async def test_probes_have_no_token(tmp_path: Path) -> None:
         admin = {"authorization": f"Bearer {stage.workspace.admin_token()}"}
         probe = admin | {"x-intonaco-probe": "1", "x-intonaco-release": OLD}
         assert "feedback_token" not in (await stage.ask(probe)).json()["data"][0]
-        assert stage.old.asked[0].unit == ""
+        assert stage.old.asked[0].unit == BACKGROUND_UNIT
