@@ -12,6 +12,7 @@ from intonaco.config.base import (
     Section,
     Share,
 )
+from intonaco.config.data import Data
 from intonaco.config.decision import (
     Budget,
     Decision,
@@ -31,15 +32,7 @@ from intonaco.config.delivery import (
     Step,
     TrackerConfig,
 )
-from intonaco.config.learning import (
-    Data,
-    Evaluation,
-    LoraRecipe,
-    Margins,
-    Recipe,
-    Training,
-    VaeRecipe,
-)
+from intonaco.config.evaluation import Evaluation, Margins
 from intonaco.config.reading import (
     json_schema,
     load,
@@ -61,6 +54,7 @@ from intonaco.config.serving import (
     Worker,
 )
 from intonaco.config.signals import DEFAULT_SIGNALS, DetectorChoice, Signal
+from intonaco.config.training import LoraRecipe, Recipe, Training, VaeRecipe
 from intonaco.config.watching import (
     Extractor,
     Head,

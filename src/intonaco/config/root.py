@@ -7,10 +7,12 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from intonaco.config.base import Positive, Section
+from intonaco.config.data import Data
 from intonaco.config.decision import Decision
 from intonaco.config.delivery import Approval, Console, RegistryConfig, RolloutConfig, TrackerConfig
-from intonaco.config.learning import Data, Evaluation, Training
+from intonaco.config.evaluation import Evaluation
 from intonaco.config.serving import Model, Serving
+from intonaco.config.training import Training
 from intonaco.config.watching import Extractor, Monitoring
 
 
