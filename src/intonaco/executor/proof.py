@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from intonaco.environments import EnvironmentStore, Way
 from intonaco.errors import ConfigError
+from intonaco.evaluation.prompts import read_prompts, shots, shots_digest
 from intonaco.executor.data import dataset_of
 from intonaco.executor.jobs import job_seconds, run_job
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
@@ -60,6 +61,9 @@ def evaluate(p: Parts, effect: Effect) -> Outcome:
             "latency_rounds": config.latency_rounds,
             "threads": config.threads,
             "alpha": config.alpha,
+            "alphas": dict(effect.payload.get("alphas", {})),
+            "success": list(config.success),
+            "floor_adherence": config.floor_adherence,
             "margins": config.margins.model_dump(),
             "dtype": p.config.model.dtype,
             "generation": p.config.model.generation.model_dump(),
@@ -76,7 +80,17 @@ def evaluate(p: Parts, effect: Effect) -> Outcome:
     folder = job_folder(p.workspace, effect.key)
     report = json.loads((folder / str(status.result["report"])).read_text())
     relative = p.workspace.relative(folder / "out")
-    return Done({"report": report, "folder": relative, "seconds": status.seconds})
+    expected = {"extractor": digest, "shots": expected_shots(p)}
+    return Done(
+        {"report": report, "folder": relative, "seconds": status.seconds, "expected": expected}
+    )
+
+
+def expected_shots(p: Parts) -> str:
+    """Digest of what ``evaluation.prompts`` asks of every arm. Raises ConfigError."""
+    config = p.config.evaluation
+    prompts = read_prompts(p.workspace.resolve(str(config.prompts)))
+    return shots_digest(shots(prompts, config.seeds_per_prompt))
 
 
 def _scorers_digest(p: Parts) -> str | None:
