@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import scipy.linalg
@@ -38,24 +39,22 @@ def measure(columns: int, rows: int, fewer: int, rounds: int) -> dict[str, float
     turn: Float = np.linalg.qr(rng.normal(size=(columns, columns)))[0]
     reference = FeatureStats().update(features(rows, columns, turn, rng, 1.0))
     candidate = features(rows, columns, turn, rng, 1.05)
-    theirs, ours = [], []
-    values = []
-    out = {"root_s": seconds(lambda: reference.root), "statistics_s": np.inf}
     few = candidate[:fewer]
+    out = {"root_s": seconds(lambda: reference.root), "statistics_s": np.inf}
+    theirs, ours, values = [], [], []
+
+    def by_sqrtm() -> None:
+        values.append(with_sqrtm(known.mean, known.covariance, reference.mean, covariance))
+
+    def by_root() -> None:
+        values.append(frechet_distance(known, reference))
+
+    covariance = reference.covariance
     for _ in range(rounds):
-        fresh = FeatureStats()
-        out["statistics_s"] = min(
-            out["statistics_s"], seconds(lambda stats=fresh: stats.update(candidate))
-        )
-        covariance, known = fresh.covariance, reference.covariance
-        theirs.append(
-            seconds(
-                lambda c=covariance, m=fresh.mean: values.append(
-                    with_sqrtm(m, c, reference.mean, known)
-                )
-            )
-        )
-        ours.append(seconds(lambda stats=fresh: values.append(frechet_distance(stats, reference))))
+        known = FeatureStats()
+        out["statistics_s"] = min(out["statistics_s"], seconds(partial(known.update, candidate)))
+        theirs.append(seconds(by_sqrtm))
+        ours.append(seconds(by_root))
     return out | {
         "sqrtm_s": min(theirs),
         "ours_s": min(ours),

@@ -166,7 +166,10 @@ def _nuclear(x: Float) -> float:
 
 
 def _trace(stats: FeatureStats) -> float:
-    return float(np.trace(stats.covariance))
+    """Of the covariance. Raises ValueError with fewer than 2 rows."""
+    if stats.n < 2:
+        raise ValueError(f"a covariance needs 2 rows, got {stats.n}")
+    return float(np.trace(stats.scatter)) / (stats.n - 1)
 
 
 def _put_together(shift: Float, spread: float, cross: float) -> float:
