@@ -413,3 +413,41 @@ def test_cosines_are_raw() -> None:
     np.testing.assert_allclose(cosines(images, texts), [-1.0, 0.96])
     with pytest.raises(ValueError, match="2 images for 1 texts"):
         cosines(images, texts[:1])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_a_collapse_looks_like(seed: int) -> None:
+    """Ten clusters of unit vectors, whose spread the candidate shrinks to 0.3 of what it is: nearer
+    to the prompts, at no other kernel distance, and covering as much; recall and the Fréchet
+    distance see it. The table of docs/concepts/metrics.md."""
+    rng = np.random.default_rng(seed)
+    clusters, d, n = 10, 32, 600
+    texts = np.linalg.qr(rng.normal(size=(d, clusters)))[0].T.repeat(n // clusters, axis=0)
+
+    def drawn(spread: float) -> Float:
+        out: Float = texts + spread * rng.normal(size=(n, d)) / np.sqrt(d)
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    real, champion, again, collapsed = (drawn(s) for s in (0.2, 0.2, 0.2, 0.06))
+    kept = frechet_distance(champion, real)
+    gain = cosines(collapsed, texts) - cosines(champion, texts)
+    assert gain.mean() > 10 * gain.std() / np.sqrt(n)
+    kid = relative_mmd(
+        real * np.sqrt(d), champion * np.sqrt(d), collapsed * np.sqrt(d), kernel="polynomial"
+    )
+    assert abs(kid.z) < 1.0
+    assert abs(relative_mmd(real, champion, collapsed).z) < 1.0
+    assert density_coverage(real, collapsed).coverage > 0.99
+    assert precision_recall(real, champion).recall > 0.7
+    assert precision_recall(real, collapsed).recall < 0.05
+    assert frechet_distance(collapsed, real) - kept > 10 * abs(frechet_distance(again, real) - kept)
+    assert frechet_distance(collapsed, real) > 5 * kept
+
+
+def test_what_cmmd_does_not_see() -> None:
+    """Equal means, and variances of 0.1 and 1.9 for 1: less to it than a mean moved by 0.1."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 1000, 16))
+    other = y * np.sqrt(np.where(np.arange(16) % 2, 1.9, 0.1))
+    assert cmmd(x, other, unbiased=True) < 0.1 * cmmd(x, y + 0.1, unbiased=True)
+    assert frechet_distance(x, other) > 10 * frechet_distance(x, y + 0.1)

@@ -9,6 +9,7 @@ import io
 import os
 import resource
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ def main(module: str, pixels: str, batch: int, threads: int) -> None:
     given = np.load(pixels, allow_pickle=False)
     for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
-    model = torch.jit.load(module, map_location="cpu").eval()
+    model = torch.jit.load(module, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     named = {"return_features": True} if "return_features" in _arguments(model) else {}
     rows = []
     with torch.inference_mode():
@@ -35,7 +36,8 @@ def main(module: str, pixels: str, batch: int, threads: int) -> None:
 
 
 def _arguments(model: torch.jit.ScriptModule) -> list[str]:
-    return [a.name for a in model.forward.schema.arguments]
+    schema: Any = getattr(model.forward, "schema", None)
+    return [] if schema is None else [a.name for a in schema.arguments]
 
 
 if __name__ == "__main__":

@@ -90,7 +90,10 @@ def squared_distances(x: Float, y: Float) -> Float:
     zero. What cancels to nearly nothing is computed again from the difference of the rows.
     """
     x, y = near_zero(x, y, of=y)
-    norms_x, norms_y = (x * x).sum(1), (y * y).sum(1)
+    return _expanded(x, y, squared_norms(x), squared_norms(y))
+
+
+def _expanded(x: Float, y: Float, norms_x: Float, norms_y: Float) -> Float:
     d: Float = x @ y.T
     d *= -2.0
     d += norms_x[:, None]
@@ -100,6 +103,11 @@ def squared_distances(x: Float, y: Float) -> Float:
     rows, columns = rows[lost], columns[lost]
     d[rows, columns] = paired_distances(x, y, rows, columns)
     return d
+
+
+def squared_norms(x: Float) -> Float:
+    """Of each row [n], without a copy of the matrix."""
+    return np.asarray(np.einsum("nd,nd->n", x, x), dtype=np.float64)
 
 
 def paired_distances(
@@ -123,19 +131,20 @@ def row_blocks(n: int, m: int) -> Iterator[slice]:
 
 
 def distance_blocks(x: Float, y: Float) -> Iterator[tuple[slice, Float]]:
-    """Squared distances of blocks of rows of ``x`` to all of ``y``."""
+    """Squared distances of blocks of rows of ``x`` to all of ``y``, which lie ``near_zero``."""
+    norms_x, norms_y = squared_norms(x), squared_norms(y)
     for rows in row_blocks(len(x), len(y)):
-        yield rows, squared_distances(x[rows], y)
+        yield rows, _expanded(x[rows], y, norms_x[rows], norms_y)
 
 
 def near_zero(x: Float, y: Float, *, of: Float) -> tuple[Float, Float]:
     """Both minus a point near the mean of ``of``, if that is far from zero for their spread. The
     point is rounded to a power of two below the spread, so that grids stay grids."""
     centre = of.mean(0)
-    spread = float(np.sqrt(np.square(of - centre).mean())) if len(of) > 1 else 0.0
-    size = float(np.sqrt(np.square(centre).mean()))
-    if size <= 10.0 * spread or size == 0.0:
+    size = float(np.square(centre).mean())
+    spread = float(squared_norms(of).mean()) / of.shape[1] - size  # no copy, and good enough
+    if size == 0.0 or size <= 100.0 * spread:
         return x, y
-    unit = 2.0 ** np.floor(np.log2(spread if spread > 0.0 else size))
+    unit = 2.0 ** np.floor(np.log2(np.sqrt(max(spread, size * 2.0**-50))))
     point = np.round(centre / unit) * unit
     return x - point, y - point

@@ -21,6 +21,7 @@ from intonaco.evaluation.metrics.arrays import (
     near_zero,
     paired_distances,
     same_width,
+    squared_norms,
     warn_of_constants,
 )
 
@@ -77,7 +78,7 @@ def precision_recall(
     radius_x, radius_y = kth_neighbour(x, k), kth_neighbour(y, k)
     inside_x = np.zeros(len(y), dtype=bool)
     inside_y = np.zeros(len(x), dtype=bool)
-    norms_x, norms_y = (x * x).sum(1), (y * y).sum(1)
+    norms_x, norms_y = squared_norms(x), squared_norms(y)
     for rows, d in distance_blocks(x, y):
         slack = TIE * (norms_x[rows, None] + norms_y[None, :])
         inside_x |= _within(d, radius_x[rows, None], slack, x[rows], y, border).any(0)
@@ -98,7 +99,7 @@ def density_coverage(
     radius = kth_neighbour(x, k)
     hits = 0
     covered = np.zeros(len(x), dtype=bool)
-    norms_x, norms_y = (x * x).sum(1), (y * y).sum(1)
+    norms_x, norms_y = squared_norms(x), squared_norms(y)
     for rows, d in distance_blocks(x, y):
         slack = TIE * (norms_x[rows, None] + norms_y[None, :])
         inside = _within(d, radius[rows, None], slack, x[rows], y, border)
