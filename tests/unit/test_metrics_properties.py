@@ -21,7 +21,7 @@ from intonaco.evaluation.metrics import (
     copies,
     cosines,
     density_coverage,
-    frechet,
+    frechet_details,
     frechet_distance,
     frechet_infinity,
     gaussian,
@@ -33,7 +33,7 @@ from intonaco.evaluation.metrics import (
     relative_mmd,
     vendi_score,
 )
-from intonaco.evaluation.metrics.arrays import Float, near_zero, squared_distances
+from intonaco.evaluation.metrics.arrays import Float, near_zero, squared_distances, unit_rows
 
 # rows of one column have two directions at most, which CMMD tells
 ONE_DIRECTION = pytest.mark.filterwarnings("ignore:all [0-9]+ rows of")
@@ -226,7 +226,7 @@ def test_kinds_of_numbers(dtype: Any) -> None:
 GOOD = np.random.default_rng(0).normal(size=(12, 4))
 ALL: dict[str, Callable[[Any, Any], object]] = {
     "frechet_distance": frechet_distance,
-    "frechet": frechet,
+    "frechet_details": frechet_details,
     "frechet_infinity": lambda x, y: frechet_infinity(x, y, sizes=3, smallest=6),
     "kernel_distance": kernel_distance,
     "kernel_distance_subsets": lambda x, y: kernel_distance_subsets(x, y, size=2),
@@ -384,7 +384,7 @@ def test_a_distance_with_its_cautions() -> None:
     rng = np.random.default_rng(0)
     few, some, many = (rng.normal(size=(n, 5)) for n in (4, 40, 60))
     reference = FeatureStats("clip@1", preprocessing="bicubic").update(many)
-    found = frechet(some, reference)
+    found = frechet_details(some, reference)
     assert found.value == frechet_distance(some, reference)
     assert (found.n, found.d) == ((40, 60), 5)
     assert (found.extractor, found.preprocessing) == ("clip@1", "bicubic")
@@ -392,8 +392,8 @@ def test_a_distance_with_its_cautions() -> None:
         "40 rows for 5 columns",
         "40 rows against 60",
     ]
-    assert "singular" in frechet(few, many).cautions[0]
-    assert frechet(many, many + 1.0).cautions == ()
+    assert "singular" in frechet_details(few, many).cautions[0]
+    assert frechet_details(many, many + 1.0).cautions == ()
 
 
 def test_copies_are_named() -> None:
@@ -426,7 +426,7 @@ def test_what_a_collapse_looks_like(seed: int) -> None:
 
     def drawn(spread: float) -> Float:
         out: Float = texts + spread * rng.normal(size=(n, d)) / np.sqrt(d)
-        return out / np.linalg.norm(out, axis=1, keepdims=True)
+        return unit_rows(out)
 
     real, champion, again, collapsed = (drawn(s) for s in (0.2, 0.2, 0.2, 0.06))
     kept = frechet_distance(champion, real)

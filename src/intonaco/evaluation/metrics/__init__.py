@@ -11,7 +11,7 @@ from intonaco.evaluation.metrics.arrays import MetricWarning
 from intonaco.evaluation.metrics.diversity import inception_score, vendi_score
 from intonaco.evaluation.metrics.extrapolation import Extrapolation, frechet_infinity
 from intonaco.evaluation.metrics.feature_stats import FeatureStats
-from intonaco.evaluation.metrics.frechet import Frechet, frechet, frechet_distance
+from intonaco.evaluation.metrics.frechet import FrechetDetails, frechet_details, frechet_distance
 from intonaco.evaluation.metrics.kernels import (
     Estimate,
     SubsetEstimate,
@@ -38,7 +38,7 @@ __all__ = [
     "Estimate",
     "Extrapolation",
     "FeatureStats",
-    "Frechet",
+    "FrechetDetails",
     "MetricWarning",
     "PrecisionRecall",
     "RelativeMmd",
@@ -48,7 +48,7 @@ __all__ = [
     "copies",
     "cosines",
     "density_coverage",
-    "frechet",
+    "frechet_details",
     "frechet_distance",
     "frechet_infinity",
     "gaussian",

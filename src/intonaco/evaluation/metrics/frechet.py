@@ -26,7 +26,7 @@ ENOUGH = 1e-10  # of both traces: what rounding may cost before the slow, exact 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frechet:
+class FrechetDetails:
     """A distance with what one has to know of it: rows of both sides, columns, whose features they
     are, and cautions in words."""
 
@@ -75,14 +75,14 @@ def frechet_distance(x: ArrayLike | FeatureStats, y: ArrayLike | FeatureStats) -
     return _put_together(mean_a - mean_b, spread, _nuclear(rows_a @ rows_b.T))
 
 
-def frechet(x: ArrayLike | FeatureStats, y: ArrayLike | FeatureStats) -> Frechet:
+def frechet_details(x: ArrayLike | FeatureStats, y: ArrayLike | FeatureStats) -> FrechetDetails:
     """``frechet_distance`` with its sample sizes and cautions. Raises as it does."""
     sides = [s if isinstance(s, FeatureStats) else None for s in (x, y)]
     value = frechet_distance(x, y)
     n = tuple(s.n if isinstance(s, FeatureStats) else len(np.asarray(s)) for s in (x, y))
     known = next((s for s in sides if s is not None), FeatureStats())
     d = len(known.mean) or np.asarray(x).shape[1]
-    return Frechet(
+    return FrechetDetails(
         value=value,
         n=(n[0], n[1]),
         d=d,
