@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from transformers import (
     Dinov2Model,
 )
 
-from intonaco import config
+from intonaco import app, config
 from intonaco.errors import BackendError, ConfigError, StorageError
 from intonaco.evaluation.extractors.dinov2 import Dinov2Extractor
 from intonaco.evaluation.extractors.folder import located
@@ -32,8 +33,10 @@ from intonaco.evaluation.extractors.preparation import ImagePreparation
 from intonaco.evaluation.extractors.resizing import RESIZES
 from intonaco.evaluation.extractors.torchscript import TorchScriptExtractor
 from intonaco.evaluation.features import load_extractor, load_image_extractor
+from intonaco.executor import proof
 from intonaco.protocols import ImageExtractor
 from intonaco.sources import file_digest
+from intonaco.workspace import Workspace
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "inception.json").read_text())
 
@@ -79,7 +82,7 @@ def box(height: int, width: int) -> dict[str, int]:
 
 
 class TestPreparation:
-    """To the bit what transformers' processors of the same settings do with PIL."""
+    """But for rounding what transformers' processors of the same settings do with PIL."""
 
     @pytest.mark.parametrize(
         "processor",
@@ -376,6 +379,25 @@ class TestHub:
         for path in ("hf://acme/dino", "hf://acme/dino@main", "s3://acme/dino"):
             with pytest.raises(ConfigError, match="COMMIT"):
                 located(path, Path("/"))
+
+    def test_the_check_of_a_configuration(self, dinov2: Path, tmp_path: Path) -> None:
+        def told(path: str) -> list[str]:
+            found = app.check(
+                config.parse(f"service: s\nextractor: {{path: '{path}'}}"), Workspace(tmp_path)
+            )
+            return [line for line in found if line.startswith("extractor.path")]
+
+        assert told(f"hf://acme/dino@{self.COMMIT}") == []
+        assert told("hf://acme/dino@main") == [
+            "extractor.path: neither a folder nor hf://ORG/NAME@COMMIT"
+        ]
+        assert "does not exist" in told("models/none")[0]
+        assert told(str(dinov2)) == []
+
+    def test_a_job_gets_it_as_it_is(self, tmp_path: Path) -> None:
+        parts: Any = SimpleNamespace(workspace=Workspace(tmp_path))
+        for path, given in (("hf://acme/dino@1", "hf://acme/dino@1"), ("a", str(tmp_path / "a"))):
+            assert proof._found_from_anywhere(parts, path) == given
 
     def test_what_is_not_there_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
