@@ -21,7 +21,7 @@ from intonaco.ledger import Ledger
 from intonaco.plugins import OTEL, need_extra, resolve
 from intonaco.protocols import Matrix, Notifier, Registry, ServingBackend, Tracker, TrainingBackend
 from intonaco.releases import ReleaseStore
-from intonaco.sources import check_path, is_remote
+from intonaco.sources import HUB, check_path, is_remote
 from intonaco.types import Release
 from intonaco.upstreams import headers_of
 from intonaco.workspace import Workspace
@@ -176,7 +176,10 @@ def check(config: Config, workspace: Workspace) -> list[str]:
             continue
         if config.data.on_invalid == "fail":
             attempt(validate(path).raise_if_invalid)
-    if config.extractor is not None and not workspace.resolve(config.extractor.path).is_dir():
+    if config.extractor is not None and is_remote(config.extractor.path):
+        if HUB.fullmatch(config.extractor.path) is None:
+            problems.append("extractor.path: neither a folder nor hf://ORG/NAME@COMMIT")
+    elif config.extractor is not None and not workspace.resolve(config.extractor.path).is_dir():
         problems.append(
             f"extractor.path: folder {workspace.resolve(config.extractor.path)} does not exist"
         )

@@ -150,6 +150,18 @@ class FeatureExtractor(Protocol):
 
 
 @runtime_checkable
+class ImageExtractor(Protocol):
+    """Maps images to features, of any length. Features are compared only if ``name``, ``digest``
+    (of the weights) and ``preprocessing`` (what is done to an image before, in words) are equal."""
+
+    name: str
+    digest: str
+    preprocessing: str
+
+    def images(self, images: Sequence[Any]) -> Matrix: ...
+
+
+@runtime_checkable
 class Scorer(Protocol):
     """One number an image. Raw values, no rescaling."""
 

@@ -10,6 +10,7 @@ import pytest
 from intonaco.errors import ConfigError, StorageError
 from intonaco.evaluation.metrics import (
     FeatureStats,
+    MetricWarning,
     authenticity,
     cmmd,
     density_coverage,
@@ -219,7 +220,8 @@ def test_copies_are_not_authentic() -> None:
 
 def test_equal_rows_count_as_inside() -> None:
     same = np.ones((10, 3))
-    found = precision_recall(same, same)
+    with pytest.warns(MetricWarning, match="all 10 rows .* are equal"):
+        found = precision_recall(same, same)
     assert (found.precision, found.recall) == (1.0, 1.0)
 
 

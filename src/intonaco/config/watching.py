@@ -11,11 +11,13 @@ from intonaco.config.signals import DEFAULT_SIGNALS, Signal
 
 
 class Extractor(Section):
-    """The pinned model that embeds prompts and images. Never part of a release."""
+    """The pinned model that embeds prompts and images. Never part of a release. ``path``: a folder
+    or file, or hf://ORG/NAME@COMMIT. ``options`` are the type's own."""
 
     type: str = "clip"
     path: str
     digest: str | None = None  # sha256; refuse anything else
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
 
 class Head(Section):

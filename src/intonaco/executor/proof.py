@@ -14,6 +14,7 @@ from intonaco.executor.jobs import job_seconds, run_job
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.jobs import job_folder
 from intonaco.ledger import Effect
+from intonaco.sources import is_remote
 from intonaco.types import (
     DatasetVersion,
     JobSpec,
@@ -22,6 +23,10 @@ from intonaco.types import (
     Update,
 )
 from intonaco.upstreams import in_force, is_upstream, read_facts
+
+
+def _found_from_anywhere(p: Parts, path: str) -> str:
+    return path if is_remote(path) else str(p.workspace.resolve(path).resolve())
 
 
 def evaluate(p: Parts, effect: Effect) -> Outcome:
@@ -53,7 +58,7 @@ def evaluate(p: Parts, effect: Effect) -> Outcome:
             "reference": str(p.workspace.resolve(p.config.data.reference).resolve()),
             "extractor": {
                 **p.config.extractor.model_dump(),
-                "path": str(p.workspace.resolve(p.config.extractor.path).resolve()),
+                "path": _found_from_anywhere(p, p.config.extractor.path),
                 "digest": digest,
             },
             "seeds_per_prompt": config.seeds_per_prompt,

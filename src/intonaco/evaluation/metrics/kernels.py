@@ -1,8 +1,12 @@
-"""Kernel distances (squared maximum mean discrepancies) and the relative three-sample test."""
+"""Kernel distances: squared maximum mean discrepancies of two samples (Gretton et al. 2012).
+
+Kernel matrices are made in tiles and never whole, so that 50,000 rows fit into memory. Everything
+is in float64: on float32 features CMMD's differences of numbers near 1 would lose half a percent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,13 +15,16 @@ from numpy.typing import ArrayLike
 
 from intonaco.evaluation.metrics.arrays import (
     Float,
+    directions,
     matrix,
+    row_blocks,
     same_width,
     squared_distances,
-    unit_rows,
+    warn_of_constants,
 )
 
 Kernel = Callable[[Float, Float], Float]
+Named = Literal["gaussian", "polynomial"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,22 +37,24 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RelativeMmd:
-    """``difference`` = MMD^2(candidate, reference) - MMD^2(champion, reference): negative when the
-    candidate is nearer. ``n``: pairs; ``groups``: independent units among them."""
+class SubsetEstimate:
+    """Mean over ``subsets`` random subsets of ``size`` rows, and the standard deviation of their
+    values. The subsets overlap: neither ``spread`` nor a fraction of it is a standard error."""
 
-    difference: float
-    standard_error: float
-    champion: float
-    candidate: float
-    n: int
-    groups: int
+    value: float
+    spread: float
+    subsets: int
+    size: int
 
-    @property
-    def z(self) -> float:
-        if self.standard_error == 0.0:
-            return 0.0 if self.difference == 0.0 else float(np.copysign(np.inf, self.difference))
-        return self.difference / self.standard_error
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Of a kernel matrix: sums of its rows and columns, and of the squares of its entries. Of one
+    sample with itself without the diagonal."""
+
+    rows: Float
+    columns: Float
+    squares: float
 
 
 def polynomial(degree: int = 3, gamma: float | None = None, offset: float = 1.0) -> Kernel:
@@ -62,15 +71,32 @@ def polynomial(degree: int = 3, gamma: float | None = None, offset: float = 1.0)
 
 def gaussian(bandwidth: float) -> Kernel:
     """``exp(-|x - y|^2 / (2 bandwidth^2))``."""
-    if not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+    scale = _scale(bandwidth)
 
     def kernel(x: Float, y: Float) -> Float:
         d = squared_distances(x, y)
-        out: Float = np.exp(d / (-2.0 * bandwidth**2))
-        return out
+        d *= scale
+        return np.exp(d, out=d)
 
     return kernel
+
+
+def _gaussian_less_one(bandwidth: float) -> Kernel:
+    """The constant cancels in every discrepancy, and small ones keep their digits without it."""
+    scale = _scale(bandwidth)
+
+    def kernel(x: Float, y: Float) -> Float:
+        d = squared_distances(x, y)
+        d *= scale
+        return np.expm1(d, out=d)
+
+    return kernel
+
+
+def _scale(bandwidth: float) -> float:
+    if not (bandwidth > 0 and np.isfinite(bandwidth)):
+        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+    return -0.5 / bandwidth**2
 
 
 def median_bandwidth(reference: Float, *, most: int = 1000) -> float:
@@ -84,73 +110,90 @@ def median_bandwidth(reference: Float, *, most: int = 1000) -> float:
     return value
 
 
-def kernel_distance(x: ArrayLike, y: ArrayLike, *, kernel: Kernel | None = None) -> Estimate:
+def named_kernel(kernel: Kernel | Named | None, reference: Float) -> Kernel:
+    """The kernel itself, or the one of that name; a Gaussian has the reference's median distance.
+    Raises ValueError."""
+    if kernel is None or kernel == "polynomial":
+        return polynomial()
+    if kernel == "gaussian":
+        return gaussian(median_bandwidth(reference))
+    if callable(kernel):
+        return kernel
+    raise ValueError(f"kernel must be 'gaussian', 'polynomial' or a function, got {kernel!r}")
+
+
+def kernel_distance(
+    x: ArrayLike, y: ArrayLike, *, kernel: Kernel | Named | None = None
+) -> Estimate:
     """Unbiased squared MMD with the cubic polynomial kernel (the kernel inception distance of
-    Bińkowski et al. 2018, but the full U-statistic instead of a mean over subsets).
+    Bińkowski et al. 2018, but the full U-statistic instead of a mean over subsets; for that see
+    ``kernel_distance_subsets``).
 
-    ``x`` [n, d], ``y`` [m, d]. Negative values are valid. The standard error is of first order
-    (Serfling 1980, ch. 5): it says how well a distance that is there is known, and is too small
-    where both distributions are equal. Raises ValueError.
+    ``x`` [n, d], ``y`` [m, d]. ``kernel``: "polynomial", "gaussian" with the median distance of
+    ``y``, or a function of two matrices, symmetric and bounded in memory by its result. Negative
+    values are valid. The standard error holds for distributions that differ and for equal ones (the
+    terms of first and of second order of the U-statistic: Serfling 1980, ch. 5; Sutherland 2019);
+    for equal ones the value is not normal, so it is no test. Raises ValueError. Warns
+    (MetricWarning) when all rows of a side are equal.
     """
-    a, b = matrix(x, "x"), matrix(y, "y")
-    same_width(x=a, y=b)
-    k = polynomial() if kernel is None else kernel
+    a, b = _pair(x, y)
+    k = named_kernel(kernel, b)
     n, m = len(a), len(b)
-    rows_a, rows_b = _off_diagonal_means(k(a, a)), _off_diagonal_means(k(b, b))
-    cross = k(a, b)
-    value = rows_a.mean() + rows_b.mean() - 2.0 * cross.mean()
-    along_a, along_b = rows_a - cross.mean(1), rows_b - cross.mean(0)
-    variance = 4.0 * (along_a.var(ddof=1) / n + along_b.var(ddof=1) / m)
-    return Estimate(value=float(value), standard_error=float(np.sqrt(variance)), n=min(n, m))
+    aa, bb, ab = own_sums(k, a), own_sums(k, b), cross_sums(k, a, b)
+    rows_a, rows_b = aa.rows / (n - 1), bb.rows / (m - 1)
+    value = rows_a.mean() + rows_b.mean() - 2.0 * ab.rows.mean() / m
+    along_a, along_b = rows_a - ab.rows / m, rows_b - ab.columns / n
+    # the projections are themselves estimated: what that adds to their variance is twice what the
+    # second-order terms add to that of the value
+    first = 4.0 * (along_a.var(ddof=1) / n + along_b.var(ddof=1) / m)
+    second = (
+        2.0 * _rest(aa.squares / (n * (n - 1)), rows_a, rows_a) / (n * (n - 1))
+        + 2.0 * _rest(bb.squares / (m * (m - 1)), rows_b, rows_b) / (m * (m - 1))
+        + 4.0 * _rest(ab.squares / (n * m), ab.rows / m, ab.columns / n) / (n * m)
+    )
+    variance = max(first - second, second)
+    return Estimate(value=_finite(value), standard_error=float(np.sqrt(variance)), n=min(n, m))
 
 
-def relative_mmd(
-    reference: ArrayLike,
-    champion: ArrayLike,
-    candidate: ArrayLike,
+def _rest(mean_square: float, rows: Float, columns: Float) -> float:
+    """Mean square of a kernel matrix less what its rows and columns explain."""
+    mean = float(rows.mean())
+    return max(0.0, mean_square - float((rows**2).mean() + (columns**2).mean()) + mean**2)
+
+
+def kernel_distance_subsets(
+    x: ArrayLike,
+    y: ArrayLike,
     *,
-    groups: Sequence[Hashable] | None = None,
-    kernel: Kernel | Literal["gaussian", "polynomial"] = "gaussian",
-) -> RelativeMmd:
-    """Which of two paired samples is nearer to a reference (the three-sample test of Bounliphone et
-    al. 2016, paired: row i of both arms has the same prompt, seed and initial noise).
+    subsets: int = 100,
+    size: int = 1000,
+    seed: int = 2020,
+    kernel: Kernel | Named | None = None,
+) -> SubsetEstimate:
+    """Mean of the unbiased squared MMD over random subsets, as torch-fidelity and clean-fid give
+    it: to compare with published numbers. ``kernel_distance`` has less noise and an error.
 
-    ``reference`` [m, d], ``champion`` and ``candidate`` [n, d]. ``groups`` names the independent
-    unit of each row (the prompt): rows of one group count as one in the standard error. The
-    Gaussian kernel's bandwidth is the reference's median distance. Raises ValueError.
+    ``x`` [n, d], ``y`` [m, d], both with ``size`` rows or more. Subsets are drawn without
+    replacement by ``RandomState(seed)``, of ``x`` first: torch-fidelity's are the same with the
+    same seed, clean-fid's with its arguments the other way round. Raises ValueError. Warns as
+    ``kernel_distance``.
     """
-    z = matrix(reference, "reference")
-    y, x = matrix(champion, "champion"), matrix(candidate, "candidate")
-    same_width(reference=z, champion=y, candidate=x)
-    if len(x) != len(y):
-        raise ValueError(f"pairs needed: champion has {len(y)} rows, candidate {len(x)}")
-    if isinstance(kernel, str):
-        k = gaussian(median_bandwidth(z)) if kernel == "gaussian" else polynomial()
-    else:
-        k = kernel
-    n, m = len(x), len(z)
-    index = _group_index(groups, n)
-    xx, yy = _off_diagonal_means(k(x, x)), _off_diagonal_means(k(y, y))
-    xz, yz = k(x, z), k(y, z)
-    zz = float(_off_diagonal_means(k(z, z)).mean())
-    # first-order projections (Hoeffding) of the difference on a pair and on a reference row; the
-    # reference's own term is the same for both arms and cancels
-    along_pairs = 2.0 * ((xx - yy) - (xz - yz).mean(1))
-    along_reference = 2.0 * (yz - xz).mean(0)
-    count = int(index.max()) + 1
-    sums = np.bincount(index, weights=along_pairs - along_pairs.mean(), minlength=count)
-    if count < 2:
-        raise ValueError("all rows are of one group: no standard error")
-    variance = (sums**2).sum() / n**2 * count / (count - 1) + along_reference.var(ddof=1) / m
-    of_candidate = xx.mean() + zz - 2.0 * xz.mean()
-    of_champion = yy.mean() + zz - 2.0 * yz.mean()
-    return RelativeMmd(
-        difference=float(of_candidate - of_champion),
-        standard_error=float(np.sqrt(variance)),
-        champion=float(of_champion),
-        candidate=float(of_candidate),
-        n=n,
-        groups=count,
+    a, b = _pair(x, y)
+    if subsets < 1 or not 2 <= size <= min(len(a), len(b)):
+        raise ValueError(
+            f"{subsets} subsets of {size} rows cannot be drawn from {len(a)} and {len(b)} rows"
+        )
+    k = named_kernel(kernel, b)
+    rng = np.random.RandomState(seed)
+    values = np.empty(subsets)
+    for i in range(subsets):
+        left = a[rng.choice(len(a), size, replace=False)]
+        right = b[rng.choice(len(b), size, replace=False)]
+        own = own_sums(k, left).rows.sum() + own_sums(k, right).rows.sum()
+        cross = cross_sums(k, left, right).rows.sum()
+        values[i] = own / (size * (size - 1)) - 2.0 * cross / size**2
+    return SubsetEstimate(
+        value=_finite(values.mean()), spread=float(values.std()), subsets=subsets, size=size
     )
 
 
@@ -166,32 +209,55 @@ def cmmd(
     length, times 1000. ``unbiased=False`` is the published code's V-statistic, which is positive
     for equal distributions; ``True`` is the U-statistic.
 
-    With so wide a bandwidth it sees hardly more than the difference of means. In float64: in
-    float32 half a percent is lost to cancellation. Raises ValueError.
+    ``x`` [n, d], ``y`` [m, d]. With so wide a bandwidth it sees hardly more than the difference of
+    means: a generator with the right mean and half the variance scores 0. Raises ValueError, also
+    for a row of zeros. Warns (MetricWarning) when all rows of a side are equal.
     """
-    a, b = unit_rows(matrix(x, "x")), unit_rows(matrix(y, "y"))
+    a, b = directions(x, "x"), directions(y, "y")
     same_width(x=a, y=b)
-    k = gaussian(bandwidth)
-    aa, bb, ab = k(a, a), k(b, b), k(a, b).mean()
-    if unbiased:
-        return float(
-            scale * (_off_diagonal_means(aa).mean() + _off_diagonal_means(bb).mean() - 2.0 * ab)
-        )
-    return float(scale * (aa.mean() + bb.mean() - 2.0 * ab))
+    warn_of_constants(x=a, y=b)
+    k = _gaussian_less_one(bandwidth)
+    n, m = len(a), len(b)
+    own_a, own_b = own_sums(k, a).rows.sum(), own_sums(k, b).rows.sum()
+    cross = cross_sums(k, a, b).rows.sum() / (n * m)
+    pairs_a, pairs_b = (n * (n - 1), m * (m - 1)) if unbiased else (n * n, m * m)
+    return float(scale * (own_a / pairs_a + own_b / pairs_b - 2.0 * cross))
 
 
-def _off_diagonal_means(k: Float) -> Float:
-    """Mean of each row without its diagonal entry."""
-    out: Float = (k.sum(1) - np.diagonal(k)) / (len(k) - 1)
-    return out
+def own_sums(kernel: Kernel, x: Float) -> Sums:
+    """Of ``kernel(x, x)`` without its diagonal, from the half above it."""
+    rows, squares = np.zeros(len(x)), 0.0
+    for part in row_blocks(len(x), len(x)):
+        k = kernel(x[part], x[part.start :])
+        size = part.stop - part.start
+        k[np.arange(size), np.arange(size)] = 0.0
+        rows[part] += k.sum(1)
+        rows[part.stop :] += k[:, size:].sum(0)
+        flat, corner = k.ravel(), k[:, :size].ravel()
+        squares += 2.0 * float(flat @ flat) - float(corner @ corner)
+    return Sums(rows, rows, squares)
 
 
-def _group_index(
-    groups: Sequence[Hashable] | None, n: int
-) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    if groups is None:
-        return np.arange(n)
-    if len(groups) != n:
-        raise ValueError(f"{len(groups)} groups for {n} rows")
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(g, len(numbers)) for g in groups], dtype=np.intp)
+def cross_sums(kernel: Kernel, x: Float, y: Float) -> Sums:
+    """Of ``kernel(x, y)``."""
+    rows, columns, squares = np.empty(len(x)), np.zeros(len(y)), 0.0
+    for part in row_blocks(len(x), len(y)):
+        k = kernel(x[part], y)
+        rows[part] = k.sum(1)
+        columns += k.sum(0)
+        flat = k.ravel()
+        squares += float(flat @ flat)
+    return Sums(rows, columns, squares)
+
+
+def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Float, Float]:
+    a, b = matrix(x, "x"), matrix(y, "y")
+    same_width(x=a, y=b)
+    warn_of_constants(x=a, y=b)
+    return a, b
+
+
+def _finite(value: float) -> float:
+    if not np.isfinite(value):
+        raise ValueError("the kernel's values leave float64: scale the features")
+    return float(value)
