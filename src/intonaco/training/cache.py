@@ -114,8 +114,9 @@ def cached(
     known. ``report`` gets (items encoded, items). Raises ConfigError for a file that is no image,
     StorageError when the disk is full.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    key = cache_key(family, items, recipe, dataset)
+    with storage(f"the cache of latents in {root}", "training.cache_gb"):
+        root.mkdir(parents=True, exist_ok=True)
+        key = cache_key(family, items, recipe, dataset)
     folder = root / key
     with locked(root / f"{key}.lock"):
         if not whole(folder):

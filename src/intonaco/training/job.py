@@ -29,18 +29,16 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
 
 from intonaco import lora
 from intonaco.config import Recipe
 from intonaco.errors import BackendError, ConfigError
 from intonaco.folders import ADAPTERS
 from intonaco.jobs import JobFolder, main
-from intonaco.releases import check_folder
 from intonaco.training.cache import Cache, cached, locked
 from intonaco.training.checkpoints import Checkpoints
 from intonaco.training.devices import Devices, is_member, launch
-from intonaco.training.export import save_beside, save_whole
+from intonaco.training.export import load_folder, save_beside, save_whole
 from intonaco.training.families import Family, family_of
 from intonaco.training.items import Captioned, load_images, read_captioned, square_of
 from intonaco.training.looks import Held, draw_samples, save_samples, set_aside
@@ -145,8 +143,7 @@ def run(job: JobFolder, devices: Devices | None = None) -> Mapping[str, Json]:
 def load_pipeline(base: str | None, recipe: Recipe) -> Any:
     """The pipeline to start from. Raises ConfigError if it is none that this loop can train."""
     if base is not None:
-        check_folder(Path(base))
-        pipeline = DiffusionPipeline.from_pretrained(base, local_files_only=True)
+        pipeline = load_folder(Path(base))
     else:
         module, _, attribute = recipe.init.partition(":")
         if not attribute:

@@ -122,13 +122,17 @@ def save_adapter(family: Family, folder: Path) -> None:
 
 
 def lighten(denoiser: Any) -> dict[str, Tensor]:
-    """Keep the frozen matrices in bfloat16 while an adapter is trained over them, which halves what
-    they take; returns them as they were, on the CPU. Norms and biases stay: they take nothing."""
+    """Keep the frozen weights in bfloat16 while an adapter is trained over them, which halves what
+    they take; returns them as they were, on the CPU. Norms that autocast computes in float32 stay.
+    """
     kept = {}
-    for name, parameter in denoiser.named_parameters():
-        if not parameter.requires_grad and parameter.ndim > 1:
-            kept[name] = parameter.detach().cpu().clone()
-            parameter.data = parameter.data.to(torch.bfloat16)
+    for path, module in denoiser.named_modules():
+        if isinstance(module, torch.nn.LayerNorm | torch.nn.GroupNorm):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                kept[f"{path}.{name}".removeprefix(".")] = parameter.detach().cpu().clone()
+                parameter.data = parameter.data.to(torch.bfloat16)
     return kept
 
 

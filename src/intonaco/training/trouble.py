@@ -61,7 +61,7 @@ def memory(recipe: Recipe) -> Iterator[None]:
 def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "DefaultCPUAllocator" in text or "out of memory" in text.lower()
+        "DefaultCPUAllocator" in text or "bad_alloc" in text or "out of memory" in text.lower()
     )
 
 
