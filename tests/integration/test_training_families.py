@@ -122,7 +122,8 @@ def test_an_adapter_beside_its_base(
     family: tuple[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, base = family
-    lora = {"rank": 4, "alpha": 16, "targets": FAMILIES[name][1], "fused": False}
+    targets = FAMILIES[name][1]
+    lora = {"rank": 4, "alpha": 16, "targets": targets, "fused": False}
     kept = capture(monkeypatch, "save_beside")
     folder, _ = run_job(tmp_path, data, base, {"lora": lora, "resolution": 32})
     file = folder / ADAPTERS / RELEASED / ADAPTER_FILE
@@ -140,7 +141,7 @@ def test_an_adapter_beside_its_base(
     assert found.keys() == saved.keys(), "none vanished, none made up"
     assert all(torch.equal(found[key], saved[key]) for key in saved)
     ends = {key.rsplit(".lora_", 1)[0] for key in saved}
-    assert all(any(end.endswith(f".{t}") for end in ends) for t in lora["targets"])
+    assert all(any(end.endswith(f".{t}") for end in ends) for t in targets)
     assert model.peft_config["x"].lora_alpha == 16
     drawn = picture(pipeline)
     assert np.array_equal(drawn, kept[0]), "to the bit"

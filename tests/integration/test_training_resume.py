@@ -114,7 +114,7 @@ def die_after(events: int) -> None:
 
         return call
 
-    loop.draw_batch = counted(loop.draw_batch)
+    vars(loop)["draw_batch"] = counted(vars(loop)["draw_batch"])
     os.fsync = counted(os.fsync)
     Path.rename = counted(Path.rename)  # type: ignore[method-assign]  # in a child only
 
@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
             real(self, *args)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        checkpoints.Checkpoints.save = save  # type: ignore[method-assign]  # in a child only
+        checkpoints.Checkpoints.save = save  # type: ignore[method-assign,assignment]  # in a child
         training_job.run(job)
 
     assert in_child(until_the_first, told) == signal.SIGKILL

@@ -140,11 +140,13 @@ DEFAULT_RECIPES = {"fine_tune": Recipe(), "full": Recipe(method="full")}
 
 
 class Training(Section):
-    """``cache_gb``: latents and text embeddings kept on disk for the next job; the least recently
-    used go first."""
+    """``restarts``: how often a job that died (killed, the machine restarted) goes on from its last
+    checkpoint. ``cache_gb``: latents and text embeddings kept on disk for the next job; the least
+    recently used go first."""
 
     type: str = "local"  # a built-in, an entry point of `intonaco.training`, or module:attribute
     recipes: dict[str, Recipe] = DEFAULT_RECIPES
     max_seconds: Positive = 86_400.0
     parallel: Count = 1  # candidates trained at the same time
+    restarts: Annotated[int, Field(ge=0)] = 1
     cache_gb: Annotated[float, Field(ge=0)] = 50.0

@@ -103,12 +103,11 @@ def shapes_of(family: Family, recipe: Recipe) -> list[Shape]:
     area = square.width * square.height
     step = family.multiple * max(1, round(square.width / 16 / family.multiple))
     shapes = {square}
-    most = int(math.sqrt(area * recipe.max_aspect)) // step * step
-    for width in range(step, most + 1, step):
-        height = area // width // step * step
-        fits = family.longest is None or max(width, height) <= family.longest
-        if height and fits and max(width / height, height / width) <= recipe.max_aspect:
-            shapes.add(Shape(width, height))
+    for short in range(step, square.width, step):
+        long = area // short // step * step
+        fits = family.longest is None or long <= family.longest
+        if fits and long / short <= recipe.max_aspect:
+            shapes |= {Shape(short, long), Shape(long, short)}
     return sorted(shapes)
 
 

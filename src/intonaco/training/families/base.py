@@ -81,6 +81,11 @@ class Family:
         """Pixels that a side may have at most; None if there is no limit."""
         return None
 
+    @property
+    def text_options(self) -> Mapping[str, int]:
+        """What the pipeline is told of the length of texts, in encoding and in drawing."""
+        return {}
+
     def scaled(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior of the autoencoder [n, c, h, w], in the unit that the denoiser works in."""
         config = self.pipeline.vae.config
@@ -125,5 +130,6 @@ class Family:
             generator=list(generators),
             height=side,
             width=side,
+            **self.text_options,
         )
         return list(out.images)

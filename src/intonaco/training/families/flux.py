@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,14 @@ class Flux(Family):
     def side(self) -> int:
         return int(self.pipeline.default_sample_size) * self.factor
 
+    @property
+    def text_options(self) -> Mapping[str, int]:
+        most = self.max_text_tokens  # of T5
+        return {} if most is None else {"max_sequence_length": most}
+
     def encode(self, texts: Sequence[str]) -> Tensors:
-        most = {} if self.max_text_tokens is None else {"max_sequence_length": self.max_text_tokens}
         said = self.pipeline.encode_prompt(
-            prompt=list(texts), prompt_2=None, device=self.device, **most
+            prompt=list(texts), prompt_2=None, device=self.device, **self.text_options
         )
         return {"text": said[0], "pooled": said[1]}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,11 @@ class StableDiffusion3(Family):
         # Its table of positions is that many patches a side; smaller pictures take the middle.
         return int(self.denoiser.config.pos_embed_max_size) * self.multiple
 
+    @property
+    def text_options(self) -> Mapping[str, int]:
+        most = self.max_text_tokens  # of T5
+        return {} if most is None else {"max_sequence_length": most}
+
     def encode(self, texts: Sequence[str]) -> Tensors:
         said = self._encode(list(texts), guided=False)
         return {"text": said[0], "pooled": said[2]}
@@ -30,14 +35,13 @@ class StableDiffusion3(Family):
         return {"text": said[1], "pooled": said[3]}
 
     def _encode(self, texts: list[str], *, guided: bool) -> Any:
-        most = {} if self.max_text_tokens is None else {"max_sequence_length": self.max_text_tokens}
         return self.pipeline.encode_prompt(
             prompt=texts,
             prompt_2=None,
             prompt_3=None,
             device=self.device,
             do_classifier_free_guidance=guided,
-            **most,
+            **self.text_options,
         )
 
     def predict(
