@@ -27,7 +27,7 @@ def build_mmdit(seed: int = 0) -> Any:
         return StableDiffusion3Pipeline(
             transformer=SD3Transformer2DModel(
                 sample_size=SIZE // 4,
-                patch_size=1,
+                patch_size=2,
                 in_channels=4,
                 out_channels=4,
                 num_layers=3,
@@ -36,7 +36,7 @@ def build_mmdit(seed: int = 0) -> Any:
                 caption_projection_dim=128,
                 joint_attention_dim=128,
                 pooled_projection_dim=128,
-                pos_embed_max_size=16,
+                pos_embed_max_size=8,
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(),
             vae=AutoencoderKL(

@@ -73,6 +73,7 @@ def test_it_learns_a_little(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_its_digits_are_what_was_asked_for(tmp_path: Path) -> None:
     """About 90 s of one core."""
     data = write_demo_data(tmp_path / "data", seed=0)

@@ -8,6 +8,8 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +23,7 @@ from safetensors.torch import load_file
 from tests import fixtures_tiny
 from tests.fixtures_training import run_job, write_job, write_pictures
 
+from intonaco import config
 from intonaco.errors import BackendError, ConfigError, IntonacoError, StorageError
 from intonaco.jobs import JobFolder
 from intonaco.training import cache as caches
@@ -447,3 +450,56 @@ def test_eight_bit_moments_need_a_package(base: Path, data: Path, tmp_path: Path
         pytest.skip("bitsandbytes is installed")
     with pytest.raises(ConfigError, match="adamw_8bit needs bitsandbytes"):
         run_job(tmp_path, data, base, {"method": "full", "optimizer": "adamw_8bit"})
+
+
+@pytest.mark.slow
+def test_the_job_starts_its_own_processes(base: Path, data: Path, tmp_path: Path) -> None:
+    """As the backend starts it; its members hold its lock."""
+    recipe = {"method": "full", "steps": 3, "processes": 2}
+    job = write_job(tmp_path / "job", data, base, recipe)
+    with (job.root / "alive.lock").open("w") as lock, (job.root / "log.txt").open("w") as log:
+        command = [sys.executable, "-P", "-m", "intonaco.training.job", str(job.root)]
+        done = subprocess.run(
+            command, pass_fds=[lock.fileno()], stdout=log, stderr=log, check=False, timeout=240
+        )
+    assert done.returncode == 0, (job.root / "log.txt").read_text()[-3000:]
+    assert job.read("result")["steps"] == 3
+    line = json.loads((job.root / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["device_seconds"] == pytest.approx(2 * line["seconds"])
+
+    bad = write_job(tmp_path / "bad", data, base, {**recipe, "resolution": 30})
+    done = subprocess.run(
+        [*command[:-1], str(bad.root)], capture_output=True, check=False, timeout=240
+    )
+    assert done.returncode == 4
+    assert "resolution: 30" in bad.read("error")["message"]
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_is_saved_under_its_own_names(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dynamo's own interpreter for a compiler: a real one takes minutes."""
+    compiled: list[str] = []
+    real = torch.nn.Module.compile
+
+    def compile_(self: Any) -> None:
+        compiled.append(type(self).__name__)
+        real(self, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    recipe = {"method": "full", "steps": 2}
+    folder, _ = run_job(tmp_path / "a", data, base, {**recipe, "compile": True})
+    assert compiled == ["UNet2DConditionModel"]
+    plain, _ = run_job(tmp_path / "b", data, base, recipe)
+    assert compiled == ["UNet2DConditionModel"]
+    one, two = (load_file(f / "unet/diffusion_pytorch_model.safetensors") for f in (folder, plain))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[n], two[n], atol=1e-3) for n in one)
+
+
+def test_the_page_is_a_configuration() -> None:
+    page = Path(__file__).parents[2] / "docs/concepts/training.md"
+    text = page.read_text().split("```yaml\n")[1].split("```")[0]
+    recipe = config.parse(text).training.recipes["fine_tune"]
+    assert (recipe.accumulation, recipe.precision) == (4, "bfloat16")
