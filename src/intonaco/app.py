@@ -252,7 +252,7 @@ def _http_serving(config: Config, workspace: Workspace, clock: Clock) -> Serving
 def _local_training(config: Config, workspace: Workspace, clock: Clock) -> TrainingBackend:
     from intonaco.training.local import LocalTrainingBackend
 
-    return LocalTrainingBackend(workspace)
+    return LocalTrainingBackend(workspace, restarts=config.training.restarts)
 
 
 def _mlflow_registry(config: Config, workspace: Workspace, clock: Clock) -> Registry:

@@ -100,6 +100,11 @@ class Workspace:
         return self.root / "cache" / "models"
 
     @property
+    def encoded(self) -> Path:
+        """Latents and text embeddings of datasets; may be deleted, they are made again."""
+        return self.root / "cache" / "encoded"
+
+    @property
     def environments(self) -> Path:
         """Locks, and what was built of them."""
         return self.root / "environments"

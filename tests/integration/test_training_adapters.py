@@ -33,7 +33,9 @@ from intonaco.testing.registry import MemoryRegistry
 from intonaco.testing.serving import MemoryRouter, MemoryServingBackend
 from intonaco.testing.tracking import MemoryTracker
 from intonaco.testing.training import MemoryTrainingBackend
+from intonaco.training import export
 from intonaco.training import job as training_job
+from intonaco.training.families import Family
 from intonaco.training.lora import RELEASED, save_adapter
 from intonaco.types import Action, Candidate, Cause, JobSpec, Json, Phase, Plan, Release, Update
 from intonaco.workspace import Workspace
@@ -272,11 +274,11 @@ def test_an_adapter_that_cannot_be_trained_further_is_refused(
 def test_an_adapter_lost_on_its_way_to_the_disk_is_noticed(
     world: World, base: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save(pipeline: Any, folder: Path) -> None:
-        save_adapter(pipeline, folder)
+    def save(family: Family, folder: Path) -> None:
+        save_adapter(family, folder)
         spoilt(folder, lambda t: t.update({k: v + 1 for k, v in t.items() if "conv1" in k}))
 
-    monkeypatch.setattr(training_job, "save_adapter", save)
+    monkeypatch.setattr(export, "save_adapter", save)
     outcome = world.outcome("beside", replace(base))
     assert isinstance(outcome, Failed)
     assert "the saved adapter is not the trained one" in outcome.error

@@ -17,9 +17,12 @@ from intonaco.demo.model import build_pipeline
 from intonaco.errors import BackendError, ConfigError
 from intonaco.jobs import JobFolder
 from intonaco.releases import check_folder
+from intonaco.training import export
 from intonaco.training import job as training_job
-from intonaco.training.cache import build_cache, image_size, load_images, read_captioned
-from intonaco.training.loop import train_denoiser
+from intonaco.training.cache import cached
+from intonaco.training.families import family_of
+from intonaco.training.items import read_captioned
+from intonaco.training.loop import Hooks, train_denoiser
 from intonaco.training.lora import add_lora, fuse_lora
 from intonaco.training.objective import objective_of
 from intonaco.types import JobSpec
@@ -88,7 +91,9 @@ def generate(folder: Path) -> Any:
     return images.images[0]
 
 
-def test_from_scratch_the_folder_loads_as_a_plain_pipeline(base: Path, train_folder: Path) -> None:
+def test_from_scratch_the_folder_loads_as_a_plain_pipeline(
+    base: Path, train_folder: Path, tmp_path: Path
+) -> None:
     check_folder(base)  # refuses pickles
     assert {p.suffix for p in base.rglob("*") if p.is_file()} <= {".json", ".safetensors", ".txt"}
     assert generate(base).size == (32, 32)
@@ -97,10 +102,12 @@ def test_from_scratch_the_folder_loads_as_a_plain_pipeline(base: Path, train_fol
     assert {"images_per_second", "eta_s", "loss", "seconds"} <= set(progress)
     scale = json.loads((base / "vae" / "config.json").read_text())["scaling_factor"]
     pipeline = StableDiffusionPipeline.from_pretrained(base)
-    items = read_captioned(train_folder)
-    cache = build_cache(pipeline, items, load_images([i.file for i in items], 32))
+    recipe = Recipe()
+    family = family_of(pipeline, recipe)
+    cache = cached(tmp_path, family, read_captioned(train_folder), recipe)
     assert scale != 1.0
-    assert cache.latents.std().item() == pytest.approx(1.0, rel=1e-3)
+    latents = cache.buckets[0].means.take(torch.arange(len(cache)))
+    assert latents.std().item() == pytest.approx(1.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("recipe", [{"method": "full"}, {"method": "lora", "lora": LORA}])
@@ -121,7 +128,8 @@ def test_fine_tuning_changes_what_it_should(
         assert not list(folder.rglob("*lora*"))
     assert set(result) == {
         "pipeline", "adapters", "steps", "seconds", "cpu_seconds", "images_per_second",
-        "loss_first", "loss_last", "items",
+        "loss_first", "loss_last", "items", "steps_asked", "kept_step", "stopped",
+        "validation_loss",
     }  # fmt: skip
     assert result["items"] == len(read_captioned(train_folder))
 
@@ -151,22 +159,24 @@ def test_training_lowers_the_loss(
     assert result["loss_last"] < 0.8 * result["loss_first"]
 
 
-def test_fused_adapter_generates_what_the_adapter_did(base: Path, train_folder: Path) -> None:
+def test_fused_adapter_generates_what_the_adapter_did(
+    base: Path, train_folder: Path, tmp_path: Path
+) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(base)
-    items = read_captioned(train_folder)
-    cache = build_cache(pipeline, items, load_images([i.file for i in items], image_size(pipeline)))
     recipe = Recipe.model_validate(
         {"steps": 10, "batch_size": 8, "learning_rate": 1e-2, "lora": LORA, "warm_up_steps": 0}
     )
     assert recipe.lora is not None
+    family = family_of(pipeline, recipe)
+    cache = cached(tmp_path, family, read_captioned(train_folder), recipe)
     unet = pipeline.unet
-    x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0]), cache.texts[:2]
+    text = cache.texts["text"].take(torch.arange(2))
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
     with torch.no_grad():
         untouched = unet(x, t, text).sample
-    assert add_lora(unet, recipe.lora, seed=0) > 10
-    train_denoiser(
-        unet, cache, objective_of(pipeline.scheduler), recipe, seed=0, report=lambda _: None
-    )
+    assert add_lora(family, recipe.lora, seed=0) > 10
+    hooks = Hooks(clock=lambda: 0.0)
+    train_denoiser(family, cache, objective_of(pipeline.scheduler, recipe), recipe, hooks, seed=0)
     with torch.no_grad():
         adapted = unet(x, t, text).sample
     expected = fuse_lora(unet)
@@ -184,13 +194,13 @@ def test_a_loss_between_training_and_disk_is_noticed(base: Path, tmp_path: Path)
     folder = tmp_path / "pipeline"
     trained.save_pretrained(folder)
     expected = {"unet": trained.unet.state_dict()}
-    training_job.verify_saved(folder, expected)
+    export.verify_saved(folder, expected)
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     tensors["conv_in.weight"] = tensors["conv_in.weight"] + 0.01
     save_file(tensors, file)
     with pytest.raises(BackendError, match=r"unet\.conv_in\.weight"):
-        training_job.verify_saved(folder, expected)
+        export.verify_saved(folder, expected)
 
 
 def test_a_target_that_matches_nothing_is_refused(

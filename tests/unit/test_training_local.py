@@ -14,6 +14,7 @@ import pytest
 
 from intonaco.clock import FakeClock
 from intonaco.errors import Conflict, NotFound
+from intonaco.jobs import JobFolder
 from intonaco.protocols import TrainingBackend
 from intonaco.training.local import LocalTrainingBackend, folder_name
 from intonaco.types import JobHandle, JobSpec, JobState, JobStatus
@@ -32,6 +33,11 @@ def run(job):
     do = job.payload["do"]
     if do == "raise":
         raise RuntimeError("as asked")
+    if do == "go on":
+        (job.root / "checkpoints" / "step-1").mkdir(parents=True, exist_ok=True)
+        print("one start", flush=True)
+        if len((job.root / "starts.txt").read_text().splitlines()) < 3:
+            os.kill(os.getpid(), 9)
     if do == "die":
         print("last words", flush=True)
         os._exit(3)
@@ -226,6 +232,22 @@ def test_a_killed_job_has_failed_and_is_not_started_again(backend: LocalTraining
     backend.submit(spec("wait"))
     assert backend.poll(handle).state is JobState.FAILED
     assert len(starts(backend, handle)) == 1
+
+
+@pytest.mark.parametrize(("restarts", "state"), [(2, "succeeded"), (1, "failed")])
+def test_a_killed_job_with_a_checkpoint_goes_on(
+    backend: LocalTrainingBackend, restarts: int, state: str
+) -> None:
+    backend = LocalTrainingBackend(backend.workspace, backend.clock, restarts=restarts)
+    handle = backend.submit(spec("go on"))
+    status = ended(backend, handle)
+    assert status.state == state
+    assert len(starts(backend, handle)) == restarts + 1
+    root = folder(backend, handle)
+    assert (root / "log.1.txt").read_text() == "one start\n", "each start's log is kept"
+    told = JobFolder(root).read("restarts")
+    assert told["count"] == restarts
+    assert status.seconds >= told["seconds"] >= 0
 
 
 def test_cancel_ends_the_whole_group(backend: LocalTrainingBackend) -> None:

@@ -63,3 +63,108 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[60:]))
     assert rates[-1] == pytest.approx(0.025)
     assert rate_at(0, Recipe(steps=10, warm_up_steps=0, decay_share=0.0)) == 1.0
+
+
+def density(
+    recipe: Recipe, shift: float = 1.0, tokens: int = 0, **scheduler: float
+) -> torch.Tensor:
+    """Shares of the draws in ten equal parts of the times."""
+    objective = objective_of(FlowMatchEulerDiscreteScheduler(shift=shift, **scheduler), recipe)
+    t = objective.draw(200_000, torch.Generator().manual_seed(0), tokens)
+    assert float(t.min()) >= 0
+    assert float(t.max()) <= 1
+    return torch.histc(t, 10, 0, 1) / len(t)
+
+
+def test_flow_times_are_drawn_as_published() -> None:
+    """Against the densities of Esser et al. 2024, section 3.1, integrated numerically."""
+    t = torch.linspace(0, 1, 100_001)[1:-1].double()
+    z = torch.logit(t)
+
+    def parts(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([values[(t * 10).long() == i].sum() for i in range(10)]) / values.sum()
+
+    def normal(mean: float, deviation: float) -> torch.Tensor:
+        return torch.exp(-((z - mean) ** 2) / (2 * deviation**2)) / (t * (1 - t))
+
+    def flow(**more: object) -> Recipe:
+        return Recipe.model_validate({"flow": more})
+
+    cosmap = 2 / (torch.pi - 2 * torch.pi * t + 2 * torch.pi * t**2)
+    for recipe, expected in (
+        (flow(), normal(0, 1)),
+        (flow(mean=0.5, deviation=0.6), normal(0.5, 0.6)),
+        (flow(times="uniform"), torch.ones_like(t)),
+        (flow(times="cosmap"), cosmap),
+    ):
+        assert torch.allclose(density(recipe).double(), parts(expected), atol=4e-3), recipe.flow
+    # The mode's density has no closed form: it is given by its inverse distribution function.
+    u = torch.rand(200_000, generator=torch.Generator().manual_seed(1)).double()
+    mode = 1 - u - 1.29 * (torch.cos(torch.pi / 2 * u) ** 2 - 1 + u)
+    expected = torch.histc(mode, 10, 0, 1) / len(u)
+    assert torch.allclose(density(flow(times="mode")).double(), expected, atol=4e-3)
+
+
+def test_flow_times_are_shifted_as_the_sampler_shifts_them() -> None:
+    uniform = Recipe.model_validate({"flow": {"times": "uniform"}})
+    sigmas = FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas
+    expected = torch.histc(sigmas, 10, 0, 1) / len(sigmas)
+    assert torch.allclose(density(uniform, 3.0), expected, atol=0.01)
+    own = Recipe.model_validate({"flow": {"times": "uniform", "shift": 1.0}})
+    assert torch.allclose(density(own, 3.0), torch.full((10,), 0.1), atol=4e-3)
+
+    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    dynamic.set_timesteps(sigmas=torch.linspace(1, 0.001, 1000).tolist(), mu=1.15)
+    expected = torch.histc(dynamic.sigmas, 10, 0, 1) / len(dynamic.sigmas)
+    drawn = density(uniform, use_dynamic_shifting=True, tokens=4096)
+    assert torch.allclose(drawn, expected, atol=0.01)
+    few = density(uniform, use_dynamic_shifting=True, tokens=256)
+    assert few[0] > 1.5 * drawn[0], "small pictures are shifted less"
+
+
+def test_min_snr_counts_the_picture_alike_up_to_gamma() -> None:
+    """The squared error of the picture, which both targets stand for, counts min(SNR, gamma)."""
+    t = torch.arange(1000)
+    for kind in ("epsilon", "v_prediction"):
+        objective = objective_of(DDPMScheduler(prediction_type=kind), Recipe(min_snr_gamma=5.0))
+        assert isinstance(objective, Diffusion)
+        kept = objective.schedule.alphas_cumprod.double()
+        snr = kept / (1 - kept)
+        # An error e of the target is an error of the picture of e / sqrt(SNR), or e sqrt(1 - kept).
+        of_picture = 1 / snr if kind == "epsilon" else 1 - kept
+        weights = objective.weights(t)
+        assert weights is not None
+        # What one unit of squared error of the picture counts:
+        counts = weights.double() / of_picture
+        assert torch.allclose(counts, snr.clamp(max=5.0), rtol=1e-3)
+        assert (
+            objective_of(DDPMScheduler(prediction_type=kind), Recipe(min_snr_gamma=None)).weights(t)
+            is None
+        )
+
+
+def test_a_schedule_that_ends_in_noise_is_trained_to_its_end() -> None:
+    zero = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    objective = objective_of(zero, Recipe())
+    assert isinstance(objective, Diffusion)
+    assert float(objective.schedule.alphas_cumprod[-1]) < 1e-6
+    x, noise = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
+    noisy, _, target = objective.noised(x, noise, torch.tensor([999]))
+    assert torch.allclose(noisy, noise, atol=1e-3), "nothing of the picture is left"
+    assert torch.allclose(target, -x, atol=1e-3)
+    weights = objective.weights(torch.arange(1000))
+    assert weights is not None
+    assert float(weights[-1]) == pytest.approx(1.0, abs=1e-3)
+    assert torch.isfinite(weights).all()
+    plain = objective_of(DDIMScheduler(prediction_type="v_prediction"), Recipe()).weights(
+        torch.tensor([999])
+    )
+    assert plain is not None
+    assert float(plain[0]) < 0.01, "where it does not end in noise, min-SNR as published"
+    with pytest.raises(ConfigError, match="rescale_betas_zero_snr"):
+        objective_of(DDIMScheduler(prediction_type="epsilon", rescale_betas_zero_snr=True))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 12"):
+        Recipe(batch_size=32, processes=3, accumulation=4)

@@ -54,7 +54,15 @@ from intonaco.config.serving import (
     Worker,
 )
 from intonaco.config.signals import DEFAULT_SIGNALS, DetectorChoice, Signal
-from intonaco.config.training import LoraRecipe, Recipe, Training, VaeRecipe
+from intonaco.config.training import (
+    FlowRecipe,
+    LoraRecipe,
+    Recipe,
+    Samples,
+    Training,
+    VaeRecipe,
+    Validation,
+)
 from intonaco.config.watching import (
     Extractor,
     Head,
@@ -78,6 +86,7 @@ __all__ = [
     "Evaluation",
     "Extractor",
     "Feedback",
+    "FlowRecipe",
     "Gateway",
     "Generation",
     "Head",
@@ -95,6 +104,7 @@ __all__ = [
     "RegistryConfig",
     "RolloutConfig",
     "RolloutMargins",
+    "Samples",
     "Schedule",
     "Scoring",
     "Section",
@@ -107,6 +117,7 @@ __all__ = [
     "Training",
     "Triggers",
     "VaeRecipe",
+    "Validation",
     "Worker",
     "json_schema",
     "load",

@@ -13,7 +13,7 @@ from typing import Any
 from intonaco.config import Recipe
 from intonaco.environments import EnvironmentStore
 from intonaco.errors import ConfigError
-from intonaco.executor.jobs import job_seconds, run_job
+from intonaco.executor.jobs import job_ceiling, job_seconds, run_job
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.jobs import job_folder
 from intonaco.ledger import Effect
@@ -43,6 +43,11 @@ def train(p: Parts, effect: Effect) -> Outcome:
             "dataset": str(p.datasets.open(str(candidate.dataset_version)).resolve()),
             "base": _base(p, recipe, champion),
             **_adapters_of(recipe, champion),
+            **_held_out(p, recipe),
+            "dataset_version": candidate.dataset_version,
+            "cache": str(p.workspace.encoded.resolve()),
+            "cache_gb": p.config.training.cache_gb,
+            **job_ceiling(p.config, update, candidate.name),
         },
         max_seconds=job_seconds(p.config, update, candidate.name),
     )
@@ -85,7 +90,14 @@ def train(p: Parts, effect: Effect) -> Outcome:
             **{k: float(v) for k, v in status.result.items() if isinstance(v, int | float)},
         },
     )
-    return Done({"release_id": release.release_id, "seconds": seconds, "cost": cost})
+    return Done(
+        {
+            "release_id": release.release_id,
+            "seconds": seconds,
+            "cost": cost,
+            "stopped": status.result.get("stopped"),
+        }
+    )
 
 
 def _base(p: Parts, recipe: Recipe, champion: Release | None) -> str | None:
@@ -106,6 +118,18 @@ def _adapters_of(recipe: Recipe, champion: Release | None) -> Mapping[str, Json]
     if recipe.init != "champion" or champion is None:
         return {}
     return {"adapters": list(champion.serving.adapters), "fused": champion.serving.fused}
+
+
+def _held_out(p: Parts, recipe: Recipe) -> Mapping[str, Json]:
+    """Where the items are that the recipe wants its loss on. Raises ConfigError."""
+    if recipe.validation is None:
+        return {}
+    if p.config.data.reference is None:
+        raise ConfigError(
+            "training.recipes: validation needs data.reference",
+            hint="name a folder of held-out items, or take validation out of the recipe",
+        )
+    return {"validation": str(p.workspace.resolve(p.config.data.reference).resolve())}
 
 
 def assemble(p: Parts, effect: Effect) -> Outcome:

@@ -9,6 +9,7 @@ folder holds::
     started.json     when, written before the start
     group            process group id, written by the job's shell as its first act
     cancelled.json   written before the group is ended
+    restarts.json    how often it was started again, and the seconds that it had run before
 
 Whether a job runs is asked of the kernel (``alive.lock``), not of a process id that may have been
 given to another process meanwhile.
@@ -52,14 +53,24 @@ nice -n "$1" "$2" -P -m "$3" "$0" </dev/null >"$0/log.txt" 2>&1 &
 class LocalTrainingBackend:
     """Runs each job as ``python -m ENTRYPOINT JOB_FOLDER`` in ``jobs/KEY_DIGEST``, in a session of
     its own, on one thread unless it asks for more, with lower priority so that serving keeps its
-    latency. Relative paths in a payload are relative to the workspace."""
+    latency. Relative paths in a payload are relative to the workspace.
+
+    A job that dies without a result or an error (killed, or its machine restarted) and has written
+    a checkpoint is started again in its folder, ``restarts`` times at most; the time that it lay
+    dead does not count."""
 
     def __init__(
-        self, workspace: Workspace, clock: Clock | None = None, *, niceness: int = 5
+        self,
+        workspace: Workspace,
+        clock: Clock | None = None,
+        *,
+        niceness: int = 5,
+        restarts: int = 0,
     ) -> None:
         self.workspace = workspace
         self.clock = clock or SystemClock()
         self.niceness = niceness
+        self.restarts = restarts
 
     def submit(self, spec: JobSpec) -> JobHandle:
         """Start the job, or adopt the one that has this key already, running or ended.
@@ -82,8 +93,8 @@ class LocalTrainingBackend:
         return handle
 
     def poll(self, handle: JobHandle) -> JobStatus:
-        """How the job stands; ends it first if its time is up. Raises NotFound if the job's folder
-        is gone."""
+        """How the job stands; ends it first if its time is up, starts it again if it died and can
+        go on. Raises NotFound if the job's folder is gone."""
         job = self._folder(handle)
         alive = _alive(job)  # before the results are read: one that ends in between has them
         if alive and (limit := job.spec.max_seconds) and self._elapsed(job) > limit:
@@ -93,6 +104,11 @@ class LocalTrainingBackend:
                     message = f"stopped at its limit of {limit:g} s"
                     write_json(job.root / "error.json", {"message": message})
             alive = False
+        if not alive and self._can_go_on(job):
+            with _locked(job.root):
+                if not _alive(job) and self._can_go_on(job):  # nobody else started it meanwhile
+                    self._start_again(job)
+            alive = True
         return self._status(job, alive)
 
     def cancel(self, handle: JobHandle) -> None:
@@ -113,6 +129,27 @@ class LocalTrainingBackend:
             for job in jobs
             if _alive(job)
         ]
+
+    def _can_go_on(self, job: JobFolder) -> bool:
+        ends = ("result.json", "error.json", "cancelled.json")
+        return (
+            int(job.read("restarts").get("count", 0)) < self.restarts
+            and any((job.root / "checkpoints").glob("step-*"))
+            and not any((job.root / name).exists() for name in ends)
+        )
+
+    def _start_again(self, job: JobFolder) -> None:
+        count, spent = int(job.read("restarts").get("count", 0)) + 1, _took(job)
+        write_json(job.root / "restarts.json", {"count": count, "seconds": spent})
+        write_json(job.root / "started.json", {"at": self.clock.now() - spent})
+        with suppress(FileNotFoundError):
+            (job.root / "log.txt").replace(job.root / f"log.{count}.txt")
+        self._start(job, job.spec)
+        log.warning(
+            "started %s again, which had died",
+            job.spec.key,
+            extra={"action": "job.restart", "key": job.spec.key},
+        )
 
     def _folder(self, handle: JobHandle) -> JobFolder:
         job = JobFolder(self.workspace.resolve(handle.ref["folder"]))
@@ -249,12 +286,13 @@ def _death(job: JobFolder) -> str:
 
 
 def _took(job: JobFolder) -> float:
-    """Seconds that an ended job ran, from the times of its files."""
+    """Seconds that an ended job ran, from the times of its files, earlier starts included."""
     times = []
     for name in ("group", "result.json", "error.json", "progress.json", "log.txt"):
         with suppress(FileNotFoundError):
             times.append((job.root / name).stat().st_mtime)
-    return max(times) - times[0] if times else 0.0
+    before = float(job.read("restarts").get("seconds", 0.0))
+    return before + (max(times) - times[0] if times else 0.0)
 
 
 @contextmanager

@@ -23,17 +23,25 @@ from intonaco import lora
 from intonaco.config import LoraRecipe
 from intonaco.errors import BackendError, ConfigError
 from intonaco.folders import ADAPTERS, parse_adapter
+from intonaco.training.families import Family
 
 ADAPTER = "default"
 RELEASED = "trained"  # its name beside the base, in a release
 
 
-def add_lora(denoiser: Any, recipe: LoraRecipe, *, seed: int) -> int:
+def add_lora(family: Family, recipe: LoraRecipe, *, seed: int) -> int:
     """Freeze the denoiser and add adapters to all layers the recipe names; returns how many.
 
     A target matches a layer of that name or one whose dotted name ends in it. Raises ConfigError
-    if a target matches no layer, BackendError if a matched layer got no adapter.
+    if a target matches no layer or diffusers has no adapters for the pipeline, BackendError if a
+    matched layer got no adapter.
     """
+    denoiser = family.denoiser
+    if not family.lora:
+        raise ConfigError(
+            f"method: lora: diffusers has no adapters for {type(denoiser).__name__}",
+            hint="use method: full",
+        )
     wanted = _matching(denoiser, recipe)
     denoiser.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -55,7 +63,7 @@ def add_lora(denoiser: Any, recipe: LoraRecipe, *, seed: int) -> int:
 
 
 def continue_lora(
-    pipeline: Any, folder: Path, adapters: Sequence[str], *, fused: bool, recipe: LoraRecipe
+    family: Family, folder: Path, adapters: Sequence[str], *, fused: bool, recipe: LoraRecipe
 ) -> int:
     """Have the adapter of a release trained further, over the base that it stands on; returns how
     many layers it has. Raises ConfigError unless it is one alone, beside the weights, over the
@@ -67,14 +75,18 @@ def continue_lora(
             f"{', '.join(adapters)}{' fused on loading' if fused else ''}",
             hint="set lora.fused: true, which starts from the champion with its adapters added",
         )
+    pipeline, denoiser = family.pipeline, family.denoiser
     lora.load(pipeline, ADAPTER, folder / ADAPTERS / named[0].name)
-    if getattr(pipeline.text_encoder, "peft_config", None):
+    if any(
+        getattr(getattr(pipeline, name, None), "peft_config", None)
+        for name in pipeline._lora_loadable_modules
+        if name != family.component
+    ):
         raise ConfigError(
             "lora.fused: false: the champion's adapter is over the text encoder too, which is not"
             " trained here",
             hint="set lora.fused: true",
         )
-    denoiser = pipeline.unet
     config, layers = denoiser.peft_config[ADAPTER], _layers(denoiser)
     scale = recipe.alpha / recipe.rank
     if set(layers) != _matching(denoiser, recipe) or any(
@@ -97,13 +109,38 @@ def adapter_state(denoiser: Any) -> Mapping[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
-def save_adapter(pipeline: Any, folder: Path) -> None:
+def save_adapter(family: Family, folder: Path) -> None:
     """Write the adapter as it is, with its rank and alpha."""
-    pipeline.save_lora_weights(
+    part, denoiser = family.component, family.denoiser
+    family.pipeline.save_lora_weights(
         folder,
-        unet_lora_layers=dict(adapter_state(pipeline.unet)),
-        unet_lora_adapter_metadata=pipeline.unet.peft_config[ADAPTER].to_dict(),
+        **{
+            f"{part}_lora_layers": dict(adapter_state(denoiser)),
+            f"{part}_lora_adapter_metadata": denoiser.peft_config[ADAPTER].to_dict(),
+        },
     )
+
+
+def lighten(denoiser: Any) -> dict[str, Tensor]:
+    """Keep the frozen weights in bfloat16 while an adapter is trained over them, which halves what
+    they take; returns them as they were, on the CPU. Norms that autocast computes in float32 stay.
+    """
+    kept = {}
+    for path, module in denoiser.named_modules():
+        if isinstance(module, torch.nn.LayerNorm | torch.nn.GroupNorm):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                kept[f"{path}.{name}".removeprefix(".")] = parameter.detach().cpu().clone()
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return kept
+
+
+def restore(denoiser: Any, kept: Mapping[str, Tensor]) -> None:
+    """Undo ``lighten``."""
+    for name, parameter in denoiser.named_parameters():
+        if name in kept:
+            parameter.data = kept[name].to(parameter.device)
 
 
 def fuse_lora(denoiser: Any) -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ def train_vae(
 
     Loss: squared error plus ``kl_weight`` times the mean KL divergence per latent (Kingma and
     Welling 2014, arXiv:1312.6114). ``report`` gets (steps done, loss). Ends by setting the
-    configuration's ``scaling_factor`` so that latents have unit variance.
+    configuration's ``scaling_factor`` so that latents have unit variance, and ``shift_factor``,
+    where it has one, so that their mean is zero.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
@@ -45,7 +46,10 @@ def train_vae(
         if (step + 1) % 10 == 0 or step + 1 == recipe.steps:
             report(step + 1, loss.item())
     vae.eval().requires_grad_(False)
-    vae.register_to_config(scaling_factor=1.0 / posterior_means(vae, images).std().item())
+    means = posterior_means(vae, images)
+    if vae.config.get("shift_factor") is not None:  # a family that subtracts it
+        vae.register_to_config(shift_factor=means.mean().item())
+    vae.register_to_config(scaling_factor=1.0 / means.std().item())
 
 
 @torch.no_grad()
