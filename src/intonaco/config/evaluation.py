@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from intonaco.config.base import Count, Positive, Section
+from intonaco.config.review import ReviewConfig
 
 
 class Margins(Section):
@@ -34,3 +35,4 @@ class Evaluation(Section):
     min_improvement: Annotated[float, Field(ge=0)] = 0.01  # cosine, on what an update is to improve
     floor_adherence: float | None = None  # absolute, for a first release that has nothing to beat
     threads: Count = 1
+    review: ReviewConfig = ReviewConfig()
