@@ -53,7 +53,8 @@ def _squared_distance(values: Array, totals: Array, level: Level) -> Array:
     """Squared difference between each two values [values, values]."""
     a, b = values[:, None], values[None, :]
     if level == "nominal":
-        return (a != b).astype(np.float64)
+        differ: Array = (a != b).astype(np.float64)
+        return differ
     if level == "interval":
         squared: Array = (a - b) ** 2
         return squared
@@ -66,6 +67,6 @@ def _squared_distance(values: Array, totals: Array, level: Level) -> Array:
         low = np.minimum(np.arange(len(values))[:, None], np.arange(len(values))[None, :])
         high = np.maximum(np.arange(len(values))[:, None], np.arange(len(values))[None, :])
         between = up_to[high] - up_to[low] + totals[low]  # both ends and all between
-        ordinal: Array = (between - (totals[low] + totals[high]) / 2) ** 2
-        return ordinal * (low != high)
+        ordinal: Array = (between - (totals[low] + totals[high]) / 2) ** 2 * (low != high)
+        return ordinal
     raise ValueError(f"unknown level {level!r}: nominal, ordinal, interval, ratio")

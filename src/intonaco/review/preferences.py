@@ -7,9 +7,9 @@ Bradley–Terry model to accommodate ties in paired comparison experiments", JAS
 
 Maximum likelihood by Newton's method: the log-likelihood is concave in (log p, log v). The maximum
 exists if no part of the releases only ever loses to the rest or ties with it (without ties that is
-L. R. Ford's condition, American Mathematical Monthly 64 (1957) 28). Standard errors are cluster-robust
-(K.-Y. Liang and S. L. Zeger, Biometrika 73 (1986) 13), as votes on one prompt are alike. NumPy
-only.
+L. R. Ford's condition, American Mathematical Monthly 64 (1957) 28). Standard errors are robust to
+clusters (K.-Y. Liang and S. L. Zeger, Biometrika 73 (1986) 13), as votes on one prompt are alike.
+NumPy only.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ def _errors(clusters: Sequence[Hashable], scores: Array, information: Array) -> 
     bread = np.linalg.inv(information)
     meat = summed.T @ summed * groups / (groups - 1)
     variance = np.diag(bread @ meat @ bread)
-    return np.sqrt(np.maximum(variance, 0.0))
+    errors: Array = np.sqrt(np.maximum(variance, 0.0))
+    return errors
 
 
 def _connected(size: int, first: NDArray[np.intp], second: NDArray[np.intp], score: Array) -> bool:

@@ -140,9 +140,12 @@ def _one(a: Answered) -> tuple[Verdict, str]:
     return Verdict.INCONCLUSIVE, f"{text}: not shown to be on either side of {wanted}"
 
 
-def result_of(review: Review, votes: Sequence[Vote], *, over: str = "") -> Result:
+def result_of(
+    review: Review, votes: Sequence[Vote], *, over: str = "", draws: int = BOOTSTRAP_DRAWS
+) -> Result:
     """Everything the votes say. ``over``: why no more come, "" while the review goes on; then
-    prompts that did not get all their votes are taken too. Raises nothing for what is missing."""
+    prompts that did not get all their votes are taken too. ``draws``: of the two-way bootstrap; 0
+    leaves it out. Raises nothing for what is missing."""
     aside = set_aside(votes)
     stand = standing(votes)
     counted = [
@@ -160,7 +163,7 @@ def result_of(review: Review, votes: Sequence[Vote], *, over: str = "") -> Resul
     for candidate in review.candidates:
         of_pair = [v for v in counted if {v.left, v.right} == {first, candidate}]
         mine = [
-            _answered(review, of_pair, candidate, question, alpha, bool(over))
+            _answered(review, of_pair, candidate, question, alpha, bool(over), draws)
             for question in review.questions
         ]
         answers += mine
@@ -187,6 +190,7 @@ def _answered(
     question: str,
     alpha: float,
     over: bool,
+    draws: int,
 ) -> Answered:
     """``votes``: that count, of this candidate and the first arm, in order."""
     prompts = {item.item: item.prompt_id for item in review.items}
@@ -232,10 +236,10 @@ def _answered(
             [p for _, p, _ in scored],
             [v.reviewer for v, _, _ in scored],
             alpha=alpha,
-            draws=BOOTSTRAP_DRAWS,
+            draws=draws,
             rng=np.random.default_rng(0),
         )
-        if scored
+        if scored and draws
         else None,
         needed=None if over and needed else needed,
         slices=_slices([(slices[v.item], s) for v, _, s in scored], alpha),

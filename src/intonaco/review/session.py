@@ -80,15 +80,16 @@ def to_undo(votes: Sequence[Vote], reviewer: str) -> Vote | None:
 
 
 def upcoming(
-    review: Review, reviewer: str, votes: Sequence[Vote], *, set_aside: frozenset[str] = frozenset()
+    review: Review, reviewer: str, votes: Sequence[Vote]
 ) -> tuple[tuple[Task, ...], Progress]:
     """The next two tasks (the second to be loaded ahead), none when nothing is left, and how far
-    the reviewer is. Pairs that enough reviewers judged are not shown; votes of those who are
-    ``set_aside`` do not count for that."""
+    the reviewer is. Pairs that enough reviewers judged are not shown; votes of those who are set
+    aside do not count for that."""
     stand = standing(votes)
+    aside = set_aside(votes)
     mine = [v for v in stand if v.reviewer == reviewer]
-    first = _next(review, reviewer, mine, stand, set_aside)
-    counts = _counts(stand, set_aside)
+    first = _next(review, reviewer, mine, stand, aside)
+    counts = _counts(stand, aside)
     open_pairs = _open_pairs(review, reviewer, mine, counts)
     period = _period(review)
     left = len(open_pairs) + (round(len(open_pairs) / period) if period else 0)
@@ -107,7 +108,7 @@ def upcoming(
         left=first.left,
         right=first.right,
     )
-    second = _next(review, reviewer, [*mine, pretended], [*stand, pretended], set_aside)
+    second = _next(review, reviewer, [*mine, pretended], [*stand, pretended], aside)
     return ((first,) if second is None else (first, second)), progress
 
 
@@ -144,9 +145,9 @@ def _next(
     reviewer: str,
     mine: Sequence[Vote],
     stand: Sequence[Vote],
-    set_aside: frozenset[str],
+    aside: frozenset[str],
 ) -> Task | None:
-    open_pairs = _open_pairs(review, reviewer, mine, _counts(stand, set_aside))
+    open_pairs = _open_pairs(review, reviewer, mine, _counts(stand, aside))
     shown = sum(v.kind is TaskKind.PAIR for v in mine)
     taken = {v.task for v in mine}
     period = _period(review)
@@ -175,12 +176,10 @@ def _open_pairs(
     ]
 
 
-def _counts(
-    stand: Sequence[Vote], set_aside: frozenset[str]
-) -> dict[tuple[str, frozenset[str]], int]:
+def _counts(stand: Sequence[Vote], aside: frozenset[str]) -> dict[tuple[str, frozenset[str]], int]:
     counts: dict[tuple[str, frozenset[str]], int] = {}
     for v in stand:
-        if v.kind is TaskKind.PAIR and v.act is Act.VOTE and v.reviewer not in set_aside:
+        if v.kind is TaskKind.PAIR and v.act is Act.VOTE and v.reviewer not in aside:
             slot = (v.item, frozenset((v.left, v.right)))
             counts[slot] = counts.get(slot, 0) + 1
     return counts
