@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,17 @@ PROMPTS = 24
 DAY = 86_400.0
 
 
+@dataclass
 class Reviewed(World):
     """Its evaluations keep pictures, and people are asked."""
+
+    prompts: int = PROMPTS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         lines = [
             json.dumps({"prompt_id": f"p{n}", "prompt": f"the digit {n}", "slice": f"s{n % 3}"})
-            for n in range(PROMPTS)
+            for n in range(self.prompts)
         ]
         (self.root / "prompts.jsonl").write_text("\n".join(lines))
         text = CONFIG.replace("APPROVAL", self.approval).replace(
@@ -54,10 +58,10 @@ class Reviewed(World):
         for name in arms:
             np.savez_compressed(
                 folder / f"{name}.npz",
-                images=rng.integers(0, 255, (2 * PROMPTS, 12, 12, 3)).astype(np.uint8),
-                prompt_ids=np.array([f"p{n // 2}" for n in range(2 * PROMPTS)]),
-                slices=np.array([f"s{n // 2 % 3}" for n in range(2 * PROMPTS)]),
-                seeds=np.arange(2 * PROMPTS),
+                images=rng.integers(0, 255, (2 * self.prompts, 12, 12, 3)).astype(np.uint8),
+                prompt_ids=np.array([f"p{n // 2}" for n in range(2 * self.prompts)]),
+                slices=np.array([f"s{n // 2 % 3}" for n in range(2 * self.prompts)]),
+                seeds=np.arange(2 * self.prompts),
             )
         drawn = {n: {"release_id": r, "images": f"out/images/{n}.npz"} for n, r in arms.items()}
         return report | {"arms": drawn}

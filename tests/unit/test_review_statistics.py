@@ -44,9 +44,7 @@ CODERS = [
         (CODERS, "interval", 0.811),
     ],
 )
-def test_alpha_is_the_published_one(
-    ratings: list[list[float]], level: Level, alpha: float
-) -> None:
+def test_alpha_is_the_published_one(ratings: list[list[float]], level: Level, alpha: float) -> None:
     assert krippendorff_alpha(ratings, level=level) == pytest.approx(alpha, abs=5e-4)
 
 
@@ -220,7 +218,11 @@ def test_the_number_still_needed_is_about_right() -> None:
             told.append(known.needed)
             took.append(
                 next(
-                    (n for n in range(31, 401) if preference(means[:n], 0.4, alpha=0.05).above >= 3),
+                    (
+                        n
+                        for n in range(31, 401)
+                        if preference(means[:n], 0.4, alpha=0.05).above >= 3
+                    ),
                     400,
                 )
                 - 30

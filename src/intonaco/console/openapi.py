@@ -13,7 +13,7 @@ Json = dict[str, Any]
 MOST_ID = 2**63 - 1  # of an event: a larger number is none that SQLite knows
 MAX_EVENTS = 1000
 MOST_MINUTES = 31 * 24 * 60  # windows of traffic are kept for 31 days
-PAGES = ("overview", "findings", "updates", "releases", "events")
+PAGES = ("overview", "findings", "updates", "reviews", "releases", "events")
 
 ERRORS = {
     400: "The request is wrong, or for another host.",

@@ -219,10 +219,13 @@ def _answered(
     wins, ties, losses = tally[1.0], tally[0.5], tally[0.0]
     needed = known.needed
     if needed:
-        per_prompt = review.votes_per_pair * len(review.items) / max(1, len(asked))
-        needed = round(needed * per_prompt)
-        if needed > review.votes_per_pair * len(review.items) - len(scored):
-            needed = None  # there are not so many left
+        # Prompts that lack the fewest votes come first.
+        lacking = sorted(
+            review.votes_per_pair * count - len(by_prompt.get(prompt, ()))
+            for prompt, count in asked.items()
+            if prompt not in set(whole)
+        )
+        needed = sum(lacking[:needed]) if needed <= len(lacking) else None
     return Answered(
         candidate=candidate,
         question=question,

@@ -315,3 +315,9 @@ def skipped(task: Task, seconds: float) -> Vote:
         right=task.right,
         seconds=seconds,
     )
+
+
+def labels(review: Review) -> Mapping[str, str]:
+    """What arms are called as long as the review is blind: A, B, ... in an order of the key's."""
+    names = sorted((arm.name for arm in review.arms), key=lambda n: _digest(review, "label", n))
+    return {name: chr(ord("A") + k) for k, name in enumerate(names)}
