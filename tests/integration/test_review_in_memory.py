@@ -268,11 +268,12 @@ def test_pictures_hold_nothing_but_pixels(world: Reviewed) -> None:
 
 
 def chunks(raw: bytes) -> list[str]:
-    names, at = [], 8
+    names: list[str] = []
+    at = 8
     while at < len(raw):
         size = int.from_bytes(raw[at : at + 4], "big")
         name = raw[at + 4 : at + 8].decode()
-        if name != "IDAT" or names[-1] != "IDAT":
+        if name != "IDAT" or names[-1:] != ["IDAT"]:
             names.append(name)
         at += size + 12
     return names

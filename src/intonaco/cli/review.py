@@ -181,7 +181,7 @@ def _of_update(app: App, update_id: str) -> list[pictures.Drawn]:
 
 
 def _of_files(given: Sequence[str]) -> list[pictures.Drawn]:
-    arms = []
+    arms: list[pictures.Drawn] = []
     for entry in given:
         name, equals, file = entry.partition("=")
         if not (name and equals and file) or name in [a.arm.name for a in arms]:

@@ -87,10 +87,11 @@ def upcoming(
     aside do not count for that."""
     stand = standing(votes)
     aside = set_aside(votes)
+    all_pairs = pairs(review, reviewer)
     mine = [v for v in stand if v.reviewer == reviewer]
-    first = _next(review, reviewer, mine, stand, aside)
+    first = _next(review, reviewer, mine, stand, aside, all_pairs)
     counts = _counts(stand, aside)
-    open_pairs = _open_pairs(review, reviewer, mine, counts)
+    open_pairs = _open_pairs(review, all_pairs, mine, counts)
     period = _period(review)
     left = len(open_pairs) + (round(len(open_pairs) / period) if period else 0)
     progress = Progress(done=len(mine), left=max(left, 1) if first else 0)
@@ -108,7 +109,7 @@ def upcoming(
         left=first.left,
         right=first.right,
     )
-    second = _next(review, reviewer, [*mine, pretended], [*stand, pretended], aside)
+    second = _next(review, reviewer, [*mine, pretended], [*stand, pretended], aside, all_pairs)
     return ((first,) if second is None else (first, second)), progress
 
 
@@ -146,8 +147,9 @@ def _next(
     mine: Sequence[Vote],
     stand: Sequence[Vote],
     aside: frozenset[str],
+    all_pairs: Sequence[Task],
 ) -> Task | None:
-    open_pairs = _open_pairs(review, reviewer, mine, _counts(stand, aside))
+    open_pairs = _open_pairs(review, all_pairs, mine, _counts(stand, aside))
     shown = sum(v.kind is TaskKind.PAIR for v in mine)
     taken = {v.task for v in mine}
     period = _period(review)
@@ -163,14 +165,14 @@ def _next(
 
 def _open_pairs(
     review: Review,
-    reviewer: str,
+    all_pairs: Sequence[Task],
     mine: Sequence[Vote],
     counts: Mapping[tuple[str, frozenset[str]], int],
 ) -> list[Task]:
     taken = {v.task for v in mine}
     return [
         t
-        for t in pairs(review, reviewer)
+        for t in all_pairs
         if t.task not in taken
         and counts.get((t.item, frozenset((t.left, t.right))), 0) < review.votes_per_pair
     ]
