@@ -6,10 +6,10 @@ does the effects; each has a key and is done once, however often the controller 
 same facts always lead to the same outcome::
 
     dataset → train → evaluate → gate → register → stage → approve → rollout → bake → promoted
-                                    └→ rejected                        └→ rolled_back
+                          └→ review ↗   └→ rejected                    └→ rolled_back
 
-A plan that needs no training starts at evaluate; a retried rollout or a return to an earlier
-release starts at stage.
+People review candidates where ``evaluation.review.required`` says so. A plan that needs no training
+starts at evaluate; a retried rollout or a return to an earlier release starts at stage.
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ def _evaluate(update: Update, facts: Facts, now: float) -> Step:
         return _to(update, Phase.FAILED, now, f"not evaluated: {failed}")
     if waiting:
         return Step(update=update, effects=(wanted,))
-    return _to(update, Phase.GATE, now, "evaluated against held-out images")
+    wants_people = facts.config.evaluation.review.required
+    following = Phase.REVIEW if wants_people else Phase.GATE
+    return _to(update, following, now, "evaluated against held-out images")
 
 
 def _evaluation(update: Update, facts: Facts) -> Effect:
@@ -231,11 +233,42 @@ def _take_over(update: Update, now: float) -> Step:
     return _to(update, Phase.REGISTER, now, candidate.reasons[0])
 
 
+def _review(update: Update, facts: Facts, now: float) -> Step:
+    """People compare with the champion, blind, what the gate would pass without them. It waits for
+    the review's verdict, which comes in the end: a review has a deadline."""
+    decisions = _decisions(update, facts)
+    names = [n for n, decided in decisions.items() if decided.verdict is Verdict.PASS]
+    if update.champion is None or not names:
+        why = (
+            "nothing to compare with"
+            if update.champion is None
+            else "no candidate passes without it"
+        )
+        return _to(update, Phase.GATE, now, f"no review: {why}")
+    evaluation = _effect(update, "evaluate", "all").key
+    wanted = _effect(update, "review", "all", candidates=names, evaluation=evaluation)
+    results, failed, waiting = _look(facts, [wanted])
+    if failed:
+        return _to(update, Phase.FAILED, now, f"not reviewed: {failed}")
+    if waiting:
+        return Step(update=update, effects=(wanted,))
+    told = results[wanted.key]
+    note = "; ".join(f"{n}: {v} ({told['reasons'][n]})" for n, v in told["verdicts"].items())
+    return _to(update, Phase.GATE, now, f"review {told['review']}: {note}")
+
+
 def _gate(update: Update, facts: Facts, now: float) -> Step:
     """No candidate goes on unless it is shown to be no worse than the champion."""
-    asked = facts.effects[_effect(update, "evaluate", "all").key]
-    expected = _expected(update, asked, facts.config)
-    decisions = gate.decide(asked.result["report"], facts.config.evaluation, expected)
+    expected, decisions = _expected(update, facts), _decisions(update, facts)
+    review = facts.effects.get(_effect(update, "review", "all").key)
+    if (
+        review is None
+        and facts.config.evaluation.review.required
+        and update.champion is not None
+        and any(d.verdict is Verdict.PASS for d in decisions.values())
+    ):
+        return _to(update, Phase.REVIEW, now, "nobody has reviewed it")
+    decisions = with_review(decisions, review)
     candidates = tuple(
         replace(
             c,
@@ -257,9 +290,16 @@ def _gate(update: Update, facts: Facts, now: float) -> Step:
     return _to(update, Phase.REGISTER, now, note)
 
 
-def _expected(update: Update, asked: EffectStatus, config: Config) -> gate.Expected:
+def _decisions(update: Update, facts: Facts) -> Mapping[str, gate.GateDecision]:
+    asked = facts.effects[_effect(update, "evaluate", "all").key]
+    expected = _expected(update, facts)
+    return gate.decide(asked.result["report"], facts.config.evaluation, expected)
+
+
+def _expected(update: Update, facts: Facts) -> gate.Expected:
     """What was fixed when the evaluation was asked for."""
-    alpha, fixed = config.evaluation.alpha, asked.result.get("expected", {})
+    asked = facts.effects[_effect(update, "evaluate", "all").key]
+    alpha, fixed = facts.config.evaluation.alpha, asked.result.get("expected", {})
     numbers: Mapping[str, int] = asked.effect.payload.get("attempts", {})
     return gate.Expected(
         attempts={
@@ -271,6 +311,27 @@ def _expected(update: Update, asked: EffectStatus, config: Config) -> gate.Expec
         shots=fixed.get("shots"),
         superiority=gate.wants_superiority(update.plan.action),
     )
+
+
+def with_review(
+    decisions: Mapping[str, gate.GateDecision], review: EffectStatus | None
+) -> Mapping[str, gate.GateDecision]:
+    """Decisions of the gate with what people said added: the worse of both verdicts, both reasons.
+    A candidate that passed and was not reviewed where others were is an ERROR."""
+    if review is None:
+        return decisions
+    verdicts, reasons = (review.result.get(name, {}) for name in ("verdicts", "reasons"))
+    found = {}
+    for name, decided in decisions.items():
+        if decided.verdict is not Verdict.PASS:
+            found[name] = decided
+            continue
+        verdict = Verdict(verdicts[name]) if name in verdicts else Verdict.ERROR
+        reason = f"review: {reasons.get(name, 'it was not reviewed')}"
+        before = (reason, *decided.reasons) if verdict is not Verdict.PASS else decided.reasons
+        after = () if verdict is not Verdict.PASS else (reason,)
+        found[name] = replace(decided, verdict=verdict, reasons=(*before, *after))
+    return found
 
 
 def _register(update: Update, facts: Facts, now: float) -> Step:
@@ -362,6 +423,7 @@ _PHASES = {
     Phase.DATASET: _dataset,
     Phase.TRAIN: _train,
     Phase.EVALUATE: _evaluate,
+    Phase.REVIEW: _review,
     Phase.GATE: _gate,
     Phase.REGISTER: _register,
     Phase.STAGE: _stage,
@@ -405,9 +467,9 @@ def _retire_and_end(update: Update, facts: Facts, phase: Phase, now: float, reas
     return _to(update, phase, now, reason)
 
 
-def _effect(update: Update, kind: str, name: str) -> Effect:
+def _effect(update: Update, kind: str, name: str, **payload: Json) -> Effect:
     key = f"{update.service_id}:{update.update_id}:{kind}:{name}:{update.attempt}"
-    return Effect(key=key, kind=kind, subject=update.update_id, payload={"name": name})
+    return Effect(key=key, kind=kind, subject=update.update_id, payload={"name": name, **payload})
 
 
 def _status(facts: Facts, effect: Effect) -> str:

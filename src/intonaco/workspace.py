@@ -110,6 +110,11 @@ class Workspace:
         return self.root / "environments"
 
     @property
+    def reviews(self) -> Path:
+        """Pictures that reviewers are shown, one folder a review."""
+        return self.root / "reviews"
+
+    @property
     def jobs(self) -> Path:
         return self.root / "jobs"
 

@@ -230,3 +230,23 @@ def test_json_schema_names_every_section() -> None:
     assert schema["required"] == ["service"]
     assert schema["additionalProperties"] is False
     assert set(schema["properties"]) == set(Config.model_fields)
+
+
+def test_a_review_is_asked_for_with_settings_that_fit() -> None:
+    given = config.parse(
+        "service: svc\nevaluation: {review: {required: true, questions: [quality, style]}}"
+    ).evaluation.review
+    assert given.required
+    assert given.questions == ("quality", "style")
+    assert not config.parse("service: svc").evaluation.review.required
+    for wrong in (
+        "{questions: []}",
+        "{questions: [quality, quality]}",
+        "{questions: [beauty]}",
+        "{margin: 0.5}",
+        "{checks: 0.9}",
+        "{votes_per_pair: 0}",
+        "{timeout_s: 0}",
+    ):
+        with pytest.raises(ConfigError, match=r"evaluation\.review"):
+            config.parse(f"service: svc\nevaluation: {{review: {wrong}}}")

@@ -39,6 +39,7 @@ from intonaco.config.reading import (
     mistakes,
     parse,
 )
+from intonaco.config.review import ReviewConfig
 from intonaco.config.root import (
     Config,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "Recipe",
     "Recovery",
     "RegistryConfig",
+    "ReviewConfig",
     "RolloutConfig",
     "RolloutMargins",
     "Samples",

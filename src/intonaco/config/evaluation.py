@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from intonaco.config.base import Count, Positive, Section, Share
+from intonaco.config.review import ReviewConfig
 
 
 class Margins(Section):
@@ -84,6 +85,7 @@ class Evaluation(Section):
     # a slice well; without it each slice is a guardrail
     floor_adherence: float | None = None
     threads: Count = 1
+    review: ReviewConfig = ReviewConfig()
 
     @field_validator("success")
     @classmethod

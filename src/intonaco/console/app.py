@@ -1,5 +1,6 @@
 """The console's web application: server-rendered pages and the same facts as JSON. Read-only, but
-for ``POST /api/trigger``, which writes a command down. ``/openapi.json`` says what there is.
+for ``POST /api/trigger``, which writes a command down, and voting in reviews (``reviewing.py``).
+``/openapi.json`` says what there is.
 
 Pages refresh themselves by asking for their inner part every second. Prompts are other people's
 words: templates escape everything, and the content security policy lets no script in but our own.
@@ -27,6 +28,7 @@ from intonaco.config import Config
 from intonaco.console import calls, images, openapi
 from intonaco.console.openapi import MAX_EVENTS, MOST_ID, MOST_MINUTES, PAGES
 from intonaco.console.problems import Guard, failed, http_error, not_found, unavailable
+from intonaco.console.reviewing import Reviewing
 from intonaco.console.templating import HERE, environment
 from intonaco.errors import IntonacoError, NotFound
 from intonaco.ledger import Ledger
@@ -64,6 +66,7 @@ class _Console:
         self.observe = observe
         self.templates = environment()
         self.people = calls.People(config.console.people)
+        self.reviewing = Reviewing(ledger, workspace, self.people, self.clock, self._html)
 
     def app(self) -> Starlette:
         app = Starlette(
@@ -84,6 +87,8 @@ class _Console:
                 Route("/api/findings/{finding_id}", self.api_finding),
                 Route("/api/probes", self.api_probes),
                 Route("/api/trigger", self.api_trigger, methods=["POST"]),
+                Route("/api/reviews", self.api_reviews),
+                *self.reviewing.routes(),
                 Route("/images/{path:path}", self.image),
                 Route("/livez", self.livez),
                 Route("/openapi.json", self.openapi),
@@ -138,6 +143,8 @@ class _Console:
                 "signals": readmodel.signals(self.ledger, points=0),
                 "probes": readmodel.probe_rounds(self.ledger, self.config, limit=1),
             }
+        if page == "reviews":
+            return {"reviews": readmodel.reviews(self.ledger)}
         if page == "releases":
             return {"releases": readmodel.releases(self.ledger)}
         return {"events": self._events(0, 400)}
@@ -186,6 +193,9 @@ class _Console:
 
     def api_updates(self, request: Request) -> Response:
         return _json(readmodel.updates(self.ledger))
+
+    def api_reviews(self, request: Request) -> Response:
+        return _json(readmodel.reviews(self.ledger))
 
     def api_traffic(self, request: Request) -> Response:
         """``minutes``: how far back."""

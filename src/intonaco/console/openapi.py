@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import intonaco
+from intonaco.console import openapi_review
 from intonaco.console.calls import MOST_REASON
 from intonaco.types import Phase, RolloutStatus, StepKind
 
@@ -13,7 +14,7 @@ Json = dict[str, Any]
 MOST_ID = 2**63 - 1  # of an event: a larger number is none that SQLite knows
 MAX_EVENTS = 1000
 MOST_MINUTES = 31 * 24 * 60  # windows of traffic are kept for 31 days
-PAGES = ("overview", "findings", "updates", "releases", "events")
+PAGES = ("overview", "findings", "updates", "reviews", "releases", "events")
 
 ERRORS = {
     400: "The request is wrong, or for another host.",
@@ -42,11 +43,11 @@ def document() -> Json:
             "title": "Intonaco's console",
             "version": intonaco.__version__,
             "description": "What is to be seen of a service. Nothing can be changed but by "
-            "`/api/trigger`, which asks for an update. Times are "
+            "`/api/trigger`, which asks for an update, and by votes in reviews. Times are "
             "seconds since the epoch; a number that is not finite is null.",
         },
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": SCHEMAS | openapi_review.SCHEMAS,
             "securitySchemes": {"person": {"type": "http", "scheme": "bearer"}},
         },
         "paths": {
@@ -113,6 +114,7 @@ def document() -> Json:
                     },
                 }
             },
+            **openapi_review.paths(),
             "/": _page("overviewPage", "The overview"),
             "/{page}": _page("page", "A page", _path("page", PAGES)),
             "/partials/{page}": _page("partial", "Its inner part", _path("page", PAGES)),

@@ -316,3 +316,40 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 
 def _label(value: float) -> str:
     return f"{value:,.0f}".replace(",", " ") if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def vote_split(first: int, ties: int, second: int) -> str:
+    """Votes for the one, ties and votes for the other, side by side."""
+    total = first + ties + second
+    parts = ['<svg viewBox="0 0 1000 26" preserveAspectRatio="none" aria-hidden="true">']
+    left = 0.0
+    for kind, count in (("first", first), ("tie", ties), ("second", second)):
+        width = 1000 * count / total if total else 0.0
+        parts.append(f'<rect class="{kind}" x="{left:.1f}" y="0" width="{width:.1f}" height="26"/>')
+        left += width
+    return "".join([*parts, "</svg>"])
+
+
+def share_line(share: float, interval: Sequence[float], threshold: float | None) -> str:
+    """A share of one with its interval, one half, and what it is held against."""
+
+    def x(value: float) -> float:
+        return 10 + 580 * value
+
+    parts = [
+        '<svg class="share" viewBox="0 0 600 44" aria-hidden="true">',
+        f'<line class="axis" x1="{x(0)}" x2="{x(1)}" y1="16" y2="16"/>',
+        f'<line class="axis half" x1="{x(0.5)}" x2="{x(0.5)}" y1="6" y2="26"/>',
+    ]
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        anchor = {0.0: "start", 1.0: "end"}.get(tick, "middle")
+        parts.append(f'<text x="{x(tick)}" y="40" text-anchor="{anchor}">{100 * tick:.0f} %</text>')
+    if threshold is not None:
+        parts.append(
+            f'<line class="wanted" x1="{x(threshold)}" x2="{x(threshold)}" y1="2" y2="30"/>'
+        )
+    parts.append(
+        f'<line class="range" x1="{x(interval[0]):.1f}" x2="{x(interval[1]):.1f}" y1="16" '
+        f'y2="16"/><circle class="dot" cx="{x(share):.1f}" cy="16" r="5"/></svg>'
+    )
+    return "".join(parts)

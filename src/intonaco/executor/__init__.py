@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from intonaco.errors import BackendError, IntonacoError
-from intonaco.executor import data, models, probes, proof, service
+from intonaco.executor import data, models, probes, proof, review, service
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.ledger import Effect
 
@@ -27,6 +27,7 @@ class Executor:
             "train": models.train,
             "assemble": models.assemble,
             "evaluate": proof.evaluate,
+            "review": review.review,
             "register": proof.register,
             "stage": service.Stage(),
             "retire": service.retire,

@@ -17,6 +17,7 @@ from intonaco.types import (
     Plan,
     ProbeRound,
     Release,
+    Review,
     Rollout,
     TrafficWindow,
     Update,
@@ -31,6 +32,7 @@ KINDS: Mapping[str, type[Any]] = {
     "probe_round": ProbeRound,
     "update": Update,
     "rollout": Rollout,
+    "review": Review,
     "window": TrafficWindow,
 }
 KIND_OF = {cls: kind for kind, cls in KINDS.items()}

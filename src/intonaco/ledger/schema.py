@@ -4,7 +4,8 @@ Legend: *documents* are immutable or versioned values of ``types/`` stored as JS
 columns that queries need; *events* are one row for each state change; *effects* are the actions
 that a state asked for, keyed so that each happens once; *consumers* hold how far a reader of a log
 has come together with what it made of it; *commands* are what people asked for; *tenures* say who
-was champion when. ``service_id`` is part of every key.
+was champion when; *votes* are all acts of reviewers, none is ever changed or deleted; *invitations*
+are links to reviews, by the digest of their token. ``service_id`` is part of every key.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
 metadata = MetaData()
@@ -30,7 +32,7 @@ documents = Table(
     "documents",
     metadata,
     Column("service_id", String(64), primary_key=True),
-    # release, dataset, finding, diagnosis, plan, update, rollout, window
+    # release, dataset, finding, diagnosis, plan, update, rollout, review, window
     Column("kind", String(32), primary_key=True),
     Column("id", String(128), primary_key=True),
     Column("status", String(32), nullable=False),
@@ -148,4 +150,29 @@ leases = Table(
     Column("holder", String(128), nullable=False),
     Column("token", Integer, nullable=False),  # fencing token: grows with every new holder
     Column("expires_at", Float, nullable=False),
+)
+
+votes = Table(
+    "votes",
+    metadata,
+    Column("vote_id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("service_id", String(64), nullable=False),
+    Column("review_id", String(64), nullable=False),
+    Column("reviewer", String(64), nullable=False),
+    Column("key", String(64), nullable=False),  # idempotency key of the reviewer's page
+    Column("at", Float, nullable=False),
+    Column("body", Text, nullable=False),
+    UniqueConstraint("service_id", "review_id", "reviewer", "key", name="votes_once"),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("service_id", String(64), primary_key=True),
+    Column("review_id", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False),  # of the token
+    Column("role", String(16), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("revoked_at", Float, nullable=True),
 )

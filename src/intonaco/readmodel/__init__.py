@@ -15,6 +15,7 @@ from intonaco.readmodel.money import accounts
 from intonaco.readmodel.operations import budget, processes
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
+from intonaco.readmodel.reviews import review_brief, review_result, reviews
 from intonaco.readmodel.signals import (
     finding_facts,
     history,
@@ -54,6 +55,9 @@ __all__ = [
     "release_card",
     "release_lineage",
     "releases",
+    "review_brief",
+    "review_result",
+    "reviews",
     "rollout_facts",
     "routing",
     "signal_history",

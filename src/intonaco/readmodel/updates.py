@@ -140,6 +140,8 @@ def _reached(update: Update) -> Phase:
 def _waiting_for(update: Update, effects: Iterable[EffectStatus]) -> str | None:
     if update.phase is Phase.APPROVE:
         return "a person's approval"
+    if update.phase is Phase.REVIEW:
+        return "people's review"
     failing = [e for e in effects if e.status == "wanted" and e.attempts]
     if failing:
         last = max(failing, key=lambda e: e.updated_at)

@@ -26,6 +26,16 @@ from intonaco.types.releases import (
     Release,
     ServingSpec,
 )
+from intonaco.types.reviews import (
+    TIE,
+    Act,
+    Invitation,
+    Review,
+    ReviewArm,
+    ReviewItem,
+    TaskKind,
+    Vote,
+)
 from intonaco.types.telemetry import Sample, Tally, TrafficWindow
 from intonaco.types.traffic import (
     Arm,
@@ -67,6 +77,8 @@ from intonaco.types.vocabulary import (
 )
 
 __all__ = [
+    "TIE",
+    "Act",
     "Action",
     "Arm",
     "ArmRole",
@@ -84,6 +96,7 @@ __all__ = [
     "Factor",
     "Feedback",
     "Finding",
+    "Invitation",
     "JobHandle",
     "JobSpec",
     "JobState",
@@ -101,6 +114,9 @@ __all__ = [
     "Reckoning",
     "Record",
     "Release",
+    "Review",
+    "ReviewArm",
+    "ReviewItem",
     "Rollout",
     "RolloutStatus",
     "RolloutStep",
@@ -113,7 +129,9 @@ __all__ = [
     "StepKind",
     "StepResult",
     "Tally",
+    "TaskKind",
     "TrafficWindow",
     "Update",
     "Verdict",
+    "Vote",
 ]

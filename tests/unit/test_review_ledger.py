@@ -1,0 +1,137 @@
+"""Votes in the ledger: once for a key however many send it at once, never after the end; the same
+tables on Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.schema import CreateTable
+from tests.reviewed import START, a_review
+
+from intonaco.errors import Conflict, NotFound
+from intonaco.ledger import Ledger
+from intonaco.ledger import votes as rows
+from intonaco.ledger.schema import metadata
+from intonaco.review import desk, pictures, session
+from intonaco.types import Review, Verdict
+from intonaco.workspace import Workspace
+
+DIALECT = sa.make_url("postgresql://").get_dialect()()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger.open(tmp_path / "ledger.db", "svc")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def review(tmp_path: Path, ledger: Ledger) -> Review:
+    return a_review(Workspace(tmp_path), ledger, prompts=6, side=16, min_prompts=2)
+
+
+def cast(ledger: Ledger, review: Review, key: str, choice: str = "left", name: str = "ann") -> int:
+    task = session.pairs(review, name)[0].task
+    return desk.vote(
+        ledger, review, name, key=key, task=task, choices={"overall": choice}, seconds=1.0, now=1.0
+    ).vote_id
+
+
+def test_the_same_key_at_once_from_many_is_one_vote(ledger: Ledger, review: Review) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda _: cast(ledger, review, "one-and-the-same"), range(24)))
+    assert len(set(ids)) == 1
+    assert [v.vote_id for v in rows.votes(ledger, review.review_id)] == [ids[0]]
+
+
+def test_keys_are_each_persons_own(ledger: Ledger, review: Review) -> None:
+    cast(ledger, review, "a-key-of-ann")
+    cast(ledger, review, "a-key-of-ann", name="bob")
+    assert [v.reviewer for v in rows.votes(ledger, review.review_id)] == ["ann", "bob"]
+
+
+def test_nothing_is_written_after_the_end_but_what_was_written_is_confirmed(
+    ledger: Ledger, review: Review
+) -> None:
+    first = cast(ledger, review, "in-time")
+    closed = desk.settle(ledger, review.review_id, review.deadline)
+    assert closed.verdicts == {"sharpened-lora": Verdict.INCONCLUSIVE}
+    with pytest.raises(Conflict, match="over"):
+        cast(ledger, review, "too-late")
+    assert cast(ledger, review, "in-time") == first  # its page had not heard
+    assert len(rows.votes(ledger, review.review_id)) == 1
+    again = desk.settle(ledger, review.review_id, review.deadline + 99)
+    assert again == closed
+    assert len(ledger.events(kind="review.closed")) == 1
+
+
+def test_two_that_close_at_once_close_once(ledger: Ledger, review: Review) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        ends = list(
+            pool.map(lambda k: desk.settle(ledger, review.review_id, review.deadline + k), range(8))
+        )
+    assert len({e.closed_at for e in ends}) == 1
+    assert len(ledger.events(kind="review.closed")) == 1
+
+
+def test_a_vote_on_what_is_not_ones_own_is_refused(ledger: Ledger, review: Review) -> None:
+    task = session.pairs(review, "bob")[0].task
+    with pytest.raises(NotFound, match="not among yours"):
+        desk.vote(
+            ledger, review, "ann", key="not-mine", task=task, choices=None, seconds=0.0, now=1.0
+        )
+    assert rows.votes(ledger, review.review_id) == []
+
+
+def test_opening_twice_is_one_review(tmp_path: Path, ledger: Ledger, review: Review) -> None:
+    again = a_review(Workspace(tmp_path), ledger, prompts=6, side=16, now=START + 50)
+    assert again == review
+    assert len(ledger.events(kind="review.opened")) == 1
+
+
+def test_what_a_prompt_shows_is_the_same_seed_of_every_release(
+    tmp_path: Path, ledger: Ledger, review: Review
+) -> None:
+    workspace = Workspace(tmp_path)
+    for item in review.items:
+        assert item.seed == int(item.prompt_id[1:])
+        for arm in review.arms:
+            assert pictures.picture(workspace, review, arm.name, item.item)
+    pictures.place(workspace, review, "champion", review.items[0].item).unlink()
+    with pytest.raises(NotFound, match="not there"):
+        pictures.picture(workspace, review, "champion", review.items[0].item)
+
+
+def test_services_do_not_see_each_others_votes(ledger: Ledger, review: Review) -> None:
+    cast(ledger, review, "of-this-service")
+    other = Ledger(ledger.engine, "other")
+    assert rows.votes(other, review.review_id) == []
+    assert rows.invitations(other, review.review_id) == []
+
+
+@pytest.mark.parametrize("name", ["votes", "invitations"])
+def test_the_tables_are_ones_that_postgres_takes(name: str) -> None:
+    made = str(CreateTable(metadata.tables[name]).compile(dialect=DIALECT))
+    assert "BIGSERIAL" in made or name == "invitations"
+    assert isinstance(metadata.tables[name].c.at.type, sa.Float)
+
+
+def test_a_ledger_of_before_gets_the_tables(tmp_path: Path) -> None:
+    """As the version before left it."""
+    from intonaco.ledger.migrate import migrate
+
+    ledger = Ledger.open(tmp_path / "old.db", "svc")
+    with ledger.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE votes"))
+        connection.execute(sa.text("DROP TABLE invitations"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+    migrate(ledger.engine)
+    review = a_review(Workspace(tmp_path), ledger, prompts=3, side=16)
+    cast(ledger, review, "after-the-move")
+    assert len(rows.votes(ledger, review.review_id)) == 1
+    ledger.close()
