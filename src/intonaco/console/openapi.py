@@ -5,9 +5,11 @@ from __future__ import annotations
 import intonaco
 from intonaco.console.calls import MOST_REASON
 from intonaco.console.schemas import COUNT, OBJECT, SCHEMAS, TEXT, Json, all_of, list_of, ref
+from intonaco.readmodel.findings import MOST, ROUNDS
 
 MOST_ID = 2**63 - 1  # of an event: a larger number is none that SQLite knows
 MAX_EVENTS = 1000
+MAX_LISTED = MOST  # findings, updates, releases, rounds of probes
 MOST_MINUTES = 31 * 24 * 60  # windows of traffic are kept for 31 days
 PAGES = ("overview", "findings", "updates", "releases", "events")
 
@@ -47,11 +49,13 @@ def document() -> Json:
                 _query("after", 0, MOST_ID, 0, "Only events with a higher id."),
                 _query("limit", 1, MAX_EVENTS, 200, "How many at most."),
             ),
-            "/api/releases": _api("releases", "Releases, newest first", list_of("ListedRelease")),
+            "/api/releases": _api(
+                "releases", "Releases, newest first", list_of("ListedRelease"), _LIMIT
+            ),
             "/api/releases/{release_id}": _api(
                 "release", "Where a release comes from", ref("Lineage"), _path("release_id")
             ),
-            "/api/updates": _api("updates", "Updates, newest first", list_of("Update")),
+            "/api/updates": _api("updates", "Updates, newest first", list_of("Update"), _LIMIT),
             "/api/traffic": _api(
                 "traffic",
                 "Times, failures, refusals, use of the batches, cost",
@@ -68,14 +72,21 @@ def document() -> Json:
                     },
                 }
             },
-            "/api/findings": _api("findings", "Findings, newest first", list_of("ListedFinding")),
+            "/api/findings": _api(
+                "findings", "Findings, newest first", list_of("ListedFinding"), _LIMIT
+            ),
             "/api/findings/{finding_id}": _api(
                 "finding",
                 "What moved, since when, why, and what is done about it",
                 ref("Card"),
                 _path("finding_id"),
             ),
-            "/api/probes": _api("probes", "The last rounds of the probes", ref("Probes")),
+            "/api/probes": _api(
+                "probes",
+                "The last rounds of the probes",
+                ref("Probes"),
+                _query("limit", 1, MAX_LISTED, ROUNDS, "How many rounds at most."),
+            ),
             "/api/trigger": {
                 "post": {
                     "operationId": "trigger",
@@ -207,3 +218,6 @@ def _path(name: str, known: tuple[str, ...] = ()) -> Json:
 def _query(name: str, least: int, most: int, default: int, text: str) -> Json:
     schema = {"type": "integer", "minimum": least, "maximum": most, "default": default}
     return {"name": name, "in": "query", "description": text, "schema": schema}
+
+
+_LIMIT = _query("limit", 1, MAX_LISTED, MAX_LISTED, "How many at most.")
