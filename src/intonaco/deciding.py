@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from intonaco import commands, experience, loop, waiting
+from intonaco import commands, data_checks, experience, loop, triggering, waiting
 from intonaco.decision.diagnosis import PERFORMANCE_KINDS, diagnose, each_cause, signal_kind
-from intonaco.decision.evidence import Deploy, DiagnosisContext
+from intonaco.decision.evidence import AFTER_CHANGE_SECONDS, Deploy, DiagnosisContext
 from intonaco.decision.incidents import (
     HEADLINE,
     belongs,
@@ -27,7 +27,7 @@ from intonaco.errors import Conflict
 from intonaco.executor import Parts
 from intonaco.ledger import Effect, EffectStatus
 from intonaco.ledger.transaction import Transaction
-from intonaco.types import Action, Diagnosis, Finding, Phase, Plan, Update
+from intonaco.types import Action, Cause, Diagnosis, Finding, Phase, Plan, Update
 from intonaco.watching import Watch
 
 SETTLE_SECONDS = 120.0  # a finding is diagnosed after this long even if requests stop coming
@@ -72,6 +72,8 @@ def look(parts: Parts, watch: Watch, fence: int, now: float) -> None:
     labelled = _labelled(parts, found, answers)
     plans = []
     for part in each_cause(diagnosis):
+        if part.cause in context.announced:
+            continue  # its trigger made a plan, or said why not
         changed = may_be_the_release(part, context.release_changed)
         money = _context(parts, watch, part, labelled, changed, now)
         plan = decide(part, money, parts.config.decision, now)
@@ -153,9 +155,24 @@ def _evidence(
         performance=performance,
         served_elsewhere=parts.config.serving.type == "http",
         watched=watch.monitor.watched(),
+        dataset_problems=data_checks.problems(parts, found),
     )
     since = min(finding.since_at for finding in found)
-    return replace(context, release_changed=context.changed("release", since) is not None)
+    return replace(
+        context,
+        release_changed=context.changed("release", since) is not None,
+        announced=_announced(parts, since),
+    )
+
+
+def _announced(parts: Parts, since: float) -> dict[Cause, str]:
+    """New data, recipes and locks that triggers told of shortly before what was found, or after.
+    They have plans of their own."""
+    return {
+        d.cause: d.reason.rstrip(".")
+        for d in parts.ledger.all(Diagnosis, status=triggering.ANNOUNCED)
+        if d.at >= since - AFTER_CHANGE_SECONDS
+    }
 
 
 def _questions(

@@ -12,6 +12,7 @@ import yaml
 
 from intonaco import commands, experience, loop
 from intonaco.codec import as_json, decode, digest
+from intonaco.data_checks import DataChecks
 from intonaco.decision import triggers
 from intonaco.decision.policy import TriggerFacts, decide
 from intonaco.decision.triggers import News, Sign, State
@@ -31,22 +32,23 @@ class Triggers:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self.checks = DataChecks(parts)
         self._next = 0.0
 
     def look(self, fence: int, now: float) -> None:
         """See what changed; begin at most one update."""
-        settings = self.parts.config.decision.triggers
-        watched = settings.model_copy(update={"debounce_s": 0, "min_new_items": 1})
-        if now < self._next or not any(watched.model_dump(exclude_defaults=True)):
-            return
-        ledger = self.parts.ledger
-        if ledger.champion() is None:
+        settings, ledger = self.parts.config.decision.triggers, self.parts.ledger
+        if now < self._next or ledger.champion() is None:
             return  # there is nothing to update yet
         self._next = now + EVERY_SECONDS
+        self.checks.look(fence, now)
+        watched = settings.model_copy(update={"debounce_s": 0, "min_new_items": 1})
+        if not any(watched.model_dump(exclude_defaults=True)):
+            return
         before = read(ledger.setting(commands.TRIGGERS))
         state, news = triggers.look(
             before,
-            list(signs(self.parts)),
+            [self._checked(sign, before, fence, now) for sign in signs(self.parts)],
             settings.schedule,
             debounce=settings.debounce_s,
             time_zone=self.parts.config.decision.time_zone,
@@ -62,6 +64,19 @@ class Triggers:
                 tx.set(commands.TRIGGERS, as_json(state))
         if fires is not None:
             self._fire(state, fires, fence, now)
+
+    def _checked(self, sign: Sign, before: State, fence: int, now: float) -> Sign:
+        """Data that changed fire nothing before they were checked, nor if they fail."""
+        changed = before.known.get(sign.key) not in (None, sign.fingerprint)
+        if sign.kind not in ("dataset", "dvc") or sign.problem or not changed:
+            return sign
+        problem = self.checks.version(sign.key, sign.fingerprint, fence, now)
+        if problem is None:
+            return replace(sign, waits="its items are being checked")
+        if problem:
+            text = f"version {sign.fingerprint[:10]} fails its checks: {problem}"
+            return replace(sign, problem=text)
+        return sign
 
     def _fire(self, state: State, news: News, fence: int, now: float) -> None:
         """Decide on it. What has to wait fires again; all else is done with."""
@@ -97,7 +112,8 @@ class Triggers:
         ledger = self.parts.ledger
         with ledger.begin(fence=fence) as tx:
             tx.set(commands.TRIGGERS, as_json(after))
-            tx.put(diagnosis, id=diagnosis.diagnosis_id, at=now)
+            announced = ANNOUNCED if diagnosis.cause in ANNOUNCES else ""
+            tx.put(diagnosis, id=diagnosis.diagnosis_id, at=now, status=announced)
             tx.put(plan, id=plan.plan_id, at=now)
             kind = "trigger.fired" if plan.action.makes_update else "trigger.skipped"
             tx.event(now, kind, news.key, plan.reason, data={"plan": plan.plan_id})
@@ -116,6 +132,10 @@ CAUSES = {
     "schedule": Cause.REQUESTED,
     "webhook": Cause.REQUESTED,
 }
+
+
+ANNOUNCES = (Cause.NEW_DATA, Cause.NEW_TECHNIQUE, Cause.CODE_CHANGE)
+ANNOUNCED = "announced"  # status of their diagnoses, which those of findings name beside them
 
 
 def read(stored: object) -> State:

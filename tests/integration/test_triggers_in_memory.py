@@ -15,7 +15,8 @@ from tests.unit.test_decision_diagnosis import NEW, prompts
 from intonaco import accounts
 from intonaco.config import Budget
 from intonaco.errors import Conflict
-from intonaco.types import Action, Cause, DatasetVersion, Finding, Phase, Plan
+from intonaco.testing.datasets import sample_dataset
+from intonaco.types import Action, Cause, DatasetVersion, Diagnosis, Finding, Phase, Plan
 
 
 @pytest.fixture
@@ -89,6 +90,136 @@ def test_a_data_version_that_nobody_added_says_what_to_do(made: Callable[..., Wo
     assert len(events(world, "trigger.skipped")) == 1
 
 
+def damaged(world: World, version: DatasetVersion, name: str = "1.png") -> None:
+    """A picture of the version is no picture any more."""
+    file = world.parts.datasets.open(version.version) / name
+    file.chmod(0o644)
+    file.write_bytes(b"no picture")
+
+
+def diagnoses(world: World, cause: Cause) -> list[Diagnosis]:
+    return [
+        d for d in world.ledger.all(Diagnosis, status="incident") if cause in (d.cause, *d.also)
+    ]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_broken_version_is_told_and_not_learnt(
+    made: Callable[..., World], restarts: bool
+) -> None:
+    world = made(triggers={"datasets": ("cats",)})
+    world.restarts = restarts
+    world.tick()
+    version = add_version(world, "cats", "more", "pool")
+    damaged(world, version)
+    for _ in range(12):
+        world.tick(6.0)
+    assert len(world.updates()) == 1
+    assert any("1 unreadable (first: 1.png)" in t for t in events(world, "trigger.skipped"))
+    (told,) = world.ledger.all(Finding)
+    assert (told.signal, told.of, told.value_now) == ("dataset cats", "dataset", 1.0)
+    (diagnosis,) = diagnoses(world, Cause.BROKEN_FORMAT)
+    assert "1 unreadable" in diagnosis.reason
+    (plan,) = [p for p in world.ledger.all(Plan) if p.cause is Cause.BROKEN_FORMAT]
+    assert plan.action is Action.TELL
+    good = world.parts.datasets.put(sample_dataset(world.root / "better", items=4), name="cats")
+    with world.ledger.begin() as tx:
+        tx.put(good, id=good.version, at=world.clock.now())
+    world.until(lambda: len(world.updates()) == 2, ticks=40)
+    assert world.updates()[-1].plan.dataset_version == good.version
+
+
+def test_a_pool_or_reference_that_breaks_is_told_once(made: Callable[..., World]) -> None:
+    """Not while it is being written, and not what was there at first."""
+    world = made()
+    pool = world.root / "data" / "pool"
+    world.tick(6.0)
+    listed = (pool / "metadata.jsonl").read_text()
+    for number in range(3):
+        line = json.dumps({"file_name": f"new-{number}.png", "text": "new", "topic": "zero"})
+        listed += line + "\n"
+        (pool / "metadata.jsonl").write_text(listed)
+        world.tick(6.0)
+    assert world.ledger.all(Finding) == []
+    for _ in range(6):
+        world.tick(6.0)
+    (told,) = world.ledger.all(Finding)
+    assert told.signal == "data.pool"
+    assert "3 missing (first: new-0.png)" in told.text
+    assert [d.cause for d in diagnoses(world, Cause.BROKEN_FORMAT)] == [Cause.BROKEN_FORMAT]
+    write_items(world.root / "data" / "reference", "reference")  # it is there now, and good
+    for _ in range(6):
+        world.tick(6.0)
+    (world.root / "data" / "reference" / "metadata.jsonl").unlink()
+    for _ in range(6):
+        world.tick(6.0)
+    assert [f.signal for f in world.ledger.all(Finding)] == ["data.pool", "data.reference"]
+    assert "metadata.jsonl" in world.ledger.all(Finding)[-1].text
+
+
+def test_items_that_are_left_out_are_no_broken_pool(made: Callable[..., World]) -> None:
+    world = made()
+    data = world.parts.config.data.model_copy(update={"on_invalid": "drop"})
+    config = world.parts.config.model_copy(update={"data": data})
+    world.parts = replace(world.parts, config=config)
+    world.controller = world._controller()
+    world.tick(6.0)
+    pool = world.root / "data" / "pool"
+    (pool / "stray.png").write_bytes(b"")
+    for _ in range(6):
+        world.tick(6.0)
+    assert world.ledger.all(Finding) == []
+    (pool / "metadata.jsonl").write_text("")
+    for _ in range(6):
+        world.tick(6.0)
+    assert [f.signal for f in world.ledger.all(Finding)] == ["data.pool"]
+
+
+def test_a_broken_pool_is_told_beside_what_would_be_learnt_from_it(
+    made: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intonaco.monitoring.monitor.Monitor.refresh", lambda self, f: f)
+    world = made()
+    world.tick(6.0)
+    (world.root / "data" / "pool" / "1.png").write_bytes(b"no picture")
+    (world.root / "data" / "pool" / "metadata.jsonl").touch()
+    for _ in range(6):
+        world.tick(6.0)
+    world.tick(7 * 3600.0)  # the finding about the pool is an incident that is long over
+    for _ in range(3):
+        world.tick(6.0)
+    found(world)
+    world.until(lambda: diagnoses(world, Cause.CONCEPT_DRIFT) != [], ticks=200)
+    latest = diagnoses(world, Cause.CONCEPT_DRIFT)[0]
+    assert latest.cause is Cause.CONCEPT_DRIFT
+    assert Cause.BROKEN_FORMAT in latest.also
+    assert "data.pool: 3 items are good; 1 unreadable (first: 1.png)" in latest.reason
+
+
+def test_what_triggers_announced_stands_beside_the_causes(
+    made: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a plan of the trigger's and none of the finding's."""
+    monkeypatch.setattr("intonaco.monitoring.monitor.Monitor.refresh", lambda self, f: f)
+    world = made(triggers={"datasets": ("cats",), "min_new_items": 1000})
+    world.tick()
+    add_version(world, "cats", "more", "pool")
+    for _ in range(5):
+        world.tick(6.0)
+    plans = [p for p in world.ledger.all(Plan) if p.cause is Cause.NEW_DATA]
+    assert len(plans) == 1
+    found(world)
+    world.until(lambda: diagnoses(world, Cause.CONCEPT_DRIFT) != [], ticks=200)
+    latest = diagnoses(world, Cause.CONCEPT_DRIFT)[0]
+    assert latest.also == (Cause.NEW_DATA,)
+    assert "It was announced: dataset cats changed" in latest.reason
+    assert [p for p in world.ledger.all(Plan) if p.cause is Cause.NEW_DATA] == plans
+    world.tick(8 * 3600.0)
+    found(world, "two")
+    world.until(lambda: len(diagnoses(world, Cause.CONCEPT_DRIFT)) > 1, ticks=200)
+    assert diagnoses(world, Cause.CONCEPT_DRIFT)[-1].also == ()
+
+
 def test_the_webhook_asks_and_the_policy_decides(made: Callable[..., World]) -> None:
     world = made(triggers={"webhook": True})
     assert world.command("trigger.webhook", reason="nightly data")["ok"]
@@ -118,10 +249,11 @@ def test_a_trigger_waits_for_the_running_update(made: Callable[..., World]) -> N
     assert world.updates()[1].phase.final
 
 
-def found(world: World) -> Finding:
+def found(world: World, name: str = "one") -> Finding:
     champion = world.ledger.champion()
     finding = replace(
         prompts(*NEW),
+        finding_id=name,
         service_id="svc",
         release=champion,
         at=world.clock.now(),

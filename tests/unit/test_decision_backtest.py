@@ -8,9 +8,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from intonaco.decision import backtest, worlds
-from intonaco.decision.backtest import Service, View, simulate
+from intonaco.decision import backtest, policies, worlds
 from intonaco.decision.oracle import least_cost
+from intonaco.decision.simulated import Policy, Service, View, simulate
 from intonaco.decision.worlds import YEAR, Year
 from intonaco.types import Action
 
@@ -40,7 +40,7 @@ def one_topic(begin: int = 100, deficit: float = 0.2) -> Year:
     )
 
 
-def at_steps(*starts: int) -> backtest.Policy:
+def at_steps(*starts: int) -> Policy:
     """A policy that was told when."""
 
     def policy(service: Service, view: View) -> Action | None:
@@ -53,7 +53,7 @@ def test_a_quiet_year_costs_nothing() -> None:
     quiet = year(3, levels=np.zeros((0, YEAR + 60)), slow=np.zeros(0), seeds=np.zeros(0))
     quiet = replace(quiet, horizon_steps=60)
     assert least_cost(quiet) == 0.0
-    assert simulate(quiet, backtest.ours).total == 0.0
+    assert simulate(quiet, policies.ours).total == 0.0
 
 
 def test_hindsight_is_what_trying_every_start_finds() -> None:
@@ -62,7 +62,7 @@ def test_hindsight_is_what_trying_every_start_finds() -> None:
     costs = [simulate(world, at_steps(start)).total for start in range(100, 105)]
     bound = least_cost(world)
     assert min(costs) == pytest.approx(bound)
-    assert simulate(world, backtest.never).total > bound
+    assert simulate(world, policies.never).total > bound
 
 
 def test_hindsight_is_what_trying_every_pair_finds() -> None:
@@ -88,21 +88,21 @@ def test_hindsight_is_what_trying_every_pair_finds() -> None:
 
 
 def test_our_policy_acts_once_on_a_lasting_change() -> None:
-    outcome = simulate(one_topic(), backtest.ours)
+    outcome = simulate(one_topic(), policies.ours)
     assert outcome.updates == 1
     assert outcome.total < 1.3 * least_cost(one_topic())
 
 
 def test_it_leaves_a_change_alone_that_is_not_worth_its_price() -> None:
     world = replace(one_topic(), value=1e-7)
-    assert simulate(world, backtest.ours).updates == 0
+    assert simulate(world, policies.ours).updates == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_policy_is_cheaper_than_hindsight_and_none_overspends(seed: int) -> None:
     world = year(seed)
     bound = least_cost(world)
-    for policy in (backtest.ours, *backtest.FIXED.values()):
+    for policy in (policies.ours, *policies.FIXED.values()):
         outcome = simulate(world, policy)
         assert outcome.total >= bound - 1e-6
         assert outcome.most_spent <= world.budget + 1e-6
@@ -117,5 +117,5 @@ def test_acceptance_over_two_hundred_years() -> None:
     assert result.quiet_years >= 10
     assert result.overspent == 0
     assert result.over_oracle <= 1.3
-    for name in backtest.FIXED:
+    for name in policies.FIXED:
         assert result.costs["ours"] < result.costs[name]

@@ -309,7 +309,7 @@ def test_a_topic_that_grew_is_none_that_did_not_move() -> None:
 
 def test_every_signal_has_its_place_in_the_picture() -> None:
     """What a finding alone is taken for, by what its signal is of: none is forgotten."""
-    assert set(get_args(SignalKind)) | {"silence", "probe", "scorer"} == set(KINDS)
+    assert set(get_args(SignalKind)) | {"silence", "probe", "scorer", "dataset"} == set(KINDS)
     alone = {
         "prompts": Cause.UNKNOWN,  # no group explains it, so quality there is not known
         "quality": Cause.QUALITY_DECLINE,
@@ -373,6 +373,23 @@ def test_what_is_announced(cause: Cause) -> None:
     beside = diagnose([prompts(*NEW)], context, NOW)
     assert beside.cause is Cause.CONCEPT_DRIFT
     assert beside.also == (cause,)
+
+
+def test_what_is_announced_explains_no_finding() -> None:
+    """A lock file that changed serves nobody yet."""
+    context = replace(QUIET, announced={Cause.CODE_CHANGE: "lock changed"})
+    d = diagnose([finding("gpu", 0.2, 0.9, of="promql")], context, NOW)
+    assert {d.cause, *d.also} == {Cause.CODE_CHANGE, Cause.UNKNOWN}
+    slow = diagnose([finding("latency", of="latency")], context, NOW)
+    assert (slow.cause, slow.also) == (Cause.PERFORMANCE_DEGRADATION, (Cause.CODE_CHANGE,))
+    assert "training would not help" in slow.reason
+
+
+def test_a_check_of_data_that_failed_is_a_broken_format() -> None:
+    text = "data.pool changed and fails its checks: 1 unreadable."
+    d = diagnose([finding("data.pool", 0.0, 1.0, of="dataset", text=text)], QUIET, NOW)
+    assert (d.cause, d.factor, d.also) == (Cause.BROKEN_FORMAT, None, ())
+    assert "1 unreadable" in d.reason
 
 
 def test_changed_probes_name_the_environment_and_keep_the_drift() -> None:

@@ -71,7 +71,7 @@ def test_slow_failed_and_served_requests_are_told_apart() -> None:
     assert change.failed_before["error"].share == 0.0
     assert change.failed_now["error"].share == pytest.approx(0.2, abs=0.06)
     assert change.times.slow.share == pytest.approx(0.3, abs=0.12)
-    assert change.times.slow_before.share == pytest.approx(0.05, abs=0.03)
+    assert change.times.slow_before.share < 0.08
     assert change.times.quick == pytest.approx(1.0, abs=0.05)
     assert change.load.rate_now == pytest.approx(5.0, rel=0.2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -55,6 +56,16 @@ def test_a_change_fires_once_it_has_stood_still() -> None:
     assert [(n.fires, n.fingerprint) for n in news] == [(True, "v3")]
     state = accept(state, news[0], 100.0)
     assert see(state, 500.0, data("v3"))[1] == []
+
+
+def test_what_waits_fires_when_it_waits_no_longer() -> None:
+    state, _ = see(State(), 0.0, data("v1"))
+    state, _ = see(state, 10.0, data("v2"))
+    waiting = replace(data("v2"), waits="its items are being checked")
+    state, news = see(state, 80.0, waiting)
+    assert [(n.fires, n.text) for n in news] == [(False, "it changed; its items are being checked")]
+    state, news = see(state, 90.0, data("v2"))
+    assert [(n.fires, n.fingerprint) for n in news] == [(True, "v2")]
 
 
 def test_until_it_was_accepted_it_fires_again() -> None:

@@ -274,7 +274,7 @@ def test_silence_is_a_finding_once_an_episode() -> None:
     assert monitor.silence(2000.0, 990.0, 0) is None  # no traffic is no silence
     assert monitor.silence(2010.0, 990.0, 500) is None
     assert monitor.silence(2010.0 + 60.0 - 1, 990.0, 500) is None
-    finding = monitor.silence(2010.0 + 60.0, 990.0, 500)
+    finding = monitor.silence(2010.0 + 61.0, 990.0, 500)
     assert finding is not None
     assert finding.signal == "scorer"
     assert "500 bytes" in finding.text
@@ -283,3 +283,19 @@ def test_silence_is_a_finding_once_an_episode() -> None:
     assert monitor.silence(3002.0, 3000.0, 10) is None
     assert monitor.silence(3102.0, 3101.0, 10) is None  # behind, but working
     assert monitor.silence(3200.0, None, 10) is not None
+
+
+def test_a_controller_that_was_down_blames_no_scorer_for_it() -> None:
+    before = Monitor("digits", settings())
+    assert before.silence(1000.0, 999.0, 500) is None
+    assert before.silence(1040.0, 999.0, 500) is None
+    after = Monitor("digits", settings())
+    after.restore(json.loads(json.dumps(before.state())))
+    assert after.silence(9000.0, 999.0, 500) is None
+    assert after.silence(9015.0, 999.0, 500) is None
+    found = after.silence(9025.0, 999.0, 500)  # 40 s before it stopped and 25 s since
+    assert found is not None
+    assert found.value_now == 65.0
+    again = Monitor("digits", settings())
+    again.restore(json.loads(json.dumps(after.state())))
+    assert again.silence(9500.0, 999.0, 500) is None  # told

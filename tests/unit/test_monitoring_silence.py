@@ -74,15 +74,62 @@ def test_a_new_champion_does_not_end_a_silence() -> None:
     assert watched.tick(NOW + 200) == []
 
 
-def test_a_silence_goes_on_over_a_restart() -> None:
+def restarted(watched: Monitor, **signals: Signal) -> Monitor:
+    again = monitor(**signals)
+    again.restore(json.loads(json.dumps(watched.state())))
+    return again
+
+
+@pytest.mark.parametrize("down", [1.0, 100_000.0])
+def test_a_silence_goes_on_over_a_restart(down: float) -> None:
+    """However long nobody looked: what was looked at before and after it counts."""
     watched = monitor(gpu=QUERY)
     watched.tick(NOW)
-    again = monitor(gpu=QUERY)
-    again.restore(json.loads(json.dumps(watched.state())))
-    assert len(again.tick(NOW + 100)) == 1
-    once_more = monitor(gpu=QUERY)
-    once_more.restore(json.loads(json.dumps(again.state())))
-    assert once_more.tick(NOW + 200) == []
+    assert watched.tick(NOW + 40) == []
+    again = restarted(watched, gpu=QUERY)
+    begin = NOW + 40 + down
+    assert again.tick(begin) == []
+    assert again.tick(begin + 19) == []
+    found = again.tick(begin + 21)
+    assert [f.value_now for f in found] == [61.0]
+    assert restarted(again, gpu=QUERY).tick(begin + 200) == []  # told
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [
+        QUERY,
+        Signal(of="python", call="a.b:c", range=(0, 1), every_s=5),
+        Signal(of="latency", silent_after_s=60),
+    ],
+    ids=lambda signal: signal.of,
+)
+def test_what_was_not_looked_at_is_no_silence(signal: Signal) -> None:
+    watched = monitor(it=signal)
+    watched.tick(NOW)
+    watched.tick(NOW + 10)
+    again = restarted(watched, it=signal)
+    assert again.tick(NOW + 9000) == []
+    assert again.tick(NOW + 9049) == []
+    third = restarted(again, it=signal)
+    assert third.tick(NOW + 20_000) == []
+    assert len(third.tick(NOW + 20_002)) == 1
+
+
+def test_what_is_heard_after_a_restart_counts_from_the_first_look() -> None:
+    """What was made while nobody looked is read late: it says that there was no silence then."""
+    silence = Silence()
+    silence.heard(1000.0)
+    assert silence.lasts(1050.0, 60.0) is None
+    again = Silence.of_state(json.loads(json.dumps(silence.state())))
+    again.heard(1100.0)
+    assert again.lasts(5000.0, 60.0) is None
+    assert again.lasts(5060.0, 60.0) is None
+    assert again.lasts(5061.0, 60.0) == 61.0
+
+
+def test_a_state_of_an_older_version() -> None:
+    assert Silence.of_state([5.0, True]) == Silence(5.0, True)
 
 
 def test_silence() -> None:
@@ -158,4 +205,15 @@ def test_a_gateway_that_began_anew(epoch: int, seq: int, missing: bool) -> None:
     log.missing(NOW, 60)
     restored = RecordLog.of_state(json.loads(json.dumps(log.state())))
     assert restored == log
-    assert restored.missing(NOW + 61, 60) == ["gateway"] * missing
+    assert restored.missing(NOW + 61, 60) == []  # its first look
+    assert restored.missing(NOW + 122, 60) == ["gateway"] * missing
+
+
+def test_records_that_were_not_read_while_nobody_looked() -> None:
+    log = RecordLog()
+    log.tally(tally(5))
+    log.missing(NOW, 60)
+    assert log.missing(NOW + 50, 60) == []
+    restored = RecordLog.of_state(json.loads(json.dumps(log.state())))
+    assert restored.missing(NOW + 5000, 60) == []
+    assert restored.missing(NOW + 5011, 60) == ["gateway"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from intonaco.config import Monitoring, Signal, parse
 from intonaco.config.signals import FIELDS_OF_KINDS
 from intonaco.errors import ConfigError
 from intonaco.monitoring.monitor import Monitor
-from intonaco.monitoring.signals import LatencyClasses, seconds_of
+from intonaco.monitoring.signals import LatencyClasses, seconds_of, usual_of_batch
 from intonaco.monitoring.sources import SOURCES, Seen, Source, source
 from intonaco.types import Outcome, Record, Sample, ScoredRecord, Tally
 from intonaco.workspace import Workspace
@@ -167,6 +169,71 @@ def test_ratios() -> None:
     for _ in range(found.learns):
         values(found, record(service_seconds=2.0))
     assert values(found, record(service_seconds=2.3)) == [pytest.approx(1.15)]
+
+
+def in_batches(classes: LatencyClasses, sizes: Sequence[int], times: float) -> list[float | None]:
+    """Ratios of batches of these sizes, each ``times`` the usual 0.7 + 0.3 seconds an image."""
+    seconds = [times * (0.7 + 0.3 * size) for size in sizes]
+    return [
+        classes.ratio(record(service_seconds=each, padded_size=size, batch_size=size), None)
+        for size, each in zip(sizes, seconds, strict=True)
+    ]
+
+
+def test_fuller_batches_are_not_slower() -> None:
+    classes = LatencyClasses(slower_than=3.0, learn=50, reference=60)
+    assert in_batches(classes, [1, 1, 2, 1, 4] * 10, 1.0) == [None] * 50
+    ratios = in_batches(classes, [1, 2, 4] * 50, 1.0)
+    assert ratios == [pytest.approx(1.0)] * 150  # whatever the mix
+    assert in_batches(classes, [1, 2, 4], 1.15) == [pytest.approx(1.15)] * 3
+    again = LatencyClasses(slower_than=3.0, learn=50, reference=60)
+    again.restore(json.loads(json.dumps(classes.state())))
+    assert again.state() == classes.state()
+    assert in_batches(again, [4], 2.0) == [pytest.approx(2.0)]
+
+
+def test_a_batch_size_that_never_was() -> None:
+    """Within the reference it says nothing. Later it is compared with what it takes at most, so
+    growth is no regression and a fault still shows, until its own usual is known."""
+    classes = LatencyClasses(slower_than=3.0, learn=30, reference=20)
+    in_batches(classes, [1] * 40, 1.0)
+    assert in_batches(classes, [8] * 2, 1.0) == [None] * 2
+    in_batches(classes, [1] * 20, 1.0)
+    assert in_batches(classes, [4], 1.0) == [pytest.approx(1.9 / 4)]
+    assert in_batches(classes, [4], 6.0) == [pytest.approx(6 * 1.9 / 4)]
+    in_batches(classes, [4] * 10, 1.0)
+    assert in_batches(classes, [4], 1.2) == [pytest.approx(1.2)]
+    assert in_batches(classes, [2], 1.0) == [pytest.approx(1.0)]  # between those of 1 and 4
+
+
+def test_what_is_known_of_other_batch_sizes() -> None:
+    assert usual_of_batch({}, 4) is None
+    assert usual_of_batch({4: 2.0}, 2) == 2.0
+    assert usual_of_batch({4: 2.0}, 8) == 4.0
+    assert usual_of_batch({1: 1.0, 2: 1.3, 8: 3.1}, 4) == pytest.approx(1.9)
+
+
+def test_the_wait_is_compared_whatever_the_batch() -> None:
+    """A fuller batch waited no longer for that: queues are compared within the class only."""
+    classes = LatencyClasses(slower_than=3.0, learn=20, part="queue")
+    for _ in range(20):
+        classes.ratio(record(queue_seconds=1.0, padded_size=1), None)
+    assert classes.ratio(record(queue_seconds=2.0, padded_size=4), None) == 2.0
+
+
+def test_the_usual_of_an_older_version_is_learned_anew() -> None:
+    classes = LatencyClasses(slower_than=3.0, learn=1)
+    classes.restore({"medians": {"32x32/10": 1.0}, "learning": {}})
+    assert classes.medians == {}
+
+
+def test_classes_and_sizes_are_bounded() -> None:
+    classes = LatencyClasses(slower_than=3.0, learn=1)
+    for i in range(200):
+        classes.ratio(record(width=8 * (i + 1)), None)
+        classes.ratio(record(width=8, padded_size=i + 1), None)
+    assert len(classes.medians) == 64
+    assert max(map(len, classes.medians.values())) == 16
 
 
 def test_an_empty_queue_can_be_compared_with() -> None:

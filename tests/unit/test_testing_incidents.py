@@ -14,7 +14,9 @@ from intonaco.testing.incidents import (
     play,
     possible,
     render,
+    signals,
 )
+from intonaco.testing.incidents.play import REFERENCE
 from intonaco.types import Action, Cause
 
 TODAY = set(possible())
@@ -85,6 +87,18 @@ def test_more_demand_than_workers_is_queueing_by_throughput_alone() -> None:
     assert set(outcome.signals) == {"load"}
     assert outcome.right, outcome
     assert outcome.actions[0] is Action.TELL
+
+
+@pytest.mark.parametrize("name", ["nothing: larger images", "nothing: growth"])
+def test_fuller_batches_raise_no_alarm_of_latency(name: str) -> None:
+    """Times of a batch are those of all images in it. Of these four worlds of larger images each
+    raised an alarm while they were compared within a class alone."""
+    latency = Signal(
+        of="latency", direction="up", reading="ratio", tolerance=0.02, reference=REFERENCE
+    )
+    watched = signals().model_copy(update={"signals": {"latency": latency}})
+    outcomes = [play(name, seed, monitoring=watched) for seed in range(600, 604)]
+    assert [o.signals for o in outcomes] == [()] * 4
 
 
 def test_the_matrix_says_what_was_told() -> None:

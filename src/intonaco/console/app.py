@@ -26,12 +26,19 @@ from intonaco import commands, readmodel
 from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config
 from intonaco.console import calls, images, openapi
-from intonaco.console.openapi import MAX_EVENTS, MOST_ID, MOST_MINUTES, PAGES
+from intonaco.console.openapi import (
+    MAX_EVENTS,
+    MAX_LISTED,
+    MOST_ID,
+    MOST_MINUTES,
+    PAGES,
+)
 from intonaco.console.problems import Guard, failed, http_error, not_found, unavailable
 from intonaco.console.reviewing import Reviewing
 from intonaco.console.templating import HERE, environment
 from intonaco.errors import IntonacoError, NotFound
 from intonaco.ledger import Ledger
+from intonaco.readmodel.findings import ROUNDS
 from intonaco.types import Observed
 from intonaco.workspace import Workspace
 
@@ -186,13 +193,13 @@ class _Console:
         return _json(self._events(after, limit))
 
     def api_releases(self, request: Request) -> Response:
-        return _json(readmodel.releases(self.ledger))
+        return _json(readmodel.releases(self.ledger)[: _limit(request)])
 
     def api_release(self, request: Request) -> Response:
         return _json(readmodel.release_lineage(self.ledger, request.path_params["release_id"]))
 
     def api_updates(self, request: Request) -> Response:
-        return _json(readmodel.updates(self.ledger))
+        return _json(readmodel.updates(self.ledger)[: _limit(request)])
 
     def api_reviews(self, request: Request) -> Response:
         return _json(readmodel.reviews(self.ledger))
@@ -208,13 +215,14 @@ class _Console:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def api_findings(self, request: Request) -> Response:
-        return _json(readmodel.findings(self.ledger))
+        return _json(readmodel.findings(self.ledger, _limit(request)))
 
     def api_finding(self, request: Request) -> Response:
         return _json(self._card(request))
 
     def api_probes(self, request: Request) -> Response:
-        return _json(readmodel.probe_rounds(self.ledger, self.config))
+        limit = _whole(request, "limit", ROUNDS, least=1, most=MAX_LISTED)
+        return _json(readmodel.probe_rounds(self.ledger, self.config, limit))
 
     async def api_trigger(self, request: Request) -> Response:
         """Ask for an update; what comes of it is among the events."""
@@ -262,6 +270,11 @@ def _known(page: str) -> str:
     if page not in PAGES:
         raise HTTPException(404, "no such page")
     return page
+
+
+def _limit(request: Request) -> int:
+    """How many of a list at most, the newest."""
+    return _whole(request, "limit", MAX_LISTED, least=1, most=MAX_LISTED)
 
 
 def _whole(request: Request, name: str, default: int, *, least: int, most: int) -> int:

@@ -152,12 +152,8 @@ def _judge(p: Picture, context: DiagnosisContext) -> list[Judged]:
                 "from it, quiet signals included.",
             )
         )
-    judged += [
-        Judged(cause=cause, reason=f"It was announced: {said}.")
-        for cause, said in context.announced.items()
-        if cause in ORDER
-    ]
-    if judged == [] or (performance and len(judged) == 1):
+    explained = bool(judged) or (bool(context.announced) and not p.findings)
+    if not explained or (performance and len(judged) == 1):
         judged += _rest(p, context, alone=not judged)
     if performance and len(judged) == 1 and judged[0].cause is not Cause.UNKNOWN:
         prompts = context.quiet("prompts", "prompt_embedding")
@@ -169,6 +165,12 @@ def _judge(p: Picture, context: DiagnosisContext) -> list[Judged]:
                 "what it draws and training would not help."
             )
         judged[0] = replace(judged[0], reason=f"{judged[0].reason} {said}")
+    # What was announced explains no finding: nothing of it serves yet.
+    judged += [
+        Judged(cause=cause, reason=f"It was announced: {said}.")
+        for cause, said in context.announced.items()
+        if cause in ORDER
+    ]
     return judged
 
 

@@ -6,6 +6,7 @@ that come from the ledger.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -39,6 +40,14 @@ class Rate:
     def share(self) -> float:
         return self.count / self.total if self.total else 0.0
 
+    def exceeds(self, other: Rate) -> float:
+        """By how many standard errors this share is above ``other``'s (pooled two-proportion z)."""
+        if not self.total or not other.total:
+            return 0.0
+        pooled = (self.count + other.count) / (self.total + other.total)
+        error = math.sqrt(max(pooled * (1 - pooled), 1e-9) * (1 / self.total + 1 / other.total))
+        return (self.share - other.share) / error
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
@@ -47,8 +56,9 @@ class Times:
     ``ratio``: median of seconds over the stratum's median before. ``quick``: the same of the
     quickest quarter, over what it was for the quickest quarter before: near 1 while only some of
     several replicas are slow. ``slow``, ``slow_before``: requests beyond the 95th percentile of the
-    ratios before. ``slow_by_class``: the same now, per request class. ``n``, ``n_before``: served
-    requests that could be compared."""
+    ratios before, or beyond what hardly any exceeded, whichever tells now from before more surely.
+    ``slow_by_class``: the same now, per request class. ``n``, ``n_before``: served requests that
+    could be compared."""
 
     n: int
     n_before: int

@@ -24,7 +24,7 @@ from intonaco.decision.evidence import (
     TrafficChange,
 )
 from intonaco.monitoring.detectors.arrays import pack, unpack
-from intonaco.monitoring.signals import OWN_ARMS, is_user_request
+from intonaco.monitoring.signals import OWN_ARMS, is_user_request, usual_of_batch
 from intonaco.types import (
     Attempt,
     ClusterMove,
@@ -42,6 +42,7 @@ KEPT = 2048  # last requests
 SAMPLED = 1024  # of all since the champion took over
 CLASSES = 64  # request classes that are told apart; the rest is one more
 DIMENSIONS = 32  # embeddings are projected to as many; topics stay apart, prompts cannot be read
+FAR = 2.0  # times the usual
 FEWEST = 20  # requests on each side of a comparison
 ENOUGH = 400  # recent requests before the change; with fewer the sample is used
 HOLDBACK = "holdback"
@@ -198,7 +199,7 @@ class History:
         r_now, classes = _ratios(now[len(now) // 3 :], medians)
         if len(r_before) < FEWEST or len(r_now) < FEWEST:
             return None, math.inf
-        limit = max(1.2, float(np.quantile(r_before, 0.95)))
+        limit = _limit(r_before, r_now)
         slow = r_now > limit
         names = {float(i): name for i, name in enumerate(self._classes)}
         by_class = {
@@ -326,18 +327,40 @@ def _medians(rows: Rows) -> dict[tuple[float, ...], float]:
 
 def _ratios(rows: Rows, medians: Mapping[tuple[float, ...], float]) -> tuple[Rows, Rows]:
     """Seconds over the usual of the stratum, and the classes, of the served requests that can be
-    compared. A batch size that never occurred before is compared by the device time of one image,
-    which fuller batches lower: they are no slowness."""
+    compared. A batch size that never occurred before is compared with what it takes at most by
+    the sizes that did, if there were two, else by the device time of one image, which fuller
+    batches lower: they are no slowness."""
     ratios, classes = [], []
+    sizes: dict[float, dict[int, float]] = {}
+    for stratum, median in medians.items():
+        if len(stratum) == 2:
+            sizes.setdefault(stratum[0], {})[max(1, int(stratum[1]))] = median
     for row in rows[(rows[:, KIND] == OK) & (rows[:, SERVICE] > 0)]:
         usual = medians.get((row[CLASS], row[PADDED]))
         value = row[SERVICE]
+        known = sizes.get(row[CLASS], {})
+        if usual is None and len(known) > 1:
+            usual = usual_of_batch(known, max(1, int(row[PADDED])))
         if usual is None:
             usual, value = medians.get((row[CLASS],)), row[DEVICE]
         if usual:
             ratios.append(value / usual)
             classes.append(row[CLASS])
     return np.array(ratios), np.array(classes)
+
+
+def _limit(before: Rows, now: Rows) -> float:
+    """The ratio beyond which a request counts as slow: of two, the one that tells now from before
+    more surely. A machine among many makes few requests slow, but those far slower than any."""
+    limits = (
+        max(1.2, float(np.quantile(before, 0.95))),
+        max(FAR, float(np.quantile(before, 0.995))),
+    )
+
+    def rate(ratios: Rows, limit: float) -> Rate:
+        return Rate(count=int((ratios > limit).sum()), total=len(ratios))
+
+    return max(limits, key=lambda limit: rate(now, limit).exceeds(rate(before, limit)))
 
 
 def _failed(rows: Rows) -> dict[str, Rate]:

@@ -8,11 +8,10 @@ grows while each request is as fast as ever is a matter of capacity.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intonaco.decision.evidence import DiagnosisContext, Load, Rate, Times, TrafficChange
+from intonaco.decision.evidence import DiagnosisContext, Load, Times, TrafficChange
 from intonaco.types import Factor, Finding
 
 SURE = 3.0  # standard errors
@@ -168,7 +167,7 @@ def _waiting(said: str, load: Load, excluded: dict[str, str]) -> Judged:
 
 def _slower(times: Times) -> bool:
     """Whether requests take longer than others of their class did: all of them, or a part."""
-    sure = _score(times.slow, times.slow_before) >= SURE
+    sure = times.slow.exceeds(times.slow_before) >= SURE
     rose = times.slow.share - times.slow_before.share
     return sure and (times.ratio >= SLOWER or rose >= MORE_SLOW)
 
@@ -178,7 +177,7 @@ def _failing(traffic: TrafficChange, *, kinds: Sequence[str]) -> bool:
         now, before = traffic.failed_now.get(kind), traffic.failed_before.get(kind)
         if now is None or before is None or not now.total or not before.total:
             continue
-        if now.share - before.share >= MORE_FAILED and _score(now, before) >= SURE:
+        if now.share - before.share >= MORE_FAILED and now.exceeds(before) >= SURE:
             return True
     return False
 
@@ -188,7 +187,7 @@ def _queued(load: Load) -> bool:
     waits = load.queue_now > 2.0 * load.queue_before + 0.5 * max(load.service_before, 1e-9)
     refused = (
         load.refused_now.share - load.refused_before.share >= MORE_FAILED
-        and _score(load.refused_now, load.refused_before) >= SURE
+        and load.refused_now.exceeds(load.refused_before) >= SURE
     )
     return waits or refused
 
@@ -213,18 +212,9 @@ def _other_release(traffic: TrafficChange, *, slower: bool, failing: bool) -> st
         pairs.append((own.slow, other.slow))
     if failing:
         pairs.append((own.failed, other.failed))
-    if any(_score(a, b) >= SURE for a, b in pairs):
+    if any(a.exceeds(b) >= SURE for a, b in pairs):
         return "worse"
     # "as bad" needs figures: the champion's share must be likely for the other one
     return (
         "same" if pairs and all(b.total >= 20 and b.share >= a.share / 2 for a, b in pairs) else ""
     )
-
-
-def _score(a: Rate, b: Rate) -> float:
-    """By how many standard errors the share of ``a`` exceeds that of ``b``."""
-    if not a.total or not b.total:
-        return 0.0
-    pooled = (a.count + b.count) / (a.total + b.total)
-    error = math.sqrt(max(pooled * (1 - pooled), 1e-9) * (1 / a.total + 1 / b.total))
-    return (a.share - b.share) / error

@@ -33,6 +33,7 @@ KINDS = {
     "cost": "load",
     "refused": "format",
     "broken_images": "format",
+    "dataset": "format",  # what a check of data found
     "promql": "external",  # nobody told what it means
     "python": "external",
     "probe": "probes",

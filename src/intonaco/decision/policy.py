@@ -1,26 +1,24 @@
 """A diagnosis to a plan: what to do, what it costs, what it brings, and whether it may be done.
 
 Pure. The cause says which actions are allowed at all, ``weighing`` which of them brings most
-(``economics`` has the sums), and then come the guards in order: one update at a time, no more
-updates for a cause that they do not help, cooldown, quiet hours, budget, return, patience. The
-first that says no decides, and the plan's ``reckoning`` says which it was. A plan that waits says
-when it is to be judged again.
+(``economics`` has the sums), and then come the guards (``choice``). The plan's ``reckoning`` says
+which rule decided. A plan that waits says when it is to be judged again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from intonaco.codec import digest
 from intonaco.config import Decision
 from intonaco.decision import weighing
 from intonaco.decision.budget import DAY, Reservation
+from intonaco.decision.choice import Choice, train, wait, weighed, words
 from intonaco.decision.context import EVALUATION_SECONDS, DecisionContext, TriggerFacts
 from intonaco.decision.diagnosis import signal_kind
 from intonaco.decision.economics import certain
-from intonaco.decision.guards import quiet_until
-from intonaco.decision.weighing import Stakes, money
+from intonaco.decision.weighing import money
 from intonaco.types import (
     Action,
     Cause,
@@ -30,7 +28,6 @@ from intonaco.types import (
     Factor,
     Option,
     Plan,
-    Reckoning,
 )
 
 __all__ = ["EVALUATION_SECONDS", "DecisionContext", "TriggerFacts", "decide", "deficit_of"]
@@ -39,18 +36,6 @@ NONE_HERE = "there is nothing to go back to, or the release did not change just 
 # Findings of a decline that no training mends: weights do not change while they serve.
 BROKEN = ("probes", "outputs", "safety")
 NOT_ASSEMBLED = "no other release of the same weights was asked for"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Choice:
-    action: Action
-    reason: str
-    rule: str
-    recipes: tuple[str, ...] = ()
-    cost: float = 0.0
-    benefit: float = 0.0
-    again_at: float | None = None
-    reckoning: Reckoning | None = None
 
 
 def decide(diagnosis: Diagnosis, context: DecisionContext, settings: Decision, now: float) -> Plan:
@@ -131,8 +116,8 @@ FOR_A_PERSON = (
 )
 
 
-def _table(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
-    rows: Mapping[Cause, Callable[[Diagnosis, DecisionContext, Decision, float], _Choice]] = {
+def _table(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> Choice:
+    rows: Mapping[Cause, Callable[[Diagnosis, DecisionContext, Decision, float], Choice]] = {
         Cause.PERFORMANCE_DEGRADATION: _performance,
         Cause.DATA_DRIFT: _data_drift,
         Cause.CONCEPT_DRIFT: _concept_drift,
@@ -150,7 +135,7 @@ def _table(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice
     later = now + s.look_again_s
     if choice.rule in FOR_A_PERSON:  # who does not wait for a training of days to end
         return replace(choice, again_at=choice.again_at or later)
-    return _Choice(
+    return Choice(
         action=Action.WATCH,
         reason=f"Update {c.active_update} is under way; the finding is judged again after it.",
         rule="one update at a time",
@@ -158,26 +143,26 @@ def _table(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice
     )
 
 
-def _for_a_person(d: Diagnosis, s: Decision, now: float) -> _Choice:
+def _for_a_person(d: Diagnosis, s: Decision, now: float) -> Choice:
     """Doubtful causes. A broken format does not mend itself; what is unknown may become clear."""
     again = now + s.look_again_s if d.cause is Cause.UNKNOWN and d.findings else None
-    return _Choice(
+    return Choice(
         action=Action.TELL,
-        reason=f"The cause is {_words(d.cause)}: a person has to look. {d.reason}",
+        reason=f"The cause is {words(d.cause)}: a person has to look. {d.reason}",
         rule="doubtful",
         again_at=again,
     )
 
 
-def _performance(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+def _performance(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> Choice:
     if c.release_changed and c.previous_release_available:
-        return _Choice(
+        return Choice(
             action=Action.ROLL_BACK,
             reason="Errors or latency rose right after the release changed: back to the previous "
             "one. Training would not help.",
             rule="slow or failing since the release",
         )
-    return _Choice(
+    return Choice(
         action=Action.TELL,
         reason="Errors or latency rose and no recent release explains it: look at load, hardware "
         "and neighbours; scale or shed. Training would not help.",
@@ -185,8 +170,8 @@ def _performance(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _
     )
 
 
-def _data_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
-    return _Choice(
+def _data_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> Choice:
+    return Choice(
         action=Action.WATCH,
         reason=f"{d.moved_share:.0%} of requests moved, but the model serves them well: training "
         "would bring nothing. Watch and collect; a person may make this the new reference.",
@@ -195,7 +180,7 @@ def _data_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _C
     )
 
 
-def _concept_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+def _concept_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> Choice:
     if not c.trainable:
         return _not_ours(d)
     at = weighing.stakes(d, deficit_of(d), c, s, now)
@@ -214,7 +199,7 @@ def _concept_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) ->
             back,
             other,
         ]
-        return _Choice(
+        return Choice(
             action=Action.COLLECT_DATA,
             reason=f"{d.moved_share:.0%} of requests are served worse by {d.quality_gap:.2f}, but "
             f"only {c.labelled_items} labelled items belong to them and {s.min_labelled} are "
@@ -232,7 +217,7 @@ def _concept_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) ->
         options = [
             *lost,
             weighing.closed(Action.FINE_TUNE, str(full)),
-            _weighed(Action.FULL_RETRAIN, anew.recipes, str(full), at, c, s),
+            weighed(Action.FULL_RETRAIN, anew.recipes, str(full), at, c, s),
         ]
     else:
         why = (
@@ -242,14 +227,14 @@ def _concept_drift(d: Diagnosis, c: DecisionContext, s: Decision, now: float) ->
         )
         options = [
             *lost,
-            _weighed(Action.FINE_TUNE, tune.recipes, why, at, c, s),
+            weighed(Action.FINE_TUNE, tune.recipes, why, at, c, s),
             weighing.closed(Action.FULL_RETRAIN, "part of the requests moved, not most"),
         ]
     data = weighing.closed(Action.COLLECT_DATA, f"{c.labelled_items} labelled items are there")
     options += [data, back, other]
     if takes_full:
-        return _train(Action.FULL_RETRAIN, anew, f"everything ({full})", at, options, c, s, now, d)
-    return _train(Action.FINE_TUNE, tune, "what moved", at, options, c, s, now, d)
+        return train(Action.FULL_RETRAIN, anew, f"everything ({full})", at, options, c, s, now, d)
+    return train(Action.FINE_TUNE, tune, "what moved", at, options, c, s, now, d)
 
 
 def _why_full(d: Diagnosis, c: DecisionContext, s: Decision) -> str | None:
@@ -263,7 +248,7 @@ def _why_full(d: Diagnosis, c: DecisionContext, s: Decision) -> str | None:
     return None
 
 
-def _quality_decline(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+def _quality_decline(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> Choice:
     at = weighing.stakes(d, deficit_of(d), c, s, now)
     idle = weighing.nothing(f"goes on losing {money(at.loss.low * DAY, s)} a day")
     if c.release_changed and c.previous_release_available:
@@ -273,7 +258,7 @@ def _quality_decline(d: Diagnosis, c: DecisionContext, s: Decision, now: float) 
             weighing.weigh(Action.ROLL_BACK, (), why, at, c, s),
             weighing.closed(Action.FULL_RETRAIN, "the release is to blame, not the data"),
         ]
-        return _Choice(
+        return Choice(
             action=Action.ROLL_BACK,
             reason="Quality fell right after the release or its environment changed: back to the "
             "previous one.",
@@ -283,14 +268,14 @@ def _quality_decline(d: Diagnosis, c: DecisionContext, s: Decision, now: float) 
     if not c.trainable:
         return _not_ours(d)
     if d.factor is Factor.ENVIRONMENT:
-        return _Choice(
+        return Choice(
             action=Action.TELL,
             reason="The environment changed under an unchanged release: a person has to look, and "
             "to build it again (`intonaco environment build`). Retraining would learn the fault.",
             rule="the environment changed, the release did not",
         )
     if any(signal_kind(f) in BROKEN for f in d.findings) or not _falls(d):
-        return _Choice(
+        return Choice(
             action=Action.TELL,
             reason="No score says that training would mend it, and a model that forgets nothing "
             "does not draw otherwise from one day to the next: a person has to look at the "
@@ -300,16 +285,16 @@ def _quality_decline(d: Diagnosis, c: DecisionContext, s: Decision, now: float) 
     anew = weighing.affordable(s.full_retrain, c, s)
     options = [
         idle,
-        _weighed(Action.FULL_RETRAIN, anew.recipes, "worse on what did not move", at, c, s),
+        weighed(Action.FULL_RETRAIN, anew.recipes, "worse on what did not move", at, c, s),
         weighing.closed(Action.FINE_TUNE, "no part of the requests explains the fall"),
         weighing.closed(Action.ROLL_BACK, NONE_HERE),
         weighing.closed(Action.ASSEMBLE, NOT_ASSEMBLED),
     ]
-    return _train(Action.FULL_RETRAIN, anew, "everything", at, options, c, s, now, d)
+    return train(Action.FULL_RETRAIN, anew, "everything", at, options, c, s, now, d)
 
 
-def _not_ours(d: Diagnosis) -> _Choice:
-    return _Choice(
+def _not_ours(d: Diagnosis) -> Choice:
+    return Choice(
         action=Action.TELL,
         reason=f"The model is served elsewhere and cannot be trained here: tell its owner, or try "
         f"another server (`intonaco update start --upstream NAME`). {d.reason}",
@@ -317,11 +302,11 @@ def _not_ours(d: Diagnosis) -> _Choice:
     )
 
 
-def _first_release(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+def _first_release(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> Choice:
     fit = weighing.affordable(s.full_retrain, c, s)
     if not fit.recipes:
-        return _Choice(action=Action.TELL, reason=fit.refusal, rule="budget", cost=fit.cost)
-    return _Choice(
+        return Choice(action=Action.TELL, reason=fit.refusal, rule="budget", cost=fit.cost)
+    return Choice(
         action=Action.FULL_RETRAIN,
         reason=f"There is no release yet: train the first one for {money(fit.cost, s)}."
         f"{fit.refusal}",
@@ -331,31 +316,31 @@ def _first_release(d: Diagnosis, c: DecisionContext, s: Decision, now: float) ->
     )
 
 
-def _assemble(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+def _assemble(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> Choice:
     """Another sampler or library under the same weights; or a new recipe or base, to be trained."""
     if not c.assemble:
         if c.trigger is not None and c.trigger.recipes:
             return _triggered(d, c, s, now)
-        return _Choice(
+        return Choice(
             action=Action.TELL,
-            reason=f"The cause is {_words(d.cause)}, but nobody said what to assemble.",
+            reason=f"The cause is {words(d.cause)}, but nobody said what to assemble.",
             rule="nothing to assemble",
         )
     cost = c.evaluation_seconds / 3600 * s.budget.hourly_price
     left = weighing.money_left(c, s)
     short = c.hours_left is not None and c.evaluation_seconds / 3600 > c.hours_left
     if cost > left or short:
-        return _Choice(
+        return Choice(
             action=Action.TELL,
             reason=f"Evaluating it costs {money(cost, s)}, and {money(left, s)} are left.",
             rule="budget",
             cost=cost,
             again_at=c.budget_frees_at,
         )
-    wait = _wait(Action.ASSEMBLE, "", c, s, now, cooldown=False)
-    if wait is not None:
-        return replace(wait, cost=cost)
-    return _Choice(
+    held = wait(Action.ASSEMBLE, "", c, s, now, cooldown=False)
+    if held is not None:
+        return replace(held, cost=cost)
+    return Choice(
         action=Action.ASSEMBLE,
         reason=f"Assemble a release from existing weights and put it through the gate for "
         f"{money(cost, s)}; no training.",
@@ -364,7 +349,7 @@ def _assemble(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Cho
     )
 
 
-def _triggered(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Choice:
+def _triggered(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> Choice:
     """New data, a new recipe or the schedule: the owner said that it is worth a try, so nothing is
     known to be lost meanwhile and nothing is weighed against it; the guards hold all the same."""
     t = c.trigger
@@ -373,7 +358,7 @@ def _triggered(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Ch
     if not c.trainable:
         return _not_ours(d)
     if t.new_items is not None and t.new_items < s.triggers.min_new_items:
-        return _Choice(
+        return Choice(
             action=Action.WATCH,
             reason=f"{t.text} It brings {t.new_items} new items and "
             f"{s.triggers.min_new_items} are needed.",
@@ -382,168 +367,25 @@ def _triggered(d: Diagnosis, c: DecisionContext, s: Decision, now: float) -> _Ch
     names = t.recipes or (s.fine_tune if t.action is Action.FINE_TUNE else s.full_retrain)
     fit = weighing.affordable(names, c, s)
     if not fit.recipes:
-        return _Choice(
+        return Choice(
             action=Action.TELL,
             reason=f"{t.text} {fit.refusal}",
             rule="budget",
             cost=fit.cost,
             again_at=c.budget_frees_at,
         )
-    wait = _wait(t.action, t.text, c, s, now)
-    if wait is not None:
-        return replace(wait, cost=fit.cost)
-    return _Choice(
+    held = wait(t.action, t.text, c, s, now)
+    if held is not None:
+        return replace(held, cost=fit.cost)
+    return Choice(
         action=t.action,
-        reason=f"{t.text} {_words(t.action).capitalize()} ({', '.join(fit.recipes)}) for "
+        reason=f"{t.text} {words(t.action).capitalize()} ({', '.join(fit.recipes)}) for "
         f"{money(fit.cost, s)}; {money(weighing.money_left(c, s), s)} of the budget are left."
         f"{fit.refusal}",
         rule="asked for from outside",
         recipes=fit.recipes,
         cost=fit.cost,
     )
-
-
-# ------------------------------------------------------------------------------------ the guards
-
-
-def _wait(
-    action: Action,
-    would: str,
-    c: DecisionContext,
-    s: Decision,
-    now: float,
-    *,
-    cooldown: bool = True,
-) -> _Choice | None:
-    """Cooldown and quiet hours."""
-    ended = c.last_update_ended_at
-    if cooldown and ended is not None and now - ended < s.cooldown_s:
-        return _Choice(
-            action=Action.WATCH,
-            reason=f"The last update ended {now - ended:.0f} s ago and the cooldown is "
-            f"{s.cooldown_s:g} s. {would}".strip(),
-            rule="cooldown",
-            again_at=ended + s.cooldown_s,
-        )
-    until = quiet_until(now, s.quiet_hours, s.time_zone)
-    if until is not None:
-        return _Choice(
-            action=Action.WATCH,
-            reason=f"These are quiet hours ({s.time_zone}), for {(until - now) / 3600:.1f} h more: "
-            f"{_words(action)} waits. {would}".strip(),
-            rule="quiet hours",
-            again_at=until,
-        )
-    return None
-
-
-def _weighed(
-    action: Action, recipes: Sequence[str], why: str, at: Stakes, c: DecisionContext, s: Decision
-) -> Option:
-    if not recipes:
-        return weighing.closed(action, "no recipe can be paid for")
-    return weighing.weigh(action, recipes, why, at, c, s)
-
-
-def _train(
-    action: Action,
-    fit: weighing.Affordable,
-    what: str,
-    at: Stakes,
-    options: Sequence[Option],
-    c: DecisionContext,
-    s: Decision,
-    now: float,
-    d: Diagnosis,
-) -> _Choice:
-    """Train if it pays and no guard objects."""
-    option = next(o for o in options if o.action is action)
-    serves = max(at.lasts - option.lead_s, 0.0)
-    benefit = at.loss.low * serves
-    cost = fit.cost
-    name = _words(action).capitalize()
-    sums = (
-        f"{c.request_rate:.3g} requests/s x {s.value_per_request:g} {s.budget.currency} x deficit "
-        f"{at.deficit.low:.3f} (lower bound) over {at.lasts / DAY:.3g} days = {money(benefit, s)}, "
-        f"against a cost of {money(cost, s)}"
-    )
-    extra = option.review + option.risk
-    if extra > 0:
-        sums += f" and {money(extra, s)} for review and risk"
-    patience = at.regret if s.patience == "learnt" else s.patience * (cost + extra)
-    checks = [("one update at a time", "none is under way")]
-
-    def chosen(kind: Action, reason: str, rule: str, again: float | None) -> _Choice:
-        sums_kept = weighing.reckon(rule, at, options, checks, c, s)
-        return _Choice(
-            action=kind,
-            reason=reason,
-            rule=rule,
-            recipes=fit.recipes if kind.makes_update else (),
-            cost=cost,
-            benefit=benefit,
-            again_at=again,
-            reckoning=replace(sums_kept, regret_needed=patience if s.patience != "learnt" else 0.0),
-        )
-
-    if c.unhelpful >= s.give_up_after:
-        return chosen(
-            Action.TELL,
-            f"{c.unhelpful} updates in a row did not help against {_words(d.cause)}: training "
-            "again would be thrown away. Change the model, not only retrain it: a person has to "
-            "decide. Otherwise: " + sums + ".",
-            "training does not help",
-            None,
-        )
-    checks.append(("updates that did not help", f"{c.unhelpful} of {s.give_up_after}"))
-    wait = _wait(action, f"{name} would bring {sums}.", c, s, now)
-    if wait is not None:
-        return chosen(wait.action, wait.reason, wait.rule, wait.again_at)
-    checks.append(("cooldown", _cooldown(c, s, now)))
-    checks.append(("quiet hours", "no" if s.quiet_hours else "none configured"))
-    later = now + s.look_again_s
-    if not fit.recipes:
-        return chosen(
-            Action.TELL,
-            f"{fit.refusal} It would bring {money(benefit, s)}.",
-            "budget",
-            max(c.budget_frees_at or later, later),
-        )
-    checks.append(("budget", f"{money(cost, s)} of {money(weighing.money_left(c, s), s)} left"))
-    if weighing.best(options) is not option:
-        return chosen(Action.WATCH, f"{name} does not pay: {sums}.", "does not pay", later)
-    needed = weighing.asked(c, s)
-    if not weighing.pays(option, c, s):
-        return chosen(
-            Action.WATCH,
-            f"The budget is short, so an update must bring {needed:.2f} times its cost, and "
-            f"{_words(action)} does not: {sums}.",
-            "budget is short",
-            later,
-        )
-    checks.append(("return asked", f"{needed:.2f} times the cost"))
-    if at.regret < patience:
-        return chosen(
-            Action.WATCH,
-            f"{money(at.regret, s)} were lost since the change and {money(patience, s)} are waited "
-            f"for, as it may pass by itself. {name} would bring {sums}.",
-            "patience",
-            min(later, now + max((patience - at.regret) / at.loss.low, 1.0)),
-        )
-    return chosen(
-        action,
-        f"{name} on {what} ({', '.join(fit.recipes)}) pays: {sums}; "
-        f"{money(weighing.money_left(c, s), s)} of the budget are left.{fit.refusal}",
-        "pays",
-        None,
-    )
-
-
-def _cooldown(c: DecisionContext, s: Decision, now: float) -> str:
-    if c.last_update_ended_at is None:
-        return "no update yet"
-    ago = now - c.last_update_ended_at
-    return f"last update ended {ago / 3600:.1f} h ago, {s.cooldown_s / 3600:.1f} h needed"
 
 
 # ------------------------------------------------------------------------------------ small parts
@@ -561,7 +403,3 @@ def _clusters(diagnosis: Diagnosis) -> tuple[ClusterMove, ...]:
     """All clusters of the finding that says best what moved, so that items can be assigned."""
     ranked = sorted(diagnosis.findings, key=lambda f: signal_kind(f) != "prompts")
     return next((f.clusters for f in ranked if any(c.moved for c in f.clusters)), ())
-
-
-def _words(value: Action | Cause) -> str:
-    return str(value).replace("_", " ")

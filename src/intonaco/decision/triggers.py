@@ -32,12 +32,13 @@ from intonaco.config.decision import DAYS, minute_of_day
 class Sign:
     """Something that is watched. ``key``: kind and name, such as "dataset:cats". ``unless``: a
     fingerprint that needs nothing done (what the champion has already). ``problem``: why it cannot
-    be read; it fires nothing then."""
+    be read; it fires nothing then. ``waits``: why it fires nothing yet, though it changed."""
 
     key: str
     fingerprint: str = ""
     unless: str | None = None
     problem: str = ""
+    waits: str = ""
 
     @property
     def kind(self) -> str:
@@ -125,6 +126,10 @@ def look(
         pending[sign.key] = (sign.fingerprint, since)
         if now - since < debounce:
             text = f"it changed; it counts once nothing has changed for {debounce:g} s"
+            skipped.append(News(key=sign.key, fires=False, text=text))
+            continue
+        if sign.waits:
+            text = f"it changed; {sign.waits}"
             skipped.append(News(key=sign.key, fires=False, text=text))
             continue
         said = f"{sign.kind} {sign.name} changed".replace("  ", " ")

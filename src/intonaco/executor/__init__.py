@@ -33,6 +33,7 @@ class Executor:
             "retire": service.retire,
             "probe": probes.probe,
             "labelled": data.labelled,
+            "check_data": data.check,
         }
 
     def run(self, effect: Effect) -> Outcome:

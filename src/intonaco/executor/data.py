@@ -9,6 +9,7 @@ import numpy as np
 
 from intonaco.codec import digest
 from intonaco.datasets import curation
+from intonaco.datasets.validation import validate
 from intonaco.errors import ConfigError
 from intonaco.executor.parts import Done, Outcome, Parts
 from intonaco.ledger import Effect
@@ -85,6 +86,25 @@ def labelled(p: Parts, effect: Effect) -> Outcome:
     pool = curation.read_folder(p.workspace.resolve(str(p.config.data.pool)))
     vectors = p.embed([item.texts[0] for item in pool])
     return Done({"items": len(curation.select_moved(pool, vectors, finding.clusters))})
+
+
+def check(p: Parts, effect: Effect) -> Outcome:
+    """Whether a dataset version or a folder is what it should be. ``problem`` is empty if so; no
+    caption is in it."""
+    version, folder = effect.payload.get("version"), effect.payload.get("folder")
+    place = p.datasets.open(str(version)) if version else p.workspace.resolve(str(folder))
+    report = validate(place)
+    counts = dict(sorted(report.counts.items()))
+    wrong = bool(report.problems) and (p.config.data.on_invalid == "fail" or not report.entries)
+    problem = ""
+    if wrong or not report.entries:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        first = f" (first: {report.problems[0].file})" if report.problems else ""
+        problem = f"{len(report.entries)} items are good; {kinds or 'there is none'}{first}"
+    found = sum(counts.values())
+    return Done(
+        {"items": len(report.entries), "problems": found, "counts": counts, "problem": problem}
+    )
 
 
 def _have_dataset(p: Parts, version: DatasetVersion, text: str) -> Done:

@@ -17,6 +17,7 @@ from intonaco.monitoring.explanation import explain, groups, moved_share, summar
 from intonaco.monitoring.pace import HOUR, REQUESTS, WEEK, Pace
 from intonaco.monitoring.recent import REFERENCE, Recent
 from intonaco.monitoring.signals import champion_made, champion_score, is_user_request
+from intonaco.monitoring.silence import Silence
 from intonaco.monitoring.sources import SOURCES, Reading, Seen
 from intonaco.monitoring.topics import Topics
 from intonaco.monitoring.watch import Watch
@@ -74,8 +75,7 @@ class Monitor:
         self._recent = Recent()
         self._groups: tuple[int, Rows] | None = None
         self._watches = self._new_watches()
-        self._silent_since: float | None = None
-        self._silence_told = False
+        self._scorer = Silence()  # while records wait for it
 
     def _new_watches(self) -> dict[str, Watch]:
         signals = self.config.signals
@@ -368,15 +368,13 @@ class Monitor:
         finding an episode; the next needs the lag to go away first. ``last_scored_at``: time of the
         scorer's last work, None if it never did any."""
         if lag_bytes <= 0:
-            self._silent_since, self._silence_told = None, False
+            self._scorer = Silence()
             return None
-        if self._silent_since is None:
-            self._silent_since = now
-        since = max(self._silent_since, last_scored_at or 0.0)
-        seconds = now - since
-        if self._silence_told or seconds < self.config.silent_after_s:
+        if last_scored_at is not None:
+            self._scorer.moved(last_scored_at)
+        seconds = self._scorer.lasts(now, self.config.silent_after_s)
+        if seconds is None:
             return None
-        self._silence_told = True
         return self.dead_man(
             SILENCE,
             now,
@@ -429,8 +427,7 @@ class Monitor:
             "dedupe": self._dedupe.state(),
             "recent": self._recent.state(),
             "watches": {name: watch.state() for name, watch in self._watches.items()},
-            "silent_since": self._silent_since,
-            "silence_told": self._silence_told,
+            "scorer": self._scorer.state(),
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
@@ -453,8 +450,7 @@ class Monitor:
         self._dedupe.restore(state["dedupe"])
         self._recent.restore(state["recent"])
         self._groups = None
-        self._silent_since = state["silent_since"]
-        self._silence_told = bool(state["silence_told"])
+        self._scorer = Silence.of_state(state["scorer"]) if "scorer" in state else Silence()
         self._watches = self._new_watches()
         for name, watch in self._watches.items():
             kept = state["watches"].get(name)

@@ -13,31 +13,53 @@ Key = tuple[int, int]  # epoch and seq of a gateway's log
 @dataclass(slots=True)
 class Silence:
     """Whether something was quiet for too long; told once an episode. What ends one: being heard
-    again."""
+    again.
+
+    Only time in which somebody looked counts: a controller that was down hears nothing, and says
+    nothing of that time. What was counted before it stopped goes on after its first look."""
 
     heard_at: float | None = None
     told: bool = False
+    _before: float = 0.0  # seconds counted by the process that wrote the state
+    _first: float | None = field(default=None, compare=False)  # this process's first look
+    _last: float | None = field(default=None, compare=False)
 
     def heard(self, at: float) -> None:
-        self.heard_at, self.told = max(at, self.heard_at or 0.0), False
+        self.moved(at)
+        self.told = False
+
+    def moved(self, at: float) -> None:
+        """Heard of at that time, while what was told of goes on."""
+        if self.heard_at is None or at > self.heard_at:
+            self.heard_at, self._before = at, 0.0
 
     def lasts(self, now: float, limit: float) -> float | None:
         """Seconds of a silence that is longer than ``limit`` and was not told of yet, else None.
         It begins at the first look, where nothing was ever heard."""
         if self.heard_at is None:
             self.heard_at = now
-        seconds = now - self.heard_at
+        if self._first is None:
+            self._first = now
+        self._last = now
+        seconds = self._counted()
         if self.told or seconds <= limit:
             return None
         self.told = True
         return seconds
 
+    def _counted(self) -> float:
+        """Seconds of silence up to the last look."""
+        if self._first is None or self._last is None:
+            return self._before
+        return self._before + max(0.0, self._last - max(self.heard_at or 0.0, self._first))
+
     def state(self) -> Json:
-        return [self.heard_at, self.told]
+        return [self.heard_at, self.told, self._counted()]
 
     @classmethod
     def of_state(cls, state: Json) -> Silence:
-        return cls(heard_at=state[0], told=bool(state[1]))
+        heard_at, told, *counted = state  # older versions counted nothing
+        return cls(heard_at, bool(told), float(counted[0]) if counted else 0.0)
 
 
 @dataclass(slots=True)

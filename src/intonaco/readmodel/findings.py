@@ -19,14 +19,15 @@ POINTS = 240  # of the evidence's course
 MARGIN = 1.5  # how much of it is shown before the change, in times from change to finding
 NEAR_SECONDS = 6 * 3600.0  # a change of what serves this far from a finding is worth naming
 ROUNDS = 20
+MOST = 1000  # findings
 RARE = 0.02  # share of requests
 
 
-def findings(ledger: Ledger) -> list[Facts]:
-    """All findings, newest first, each with what came of it: {…, "cause", "action", "update"}."""
+def findings(ledger: Ledger, limit: int = MOST) -> list[Facts]:
+    """The last findings, newest first, with what came of each: {…, "cause", "action", "update"}."""
     judged = _judged(ledger)
     facts = []
-    for finding in reversed(ledger.all(Finding)):
+    for finding in ledger.newest(Finding, limit):
         diagnosis, plan = judged.get(finding.finding_id, (None, None))
         facts.append(
             finding_facts(finding)

@@ -266,6 +266,44 @@ def test_hostile_queries_are_refused(client: TestClient, query: str) -> None:
     assert answer.json()["error"]["message"].startswith(query.partition("=")[0] + ": one whole")
 
 
+LISTS = ("findings", "updates", "releases", "probes")
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_limit_is_a_number_and_holds(client: TestClient, name: str) -> None:
+    for wrong in ("abc", "", "0", "-1", "1.0", "1001", "9" * 50):
+        answer = client.get(f"/api/{name}?limit={wrong}")
+        assert answer.status_code == 400, wrong
+        assert answer.json()["error"]["code"] == "invalid_request"
+        assert "limit: one whole number from 1 to 1000" in answer.json()["error"]["message"]
+
+    def listed(query: str) -> list[Any]:
+        found = client.get(f"/api/{name}{query}").json()
+        return list(found["rounds"] if name == "probes" else found)
+
+    everything = listed("")
+    assert listed("?limit=1000") == everything
+    assert listed("?limit=1") == everything[:1]
+
+
+def test_every_number_of_a_query_is_declared(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    declared = {
+        (path, p["name"])
+        for path, item in paths.items()
+        for p in item.get("get", {}).get("parameters", ())
+        if p["in"] == "query"
+    }
+    assert declared == {
+        ("/api/events", "after"),
+        ("/api/events", "limit"),
+        ("/api/traffic", "minutes"),
+        *((f"/api/{name}", "limit") for name in LISTS),
+    }
+    for path, name in declared:
+        assert client.get(f"{path}?{name}=abc").status_code == 400, path
+
+
 def test_the_bounds_themselves_are_fine(client: TestClient) -> None:
     assert client.get(f"/api/events?after={2**63 - 1}").json() == []
     assert len(client.get("/api/events?after=0&limit=1000").json()) > 5

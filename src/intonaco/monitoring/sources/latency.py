@@ -1,4 +1,4 @@
-"""How long the champion takes, within a request class."""
+"""How long the champion takes, within a request class and batch size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ NAMES = {"service": "", "total": " end to end", "queue": " in the queue"}
 
 
 class Latency(Source):
-    """Times of one part of a request, against the usual of its class, so that users who ask for
-    larger pictures are no regression.
+    """Times of one part of a request, against the usual of its class and, of the work itself, of
+    its batch size, so that users who ask for larger pictures, and batches that fill up, are no
+    regression.
 
     ``reading: slow``: 1 for a request that took more than ``slower_than`` times the usual, else 0,
     for detectors of a mean. ``reading: ratio``: how many times the usual it took, for detectors of
@@ -29,7 +30,10 @@ class Latency(Source):
         self.ratios = signal.reading == "ratio"
         self.stream = "positive" if self.ratios else "rate"
         self._classes = LatencyClasses(
-            slower_than=signal.slower_than, learn=self.learns, part=signal.part
+            slower_than=signal.slower_than,
+            learn=self.learns,
+            part=signal.part,
+            reference=max(20, signal.reference - self.learns),
         )
 
     @property
@@ -43,7 +47,10 @@ class Latency(Source):
         return () if value is None else (reading(seen, value),)
 
     def text(self, finding: Finding) -> str:
-        usual = " or ".join(f"{m:.2g} s" for m in sorted(self._classes.medians.values())[:3])
+        known = {
+            f"{m:.2g} s": m for sizes in self._classes.medians.values() for m in sizes.values()
+        }
+        usual = " or ".join(sorted(known, key=lambda text: known[text])[:3])
         part = NAMES.get(self.signal.part, f" for {self.signal.part}")
         if self.ratios:
             return (
