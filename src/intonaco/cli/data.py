@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from intonaco.cli import curate
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
+from intonaco.datasets.checking import rules_of
 from intonaco.datasets.store import LocalDatasetStore
 
 
@@ -16,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
     datasets.command("add")(add)
     datasets.command("list")(list_versions)
     datasets.command("diff")(diff)
+    curate.add_to(datasets)
     app.add_typer(datasets, name="dataset")
 
 
@@ -28,7 +31,7 @@ def add(
     """Check a folder of images and captions and add it as a version."""
     app = opened(workspace)
     store = LocalDatasetStore(
-        app.workspace.datasets, app.clock, on_invalid=app.config.data.on_invalid
+        app.workspace.datasets, app.clock, rules=rules_of(app.config, app.workspace)
     )
     version = store.put(folder, name=name)
     with app.ledger.begin() as tx:

@@ -12,7 +12,7 @@ from intonaco.config.base import (
     Section,
     Share,
 )
-from intonaco.config.data import Data
+from intonaco.config.data import KINDS, CheckBounds, Curation, Data, Kind, Policy
 from intonaco.config.decision import (
     Budget,
     Decision,
@@ -66,12 +66,15 @@ from intonaco.config.watching import (
 __all__ = [
     "DEFAULT_SIGNALS",
     "DEFAULT_STEPS",
+    "KINDS",
     "ApiKey",
     "Approval",
     "Budget",
+    "CheckBounds",
     "Config",
     "Console",
     "Count",
+    "Curation",
     "Data",
     "Decision",
     "DetectorChoice",
@@ -81,6 +84,7 @@ __all__ = [
     "Gateway",
     "Generation",
     "Head",
+    "Kind",
     "Limits",
     "LoraRecipe",
     "Margins",
@@ -88,6 +92,7 @@ __all__ = [
     "Model",
     "Monitoring",
     "Person",
+    "Policy",
     "Positive",
     "QuietHours",
     "Recipe",

@@ -131,7 +131,7 @@ def write_folder(items: Sequence[Item], target: Path) -> int:
                 continue
             seen.add(content)
             name = _free_name(item.file, taken)
-            _link(item.file, temporary / name)
+            link(item.file, temporary / name)
             lines.append(json.dumps({"file_name": name, **_metadata(item)}))
         (temporary / METADATA).write_text("".join(f"{line}\n" for line in lines))
         if target.exists():
@@ -182,7 +182,8 @@ def _digest(file: Path) -> str:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the disk has none."""
     try:
         os.link(source, target)
     except OSError:  # another disk

@@ -23,8 +23,9 @@ from typing import Literal
 
 from intonaco.clock import Clock
 from intonaco.codec import decode, digest, encode
+from intonaco.config import Data
 from intonaco.datasets.curation import METADATA
-from intonaco.datasets.validation import Report, validate
+from intonaco.datasets.validation import Report, Rules, validate
 from intonaco.errors import ConfigError, NotFound
 from intonaco.types import DatasetDiff, DatasetVersion
 from intonaco.workspace import write_atomic
@@ -52,14 +53,19 @@ class Manifest:
 
 class LocalDatasetStore:
     """Datasets under ``root``. ``on_invalid``: refuse a folder with a bad item, or leave the item
-    out. Safe to use from several processes."""
+    out; ``rules`` say it for each kind of finding. Safe to use from several processes."""
 
     def __init__(
-        self, root: Path, clock: Clock, *, on_invalid: Literal["fail", "drop"] = "fail"
+        self,
+        root: Path,
+        clock: Clock,
+        *,
+        on_invalid: Literal["fail", "drop"] = "fail",
+        rules: Rules | None = None,
     ) -> None:
         self.root = root
         self.clock = clock
-        self.on_invalid = on_invalid
+        self.rules = rules or Rules(data=Data(on_invalid=on_invalid))
 
     def put(
         self,
@@ -72,10 +78,9 @@ class LocalDatasetStore:
         """Add a folder of images with ``metadata.jsonl``; the same content gives the same version,
         with the name and parents it was first put with. Raises ConfigError that names the first
         offending file and how many more there are, or if no item is left."""
-        report = validate(folder)
-        if self.on_invalid == "fail":
-            report.raise_if_invalid()
-        elif report.problems:
+        report = validate(folder, self.rules)
+        report.raise_if_invalid()
+        if report.problems:
             log.warning(
                 "%d problems in %s left out: %s",
                 len(report.problems),

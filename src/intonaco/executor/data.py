@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from intonaco.codec import digest
-from intonaco.datasets import curation
+from intonaco.datasets import checking, curation
+from intonaco.datasets.validation import validate
 from intonaco.errors import ConfigError
 from intonaco.executor.parts import Done, Outcome, Parts
 from intonaco.ledger import Effect
@@ -19,6 +22,8 @@ from intonaco.types import (
     Update,
 )
 
+log = logging.getLogger(__name__)
+
 
 def dataset(p: Parts, effect: Effect) -> Outcome:
     update = p.ledger.get(Update, effect.subject)
@@ -27,7 +32,7 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     if base is None:
         if p.config.data.train is None:
             raise ConfigError("data.train: not given, and there is no release to start from")
-        version = p.datasets.put(p.workspace.resolve(p.config.data.train), name="train")
+        version = _put(p, p.workspace.resolve(p.config.data.train), name="train")
         return _have_dataset(p, version, f"{version.items} items of data.train")
     fresh = _fresh_items(p, update)
     if not fresh and update.plan.action is Action.FULL_RETRAIN:
@@ -45,7 +50,8 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
         target = Path(folder) / "items"
         curation.write_folder(items, target)
-        version = p.datasets.put(
+        version = _put(
+            p,
             target,
             name=str(effect.payload["name"]),
             parents=(base.version,),
@@ -85,6 +91,26 @@ def labelled(p: Parts, effect: Effect) -> Outcome:
     pool = curation.read_folder(p.workspace.resolve(str(p.config.data.pool)))
     vectors = p.embed([item.texts[0] for item in pool])
     return Done({"items": len(curation.select_moved(pool, vectors, finding.clusters))})
+
+
+def _put(
+    p: Parts, folder: Path, *, name: str, parents: Sequence[str] = (), replay: float = 0.0
+) -> DatasetVersion:
+    """Check a folder as the configuration says, leave out what is to be dropped, put the rest, and
+    keep the report beside the version. Raises ConfigError that names the first offending file."""
+    pipeline = checking.pipeline_of(p.config, p.workspace, p.ledger)
+    rules = checking.rules_of(p.config, p.workspace, pipeline)
+    report = validate(folder, rules)
+    report.raise_if_invalid()
+    with tempfile.TemporaryDirectory(dir=p.workspace.root) as scratch:
+        if report.problems:
+            counts = dict(report.counts)
+            log.warning("left out of %s: %s", name, counts, extra={"action": "dataset.drop"})
+            folder = checking.clean_copy(report, Path(scratch) / "items")
+        version = p.datasets.put(folder, name=name, parents=parents, replay=replay)
+    kept = checking.kept(p.workspace, version.version)
+    checking.keep(report, rules, kept, p.clock.now())
+    return version
 
 
 def _have_dataset(p: Parts, version: DatasetVersion, text: str) -> Done:
