@@ -17,7 +17,6 @@ from PIL import Image
 from pydantic import ValidationError
 
 from intonaco.config import KINDS, CheckBounds, Data
-from intonaco.datasets import looking
 from intonaco.datasets.alike import earlier_alike
 from intonaco.datasets.looking import look
 from intonaco.datasets.validation import HeldOut, Report, Rules, held_out, validate
@@ -166,7 +165,7 @@ def test_a_bomb_is_never_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             for c, b in chunks
         )
         (tmp_path / f"{n}.png").write_bytes(raw)
-    monkeypatch.setattr(looking.Image.Image, "load", pytest.fail)
+    monkeypatch.setattr(Image.Image, "load", pytest.fail)
     for n in (0, 1):
         (kind, _), *rest = look(tmp_path / f"{n}.png", 2**26).found
         assert (kind, rest) == ("bomb", [])
@@ -426,7 +425,7 @@ def test_similar_pictures_are_near_and_others_are_not() -> None:
 def test_only_what_can_be_used_may_be_let_through() -> None:
     for kind in ("unreadable", "missing", "forbidden", "caption"):
         with pytest.raises(ValidationError, match=f"checks.{kind}"):
-            Data(checks={kind: "warn"})  # type: ignore[dict-item]
+            Data(checks={kind: "warn"})
     with pytest.raises(ValidationError, match="checks"):
         Data.model_validate({"checks": {"ugly": "drop"}})
     data = Data(on_invalid="drop", checks={"leak": "fail", "near_duplicate": "drop"})

@@ -91,6 +91,15 @@ class Curation(Section):
     days: Positive = 7.0  # how far back
     max_generated: Annotated[Share, Field(lt=1)] = 0.2  # of a dataset version
 
+    @model_validator(mode="after")
+    def _somebody_can_agree(self) -> Curation:
+        if self.enabled and self.consent == "required" and not (self.consents or self.labels):
+            raise ValueError(
+                "consent is required and nobody can give it: name a file in consents, or set "
+                "consent: assumed where your terms allow it"
+            )
+        return self
+
 
 class Data(Section):
     """``train``: folder of the first training set. ``pool``: folder of labelled items that a

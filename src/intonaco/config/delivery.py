@@ -76,11 +76,12 @@ class TrackerConfig(Section):
 
 
 class Person(Section):
-    """Who may ask for something over HTTP. ``role``: "trigger" may call the webhook. Only the
+    """Who may ask for something over HTTP. ``role``: "trigger" may call the webhook, "curate"
+    say what of live traffic may be learnt from. Only the
     token's digest is held: ``sha256`` of it in hex, or ``token: env:NAME``."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
-    role: Literal["viewer", "trigger"] = "viewer"
+    role: Literal["viewer", "trigger", "curate"] = "viewer"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     token: Annotated[str, Field(pattern=r"^env:[A-Za-z_]\w*$")] | None = None
 

@@ -1,5 +1,6 @@
 """The console's web application: server-rendered pages and the same facts as JSON. Read-only, but
-for ``POST /api/trigger``, which writes a command down. ``/openapi.json`` says what there is.
+for ``POST /api/trigger`` and ``POST /api/curation/…``, which write a command down.
+``/openapi.json`` says what there is.
 
 Pages refresh themselves by asking for their inner part every second. Prompts are other people's
 words: templates escape everything, and the content security policy lets no script in but our own.
@@ -25,6 +26,7 @@ from intonaco import commands, readmodel
 from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config
 from intonaco.console import calls, images, openapi
+from intonaco.console.curation import CurationPages
 from intonaco.console.openapi import MAX_EVENTS, MOST_ID, MOST_MINUTES, PAGES
 from intonaco.console.problems import Guard, failed, http_error, not_found, unavailable
 from intonaco.console.templating import HERE, environment
@@ -64,6 +66,7 @@ class _Console:
         self.observe = observe
         self.templates = environment()
         self.people = calls.People(config.console.people)
+        self.curation = CurationPages(ledger, workspace, config, clock, self.people, self._html)
 
     def app(self) -> Starlette:
         app = Starlette(
@@ -84,6 +87,7 @@ class _Console:
                 Route("/api/findings/{finding_id}", self.api_finding),
                 Route("/api/probes", self.api_probes),
                 Route("/api/trigger", self.api_trigger, methods=["POST"]),
+                *self.curation.routes(),
                 Route("/images/{path:path}", self.image),
                 Route("/livez", self.livez),
                 Route("/openapi.json", self.openapi),
@@ -138,6 +142,8 @@ class _Console:
                 "signals": readmodel.signals(self.ledger, points=0),
                 "probes": readmodel.probe_rounds(self.ledger, self.config, limit=1),
             }
+        if page == "curation":
+            return self.curation.facts()
         if page == "releases":
             return {"releases": readmodel.releases(self.ledger)}
         return {"events": self._events(0, 400)}

@@ -13,13 +13,14 @@ Json = dict[str, Any]
 MOST_ID = 2**63 - 1  # of an event: a larger number is none that SQLite knows
 MAX_EVENTS = 1000
 MOST_MINUTES = 31 * 24 * 60  # windows of traffic are kept for 31 days
-PAGES = ("overview", "findings", "updates", "releases", "events")
+PAGES = ("overview", "findings", "updates", "curation", "releases", "events")
 
 ERRORS = {
     400: "The request is wrong, or for another host.",
     401: "There is no bearer token, or nobody has it.",
-    403: "This person may not, or `decision.triggers.webhook` is off.",
+    403: "This person may not (the role is another), or `decision.triggers.webhook` is off.",
     404: "There is no such thing.",
+    409: "It does not wait for that.",
     405: "Nothing can be changed here: the console only reads.",
     413: "The body is too large.",
     500: "The console failed.",
@@ -42,7 +43,8 @@ def document() -> Json:
             "title": "Intonaco's console",
             "version": intonaco.__version__,
             "description": "What is to be seen of a service. Nothing can be changed but by "
-            "`/api/trigger`, which asks for an update. Times are "
+            "`/api/trigger`, which asks for an update, and by `/api/curation/{update_id}`, which "
+            "says what of live traffic may be learnt from. Times are "
             "seconds since the epoch; a number that is not finite is null.",
         },
         "components": {
@@ -110,6 +112,45 @@ def document() -> Json:
                     "responses": {
                         "202": _json("It is written down.", _all(command=COUNT)),
                         **_errors("application/json", 400, 401, 403, 405, 413, 500, 503),
+                    },
+                }
+            },
+            "/api/curation": _api(
+                "proposals", "What is proposed as training data", _list("ListedProposal")
+            ),
+            "/api/curation/{update_id}": _api(
+                "proposal",
+                "What is proposed for an update, item by item",
+                _ref("Proposal"),
+                _path("update_id"),
+            )
+            | {
+                "post": {
+                    "operationId": "curate",
+                    "summary": "Say what of it may be used; what comes of it is among the events",
+                    "security": [{"person": []}],
+                    "parameters": [_path("update_id")],
+                    "requestBody": {
+                        "required": True,
+                        "content": {"application/json": {"schema": _WORD}},
+                    },
+                    "responses": {
+                        "202": _json("It is written down.", _all(command=COUNT)),
+                        **_errors("application/json", 400, 401, 403, 404, 405, 409, 413, 500, 503),
+                    },
+                }
+            },
+            "/curation/{update_id}": _page(
+                "proposalPage", "What is proposed for an update", _path("update_id")
+            ),
+            "/proposed/{path}": {
+                "get": {
+                    "operationId": "proposedPicture",
+                    "summary": "A picture that is proposed",
+                    "parameters": [_path("path")],
+                    "responses": {
+                        "200": _content("The picture.", "image/png", "image/jpeg", "image/webp"),
+                        **_errors("text/plain", 400, 404, 405, 500),
                     },
                 }
             },
@@ -238,6 +279,30 @@ def _all(**properties: Json) -> Json:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+_WORD: Json = {
+    "type": "object",
+    "required": ["approve"],
+    "properties": {
+        "approve": TRUTH,
+        "drop": {"type": "array", "items": TEXT, "maxItems": 5000},
+        "reason": {"type": "string", "maxLength": MOST_REASON},
+    },
+    "additionalProperties": False,
+}
+_PROPOSAL: Json = {
+    "update": TEXT,
+    "phase": {"type": ["string", "null"]},
+    "at": NUMBER,
+    "count": COUNT,
+    "considered": COUNT,
+    "min_score": MAYBE_NUMBER,
+    "left_out": {"type": "object", "additionalProperties": COUNT},
+    "max_generated": NUMBER,
+    "consent": {"enum": ["required", "assumed"]},
+    "waits": TRUTH,
+    "word": {"type": ["object", "null"]},
+    "prompts_shown": TRUTH,
+}
 _CARD: Json = {
     "id": TEXT,
     "short": TEXT,
@@ -338,6 +403,28 @@ _FINDING: Json = {
 
 SCHEMAS: Json = {
     "Error": _all(error=_all(message=TEXT, type=TEXT, param=MAYBE_TEXT, code=MAYBE_TEXT)),
+    "ListedProposal": _all(**_PROPOSAL),
+    "Proposal": _all(
+        **_PROPOSAL,
+        items={
+            "type": "array",
+            "items": _all(
+                id=TEXT,
+                prompt=MAYBE_TEXT,
+                source={"enum": ["review", "feedback", "finding"]},
+                request=TEXT,
+                release=TEXT,
+                finding=TEXT,
+                at=NUMBER,
+                score=MAYBE_NUMBER,
+                votes={"type": "integer"},
+                consent=TRUTH,
+                generated=TRUTH,
+                kept=TRUTH,
+                picture=TEXT,
+            ),
+        },
+    ),
     "Event": _all(
         event_id=COUNT,
         at=NUMBER,

@@ -1,18 +1,20 @@
 """Choosing what to learn from: the moved part of the new data, mixed with real old data.
 
 An image folder holds images and ``metadata.jsonl``, one JSON object a line: ``file_name``, ``text``
-(a caption or a list of captions of the same image), ``topic``, ``origin``, ``consent``.
+(a caption or a list of captions of the same image), ``topic``, ``origin``, ``consent``; of images
+that a model made ``generated``, and of those from live traffic ``provenance``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intonaco.errors import ConfigError
-from intonaco.types import ClusterMove
+from intonaco.types import ClusterMove, Json
 
 METADATA = "metadata.jsonl"
 
@@ -28,13 +30,16 @@ METADATA = "metadata.jsonl"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """One image with its captions. ``origin`` says where it comes from, ``consent`` whether it may
-    be trained on."""
+    be trained on, ``generated`` whether a model made it. ``provenance``, of what was served:
+    "request", "release", "finding", "at", "unit" (an opaque digest)."""
 
     file: Path
     texts: tuple[str, ...]
     topic: str = ""
     origin: str = ""
     consent: bool = True
+    generated: bool = False
+    provenance: Mapping[str, Json] = field(default_factory=dict, hash=False)
 
 
 def read_folder(folder: Path) -> list[Item]:
@@ -112,6 +117,31 @@ def mix(
     return [*new_items, *(old[int(i)] for i in np.sort(drawn))]
 
 
+def bound_generated(
+    items: Sequence[Item], spare: Sequence[Item], share: float, rng: np.random.Generator
+) -> list[Item]:
+    """Items of which at most ``share`` were made by a model: more real ones are drawn from
+    ``spare``, and where those do not suffice, generated ones are left out, by lot.
+
+    A model that learns its own images loses the rare ones first, and with them its diversity,
+    unless real data stay in the mix (Shumailov et al., Nature 631, 2024; Alemohammad et al.,
+    arXiv:2307.01850; what real data change: Gerstgrasser et al., arXiv:2404.01413). Items without
+    consent count for neither side. Raises ValueError unless 0 <= share < 1.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share {share} is not in [0, 1)")
+    made = [item for item in items if item.generated and item.consent]
+    real = sum(item.consent and not item.generated for item in items)
+    wanted = math.ceil(len(made) * (1 - share) / share) - real if share else 0
+    known = {item.file for item in items}
+    left = [i for i in spare if i.consent and not i.generated and i.file not in known]
+    drawn = np.sort(rng.permutation(len(left))[: max(wanted, 0)])
+    more = [left[int(n)] for n in drawn]
+    room = math.floor((real + len(more)) * share / (1 - share) + 1e-9)
+    stay = {made[int(n)].file for n in rng.permutation(len(made))[:room]}
+    return [*(i for i in items if not i.generated or i.file in stay), *more]
+
+
 def write_folder(items: Sequence[Item], target: Path) -> int:
     """Write an image folder of the items that have consent, replacing ``target``; returns how many.
 
@@ -158,12 +188,17 @@ def _item(folder: Path, entry: Mapping[str, Any]) -> Item:
         topic=str(entry.get("topic", "")),
         origin=str(entry.get("origin", "")),
         consent=consent,
+        generated=entry.get("generated", False) is True,
+        provenance=dict(entry.get("provenance") or {}),
     )
 
 
 def _metadata(item: Item) -> dict[str, Any]:
     text = item.texts[0] if len(item.texts) == 1 else list(item.texts)
-    return {"text": text, "topic": item.topic, "origin": item.origin, "consent": item.consent}
+    told = {"text": text, "topic": item.topic, "origin": item.origin, "consent": item.consent}
+    # Only where there is something to say: the bytes of a folder of real images stay what they are.
+    generated = {"generated": True} if item.generated else {}
+    return told | generated | ({"provenance": item.provenance} if item.provenance else {})
 
 
 def _free_name(file: Path, taken: set[str]) -> str:

@@ -114,8 +114,7 @@ def _see_through(image: Image.Image) -> bool:
     """Whether a pixel is not opaque. A whole channel of opaque ones does no harm."""
     if "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "La", "RGBa"):
         return False
-    low, _ = image.convert("RGBA").getchannel("A").getextrema()
-    return bool(low < OPAQUE)
+    return any(image.convert("RGBA").getchannel("A").histogram()[:OPAQUE])
 
 
 def _orientation(image: Image.Image) -> int:

@@ -13,7 +13,8 @@ from intonaco.codec import digest
 from intonaco.datasets import checking, curation
 from intonaco.datasets.validation import validate
 from intonaco.errors import ConfigError
-from intonaco.executor.parts import Done, Outcome, Parts
+from intonaco.executor import curating
+from intonaco.executor.parts import Done, Outcome, Parts, Pending
 from intonaco.ledger import Effect
 from intonaco.types import (
     Action,
@@ -34,19 +35,23 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
             raise ConfigError("data.train: not given, and there is no release to start from")
         version = _put(p, p.workspace.resolve(p.config.data.train), name="train")
         return _have_dataset(p, version, f"{version.items} items of data.train")
-    fresh = _fresh_items(p, update)
-    if not fresh and update.plan.action is Action.FULL_RETRAIN:
+    curated = curating.curated(p, update)
+    if isinstance(curated, Pending):
+        return curated
+    fresh = [*_fresh_items(p, update), *curated]
+    learnt = curation.read_folder(p.datasets.open(base.version))
+    old = _without_withdrawn(p, learnt)
+    if not fresh and update.plan.action is Action.FULL_RETRAIN and len(old) == len(learnt):
         return _have_dataset(p, base, f"{base.items} items that the champion learnt from")
-    if not fresh:
+    if not fresh and update.plan.action is not Action.FULL_RETRAIN:
         raise ConfigError(
             "data.pool: no labelled item belongs to what moved",
             hint="label some of the requests that the finding shows and add them to data.pool",
         )
-    old = curation.read_folder(p.datasets.open(base.version))
     replay = recipe.replay if update.plan.action is Action.FINE_TUNE else None
     seed = int(digest([update.update_id, effect.payload["name"]])[:8], 16)
-    rng = np.random.default_rng(seed)
-    items = [*fresh, *old] if replay is None else curation.mix(fresh, old, replay, rng)
+    items, replay = _mixed(p, fresh, old, replay, np.random.default_rng(seed))
+    replayed = len(items) - len({i.file for i in items} & {i.file for i in fresh})
     with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
         target = Path(folder) / "items"
         curation.write_folder(items, target)
@@ -57,8 +62,37 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
             parents=(base.version,),
             replay=replay or 0.0,
         )
-    replayed = len(items) - len(fresh)
-    return _have_dataset(p, version, f"{len(fresh)} new items and {replayed} of old")
+    text = f"{len(items) - replayed} new items and {replayed} of old"
+    if generated := sum(item.generated for item in items):
+        text += f"; {generated} were made by a model"
+    return _have_dataset(p, version, text)
+
+
+def _mixed(
+    p: Parts,
+    fresh: list[curation.Item],
+    old: list[curation.Item],
+    replay: float | None,
+    rng: np.random.Generator,
+) -> tuple[list[curation.Item], float | None]:
+    """New items with old ones as the recipe says (None: all), and with more real old ones where a
+    model made too many; and the share of old ones that came of it."""
+    items = [*fresh, *old] if replay is None else curation.mix(fresh, old, replay, rng)
+    if not any(item.generated for item in items):
+        return items, replay
+    most = p.config.data.curation.max_generated
+    bounded = curation.bound_generated(items, old, most, rng)
+    if replay is not None and len(bounded) != len(items):
+        new = {item.file for item in fresh}
+        replay = round(sum(i.file not in new for i in bounded) / max(1, len(bounded)), 4)
+    return bounded, replay
+
+
+def _without_withdrawn(p: Parts, items: list[curation.Item]) -> list[curation.Item]:
+    """Without what was learnt from people who do not agree any more."""
+    if not any(item.provenance for item in items):
+        return items
+    return curating.still_agreed(items, curating.consents(p))
 
 
 def _fresh_items(p: Parts, update: Update) -> list[curation.Item]:
