@@ -87,6 +87,7 @@ class World:
     def __post_init__(self) -> None:
         self.workspace = Workspace(self.root)
         (self.root / "prompts.jsonl").write_text("")
+        (self.root / "data" / "reference").mkdir(parents=True)
         for name in ("train", "pool"):
             write_items(self.root / "data" / name, name)
         self.ledger = Ledger.open(self.workspace.ledger, "svc")

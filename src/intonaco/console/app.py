@@ -1,5 +1,5 @@
 """The console's web application: server-rendered pages and the same facts as JSON. Read-only, but
-for ``POST /api/trigger`` and ``POST /api/curation/…``, which write a command down.
+for ``POST /api/trigger`` and ``POST /api/curation/…/word``, which write a command down.
 ``/openapi.json`` says what there is.
 
 Pages refresh themselves by asking for their inner part every second. Prompts are other people's

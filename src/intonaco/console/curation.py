@@ -1,6 +1,6 @@
 """Pages on which a person looks through what is proposed as training data, and says so.
 
-``POST /api/curation/{update_id}`` only writes a command down, as the trigger does; the controller
+``POST /api/curation/{update_id}/word`` only writes a command down, as the trigger does; the controller
 carries it out, or says why not.
 """
 
@@ -54,7 +54,7 @@ class CurationPages:
             Route("/proposed/{path:path}", self.picture),
             Route("/api/curation", self.listed),
             Route("/api/curation/{update_id}", self.card),
-            Route("/api/curation/{update_id}", self.word, methods=["POST"]),
+            Route("/api/curation/{update_id}/word", self.word, methods=["POST"]),
         ]
 
     def facts(self) -> Mapping[str, Any]:

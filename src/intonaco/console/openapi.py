@@ -43,7 +43,7 @@ def document() -> Json:
             "title": "Intonaco's console",
             "version": intonaco.__version__,
             "description": "What is to be seen of a service. Nothing can be changed but by "
-            "`/api/trigger`, which asks for an update, and by `/api/curation/{update_id}`, which "
+            "`/api/trigger`, which asks for an update, and by `/api/curation/{update_id}/word`, which "
             "says what of live traffic may be learnt from. Times are "
             "seconds since the epoch; a number that is not finite is null.",
         },
@@ -123,8 +123,8 @@ def document() -> Json:
                 "What is proposed for an update, item by item",
                 _ref("Proposal"),
                 _path("update_id"),
-            )
-            | {
+            ),
+            "/api/curation/{update_id}/word": {
                 "post": {
                     "operationId": "curate",
                     "summary": "Say what of it may be used; what comes of it is among the events",

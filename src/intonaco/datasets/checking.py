@@ -18,7 +18,7 @@ from intonaco.datasets.picturing import page
 from intonaco.datasets.tokens import tokens_of
 from intonaco.datasets.validation import Problem, Report, Rules, held_out
 from intonaco.errors import ConfigError
-from intonaco.evaluation.prompts import read_prompts
+from intonaco.evaluation.prompts import Prompt, read_prompts
 from intonaco.ledger import Ledger
 from intonaco.releases import ReleaseStore
 from intonaco.sources import is_remote
@@ -36,7 +36,13 @@ def rules_of(config: Config, workspace: Workspace, pipeline: Path | None = None)
     size = config.model.generation
     tokens = tokens_of(pipeline) if pipeline is not None else None
     reference, prompts = config.data.reference, config.evaluation.prompts
-    asked = read_prompts(workspace.resolve(prompts)) if prompts is not None else ()
+    asked: tuple[Prompt, ...] = ()
+    if prompts is not None:
+        try:
+            asked = read_prompts(workspace.resolve(prompts))
+        except ConfigError:  # of no concern here, unless it decides; the evaluation tells of it
+            if config.data.policy("prompt_leak") != "warn":
+                raise
     rules = Rules(
         data=config.data,
         min_side=bounds.min_side or max(1, min(size.width, size.height) // SIDE_SHARE),

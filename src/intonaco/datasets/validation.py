@@ -184,10 +184,16 @@ def looks(files: Sequence[Path], max_pixels: int) -> Iterator[Look]:
 def held_out(
     folder: Path | None, prompts: Iterable[str] = (), *, max_pixels: int = 2**26
 ) -> HeldOut:
-    """The images under a reference folder that can be read, and prompts."""
+    """The images under a reference folder that can be read, and prompts. Raises ConfigError if
+    there is no such folder."""
     plain = frozenset(_plain(p) for p in prompts)
     if folder is None:
         return HeldOut(prompts=plain)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"data.reference: folder {folder} does not exist",
+            hint="without it nobody can tell whether held-out images are trained on",
+        )
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
     seen = list(looks(files, max_pixels))
     return HeldOut(

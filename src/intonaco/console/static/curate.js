@@ -65,7 +65,7 @@
     buttons.forEach((b) => { b.disabled = true; });
     said.textContent = "…";
     try {
-      const answer = await fetch(`/api/curation/${encodeURIComponent(update)}`, {
+      const answer = await fetch(`/api/curation/${encodeURIComponent(update)}/word`, {
         method: "POST",
         headers: { authorization: `Bearer ${token.value}`, "content-type": "application/json" },
         body: JSON.stringify({ approve, drop: approve ? [...dropped] : [] }),
