@@ -110,7 +110,7 @@ class CurationPages:
             self.clock.now(),
             f"curation.{kind}",
             person.name,
-            {"update": card["update"], **arguments},
+            {"update": card["update_id"], **arguments},
         )
         headers = {"cache-control": "no-store"}
         return JSONResponse({"command": number}, status_code=202, headers=headers)

@@ -290,7 +290,7 @@ _WORD: Json = {
     "additionalProperties": False,
 }
 _PROPOSAL: Json = {
-    "update": TEXT,
+    "update_id": TEXT,
     "phase": {"type": ["string", "null"]},
     "at": NUMBER,
     "count": COUNT,

@@ -55,7 +55,7 @@ def _facts(ledger: Ledger, config: Config, proposal: Proposal) -> Mapping[str, o
     waits = asked and word is None and update is not None and update.phase is Phase.DATASET
     shown = config.monitoring.show_prompts
     return {
-        "update": proposal.update_id,
+        "update_id": proposal.update_id,
         "phase": update.phase if update is not None else None,
         "at": proposal.at,
         "count": len(proposal.items),
