@@ -89,7 +89,8 @@ def url(workspace: Workspace, ledger: Ledger) -> Iterator[str]:
 
 def dropped(browser: Browser) -> list[int]:
     found = browser.run(
-        "[...document.querySelectorAll('.proposed .dropped')].map((e) => parseInt(e.dataset.id, 16))"
+        "[...document.querySelectorAll('.proposed .dropped')]"
+        ".map((e) => parseInt(e.dataset.id, 16))"
     )
     return [int(n) for n in found]
 
