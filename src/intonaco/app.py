@@ -45,8 +45,8 @@ class App:
 
     def parts(self) -> Parts:
         """Everything the controller works with."""
+        from intonaco.datasets.checking import storing
         from intonaco.datasets.store import LocalDatasetStore
-        from intonaco.datasets.validation import Rules
         from intonaco.monitoring.client import ScorerClient
         from intonaco.serving.client import GatewayRouter
 
@@ -66,7 +66,7 @@ class App:
             workspace=w,
             ledger=self.ledger,
             releases=ReleaseStore(w, c.service),
-            datasets=LocalDatasetStore(w.datasets, self.clock, rules=Rules(data=c.data)),
+            datasets=LocalDatasetStore(w.datasets, self.clock, rules=storing(c.data)),
             training=training,
             serving=serving,
             router=router,
@@ -115,8 +115,8 @@ def open_app(root: Path, *, clock: Clock | None = None) -> App:
 def check(config: Config, workspace: Workspace) -> list[str]:
     """What is wrong with a configuration beyond its form: names that resolve to nothing, files that
     are not there. Empty if all is well."""
-    from intonaco.datasets.checking import rules_of
-    from intonaco.datasets.validation import Rules, validate
+    from intonaco.datasets.checking import rules_of, storing
+    from intonaco.datasets.validation import validate
     from intonaco.monitoring import heads
     from intonaco.monitoring.detectors import check_name
     from intonaco.monitoring.monitor import Monitor
@@ -132,8 +132,8 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         except ConfigError as error:
             problems.append(str(error))
 
-    def _check_data(field: str, path: Path) -> None:
-        rules = Rules(data=config.data) if field == "reference" else rules_of(config, workspace)
+    def check_data(field: str, path: Path) -> None:
+        rules = storing(config.data) if field == "reference" else rules_of(config, workspace)
         validate(path, rules).raise_if_invalid()
 
     for kind, name, builtins in (
@@ -180,7 +180,7 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         if not path.is_dir():
             problems.append(f"data.{field}: folder {path} does not exist")
             continue
-        attempt(_check_data, field, path)
+        attempt(check_data, field, path)
     if config.extractor is not None and not workspace.resolve(config.extractor.path).is_dir():
         problems.append(
             f"extractor.path: folder {workspace.resolve(config.extractor.path)} does not exist"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 from tests.integration.test_loop_in_memory import World, in_rollout
 from tests.unit.test_datasets_proposing import record, scored, write_scores
+from typer.testing import CliRunner
 
 from intonaco import config, readmodel
+from intonaco.cli.main import app
 from intonaco.codec import encode
 from intonaco.datasets import checking, proposals
 from intonaco.datasets.curation import Item, read_folder
@@ -252,3 +255,36 @@ def test_what_is_dropped_is_neither_learnt_nor_forgotten(made: Callable[..., Wor
     assert {"pool 0", "pool 2", "pool 3"} <= {i.texts[0] for i in items}
     kept = checking.kept(world.workspace, version.version)
     assert json.loads((kept / "report.json").read_text())["left_out_count"] == 1
+
+
+def test_the_command_line_shows_and_asks(
+    made: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = made()
+    update_id = start(world)
+    world.until(lambda: proposals.find(world.workspace, update_id) is not None)
+    world.workspace.config_file.write_text(
+        "service: svc\ndata: {curation: {enabled: true, consents: consents.jsonl}}\n"
+    )
+    asked: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(
+        "intonaco.cli.curate.ask", lambda app, kind, given, as_json: asked.append((kind, given))
+    )
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, ["dataset", *words, "-w", str(world.root)])
+        assert done.exception is None, done.exception
+        return done.stdout
+
+    assert [p["update_id"] for p in json.loads(run("proposed", "--json"))] == [update_id]
+    assert re.search(rf"{update_id} +11 +12 +yes", run("proposed"))
+    card = json.loads(run("proposed", update_id, "--json"))
+    shown = run("proposed", update_id)
+    assert all(i["id"] in shown and i["prompt"] in shown for i in card["items"])
+    first = card["items"][0]["id"]
+    run("approve", update_id, "--drop", first, "--reason", "blurred")
+    run("reject", update_id)
+    assert asked == [
+        ("curation.approve", {"update": update_id, "drop": [first], "reason": "blurred"}),
+        ("curation.reject", {"update": update_id, "reason": ""}),
+    ]

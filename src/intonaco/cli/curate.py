@@ -1,14 +1,18 @@
-"""dataset check: what is wrong with a folder of images and captions."""
+"""dataset check: what is wrong with a folder of images and captions; dataset proposed, approve,
+reject: what of live traffic may be learnt from."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from intonaco import readmodel
 from intonaco.app import App
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
+from intonaco.cli.steer import ask
 from intonaco.datasets import checking
 from intonaco.datasets.store import LocalDatasetStore
 from intonaco.datasets.validation import validate
@@ -20,6 +24,9 @@ FAIL = 1
 def add_to(datasets: typer.Typer) -> None:
     """The commands beside those of ``data``."""
     datasets.command("check")(check)
+    datasets.command("proposed")(proposed)
+    datasets.command("approve")(approve)
+    datasets.command("reject")(reject)
 
 
 def check(
@@ -59,6 +66,82 @@ def check(
             out.print(f"written to {report}", markup=False)
     if found.failures:
         raise typer.Exit(FAIL)
+
+
+def proposed(
+    update: Annotated[str | None, typer.Argument(help="Update id; none: all that wait.")] = None,
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """What of live traffic is proposed as training data. The console shows the pictures."""
+    app = opened(workspace)
+    if update is None:
+        found = readmodel.curated(app.ledger, app.workspace, app.config)
+        if as_json:
+            print_json(found)
+            return
+        print_table(
+            "proposed",
+            ("update", "images", "of", "waits", "word"),
+            (
+                (
+                    p["update_id"],
+                    p["count"],
+                    p["considered"],
+                    "yes" if p["waits"] else "no",
+                    _word(p["word"]),
+                )
+                for p in found
+            ),
+        )
+        return
+    card = readmodel.proposal_card(app.ledger, app.workspace, app.config, update)
+    if as_json:
+        print_json(card)
+        return
+    print_table(
+        f"proposed for {update}",
+        ("item", "source", "votes", "score", "release", "prompt"),
+        (
+            (
+                i["id"],
+                i["source"],
+                i["votes"],
+                None if i["score"] is None else f"{i['score']:.3f}",
+                i["release"][:10],
+                i["prompt"],
+            )
+            for i in card["items"]
+        ),
+    )
+
+
+def approve(
+    update: Annotated[str, typer.Argument(help="Update id.")],
+    drop: Annotated[list[str] | None, typer.Option(help="Item to leave out; repeatable.")] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Let an update learn from what is proposed for it."""
+    arguments = {"update": update, "drop": drop or [], "reason": reason}
+    ask(opened(workspace), "curation.approve", arguments, as_json)
+
+
+def reject(
+    update: Annotated[str, typer.Argument(help="Update id.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Let an update learn from none of what is proposed for it."""
+    ask(opened(workspace), "curation.reject", {"update": update, "reason": reason}, as_json)
+
+
+def _word(word: Mapping[str, Any] | None) -> str:
+    if word is None:
+        return ""
+    return f"{'approved' if word['approved'] else 'rejected'} by {word['actor']}"
 
 
 def _folder(app: App, what: str) -> Path:

@@ -9,7 +9,7 @@ import typer
 
 from intonaco.cli import curate
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
-from intonaco.datasets.checking import rules_of
+from intonaco.datasets.checking import pipeline_of, rules_of
 from intonaco.datasets.store import LocalDatasetStore
 
 
@@ -30,8 +30,9 @@ def add(
 ) -> None:
     """Check a folder of images and captions and add it as a version."""
     app = opened(workspace)
+    pipeline = pipeline_of(app.config, app.workspace, app.ledger)
     store = LocalDatasetStore(
-        app.workspace.datasets, app.clock, rules=rules_of(app.config, app.workspace)
+        app.workspace.datasets, app.clock, rules=rules_of(app.config, app.workspace, pipeline)
     )
     version = store.put(folder, name=name)
     with app.ledger.begin() as tx:

@@ -12,7 +12,7 @@ from intonaco.config.base import (
     Section,
     Share,
 )
-from intonaco.config.data import KINDS, CheckBounds, Curation, Data, Kind, Policy
+from intonaco.config.data import JUDGED, KINDS, CheckBounds, Curation, Data, Kind, Policy
 from intonaco.config.decision import (
     Budget,
     Decision,
@@ -66,6 +66,7 @@ from intonaco.config.watching import (
 __all__ = [
     "DEFAULT_SIGNALS",
     "DEFAULT_STEPS",
+    "JUDGED",
     "KINDS",
     "ApiKey",
     "Approval",

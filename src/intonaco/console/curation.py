@@ -1,7 +1,7 @@
 """Pages on which a person looks through what is proposed as training data, and says so.
 
-``POST /api/curation/{update_id}/word`` only writes a command down, as the trigger does; the controller
-carries it out, or says why not.
+``POST /api/curation/{update_id}/word`` only writes a command down, as the trigger does; the
+controller carries it out, or says why not.
 """
 
 from __future__ import annotations

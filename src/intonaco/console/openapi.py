@@ -43,8 +43,9 @@ def document() -> Json:
             "title": "Intonaco's console",
             "version": intonaco.__version__,
             "description": "What is to be seen of a service. Nothing can be changed but by "
-            "`/api/trigger`, which asks for an update, and by `/api/curation/{update_id}/word`, which "
-            "says what of live traffic may be learnt from. Times are "
+            "`/api/trigger`, which asks for an update, and by "
+            "`/api/curation/{update_id}/word`, which says what of live traffic may be learnt "
+            "from. Times are "
             "seconds since the epoch; a number that is not finite is null.",
         },
         "components": {

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from intonaco.config import KINDS, Config
+from intonaco.config import JUDGED, KINDS, Config, Data
 from intonaco.datasets import curation
 from intonaco.datasets.picturing import page
 from intonaco.datasets.tokens import tokens_of
@@ -63,6 +63,13 @@ def rules_of(config: Config, workspace: Workspace, pipeline: Path | None = None)
         most=bounds.caption_tokens or tokens.most,
         held_out=rules.held_out,
     )
+
+
+def storing(data: Data) -> Rules:
+    """What a store checks once more of a folder that was checked: nothing that is a matter of
+    judgement, which was decided with more knowledge."""
+    checks = {kind: policy for kind, policy in data.checks.items() if kind not in JUDGED}
+    return Rules(data=data.model_copy(update={"checks": checks}))
 
 
 def pipeline_of(config: Config, workspace: Workspace, ledger: Ledger) -> Path | None:

@@ -78,7 +78,7 @@ def _pair(report: Report, pair: Problem) -> str:
     others = report.folder
     if pair.kind != "near_duplicate" and report.held_out is not None:
         others = report.held_out
-    pictures = "".join(_thumbnail(f) for f in (others / pair.other, report.folder / pair.file))
+    pictures = "".join(_thumbnail(f) for f in (report.folder / pair.file, others / pair.other))
     return (
         f'<figure>{pictures}<figcaption><b>{escape(pair.file)}</b> <span class="{pair.policy}">'
         f"{escape(pair.kind.replace('_', ' '))}</span><br>"

@@ -92,7 +92,7 @@ def make(
     gone, damaged, or out of the workspace are left out."""
     home = root(workspace)
     home.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=home, prefix=".making-"))
+    temporary = Path(tempfile.mkdtemp(dir=home, prefix=f".{update_id}."))
     try:
         items = []
         for item in choice.items:
@@ -146,9 +146,10 @@ def items_of(
 
 
 def forget(workspace: Workspace, keep: Collection[str]) -> None:
-    """Delete the proposals of all other updates: they hold what people asked for."""
-    for folder in root(workspace).glob("[!.]*"):
-        if folder.name not in keep:
+    """Delete the proposals of all other updates, those half made too: they hold what people asked
+    for."""
+    for folder in root(workspace).glob("*"):
+        if folder.name.lstrip(".").partition(".")[0] not in keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 

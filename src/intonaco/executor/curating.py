@@ -24,6 +24,7 @@ def curated(p: Parts, update: Update) -> list[curation.Item] | Pending:
     """What this update may learn from live traffic; Pending while a person has to look through it.
     Raises ConfigError if nobody did in time, or who agreed cannot be read."""
     settings = p.config.data.curation
+    proposals.forget(p.workspace, {u.update_id for u in p.ledger.active_updates()})
     if not settings.enabled or update.champion is None or update.plan.dataset_version is not None:
         return []
     agreed = consents(p)
@@ -74,7 +75,6 @@ def _propose(p: Parts, update: Update, agreed: Consents) -> Proposal:
         finding=_finding(p, update),
         bits=bounds.near_bits,
     )
-    proposals.forget(p.workspace, {u.update_id for u in p.ledger.active_updates()})
     proposal = proposals.make(p.workspace, update.update_id, choice, now, bounds.max_pixels)
     waits = bool(proposal.items) and settings.review == "required"
     with p.ledger.begin() as tx:

@@ -33,8 +33,8 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     if base is None:
         if p.config.data.train is None:
             raise ConfigError("data.train: not given, and there is no release to start from")
-        version = _put(p, p.workspace.resolve(p.config.data.train), name="train")
-        return _have_dataset(p, version, f"{version.items} items of data.train")
+        version, out = _put(p, p.workspace.resolve(p.config.data.train), name="train")
+        return _have_dataset(p, version, f"{version.items} items of data.train{out}")
     curated = curating.curated(p, update)
     if isinstance(curated, Pending):
         return curated
@@ -55,14 +55,14 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
         target = Path(folder) / "items"
         curation.write_folder(items, target)
-        version = _put(
+        version, out = _put(
             p,
             target,
             name=str(effect.payload["name"]),
             parents=(base.version,),
             replay=replay or 0.0,
         )
-    text = f"{len(items) - replayed} new items and {replayed} of old"
+    text = f"{len(items) - replayed} new items and {replayed} of old{out}"
     if generated := sum(item.generated for item in items):
         text += f"; {generated} were made by a model"
     return _have_dataset(p, version, text)
@@ -129,22 +129,25 @@ def labelled(p: Parts, effect: Effect) -> Outcome:
 
 def _put(
     p: Parts, folder: Path, *, name: str, parents: Sequence[str] = (), replay: float = 0.0
-) -> DatasetVersion:
+) -> tuple[DatasetVersion, str]:
     """Check a folder as the configuration says, leave out what is to be dropped, put the rest, and
-    keep the report beside the version. Raises ConfigError that names the first offending file."""
+    keep the report beside the version; says what was left out. Raises ConfigError that names the
+    first offending file."""
     pipeline = checking.pipeline_of(p.config, p.workspace, p.ledger)
     rules = checking.rules_of(p.config, p.workspace, pipeline)
     report = validate(folder, rules)
     report.raise_if_invalid()
+    out = ""
     with tempfile.TemporaryDirectory(dir=p.workspace.root) as scratch:
         if report.problems:
-            counts = dict(report.counts)
+            counts = ", ".join(f"{n} {kind}" for kind, n in sorted(report.counts.items()))
             log.warning("left out of %s: %s", name, counts, extra={"action": "dataset.drop"})
+            out = f" (the check left out {counts})"
             folder = checking.clean_copy(report, Path(scratch) / "items")
         version = p.datasets.put(folder, name=name, parents=parents, replay=replay)
     kept = checking.kept(p.workspace, version.version)
     checking.keep(report, rules, kept, p.clock.now())
-    return version
+    return version, out
 
 
 def _have_dataset(p: Parts, version: DatasetVersion, text: str) -> Done:
