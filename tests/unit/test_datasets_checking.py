@@ -166,7 +166,11 @@ def test_adding_leaves_out_what_is_held_out(workspace: Workspace) -> None:
     folder = data(workspace.root / "data")
     done = CliRunner().invoke(app, ["dataset", "add", str(folder), "-w", root, "--json"])
     assert done.exception is None
-    assert json.loads(done.stdout)["items"] == 4
+    version = json.loads(done.stdout)
+    assert version["items"] == 4
+    kept = checking.kept(workspace, version["version"])
+    assert json.loads((kept / "report.json").read_text())["left_out_count"] == 2
+    assert (kept / "report.html").is_file()
 
 
 def test_without_its_reference_folder_nothing_is_said_to_be_held_out(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from intonaco.cli import curate
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
-from intonaco.datasets.checking import pipeline_of, rules_of
+from intonaco.datasets import checking
 from intonaco.datasets.store import LocalDatasetStore
 
 
@@ -30,11 +30,13 @@ def add(
 ) -> None:
     """Check a folder of images and captions and add it as a version."""
     app = opened(workspace)
-    pipeline = pipeline_of(app.config, app.workspace, app.ledger)
+    pipeline = checking.pipeline_of(app.config, app.workspace, app.ledger)
+    rules = checking.rules_of(app.config, app.workspace, pipeline)
     store = LocalDatasetStore(
-        app.workspace.datasets, app.clock, rules=rules_of(app.config, app.workspace, pipeline)
+        app.workspace.datasets, app.clock, rules=checking.storing(app.config.data)
     )
-    version = store.put(folder, name=name)
+    now = app.clock.now()
+    version, _ = checking.put(store, folder, rules, app.workspace, now, name=name)
     with app.ledger.begin() as tx:
         tx.put(version, id=version.version, at=version.created_at)
     if as_json:

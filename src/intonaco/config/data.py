@@ -74,9 +74,10 @@ class CheckBounds(Section):
 class Curation(Section):
     """Proposing live traffic as training data. ``consent``: "required" takes only units that
     ``consents`` says agreed, "assumed" all but those that it says did not; it is a jsonl file of
-    ``{"unit", "consent"}``, later lines first. ``labels``: a jsonl file of reviewers' words,
-    ``{"image", "prompt", "label", "reviewer"}``. ``min_score`` of ``score``; none: the upper
-    quarter of what was served. ``review``: whether a person has to look through it first."""
+    ``{"unit", "consent"}``, of which a unit's last line counts. ``labels``: a jsonl file of
+    reviewers' words, ``{"image", "prompt", "label", "reviewer"}``. ``min_score`` of ``score``;
+    none: the upper quarter of what was served. ``review``: whether a person has to look through it
+    first."""
 
     enabled: bool = False
     review: Literal["required", "none"] = "required"

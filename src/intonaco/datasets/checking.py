@@ -8,22 +8,26 @@ datasets/checks/VERSION/report.html      the same for people, with the pairs tha
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from intonaco.config import JUDGED, KINDS, Config, Data
 from intonaco.datasets import curation
 from intonaco.datasets.picturing import page
 from intonaco.datasets.tokens import tokens_of
-from intonaco.datasets.validation import Problem, Report, Rules, held_out
+from intonaco.datasets.validation import Problem, Report, Rules, held_out, validate
 from intonaco.errors import ConfigError
 from intonaco.evaluation.prompts import Prompt, read_prompts
 from intonaco.ledger import Ledger
+from intonaco.protocols import DatasetStore
 from intonaco.releases import ReleaseStore
 from intonaco.sources import is_remote
-from intonaco.types import Json
+from intonaco.types import DatasetVersion, Json
 from intonaco.workspace import Workspace, write_atomic, write_json
+
+log = logging.getLogger(__name__)
 
 NAMES = 20  # of each kind, in the report; all are in problems.jsonl
 SIDE_SHARE = 4  # an image of a quarter of what is served has nothing to teach it
@@ -84,6 +88,31 @@ def pipeline_of(config: Config, workspace: Workspace, ledger: Ledger) -> Path | 
     return folder if path and not is_remote(path) and folder.is_dir() else None
 
 
+def put(
+    store: DatasetStore,
+    folder: Path,
+    rules: Rules,
+    workspace: Workspace,
+    at: float,
+    *,
+    name: str,
+    parents: Sequence[str] = (),
+    replay: float = 0.0,
+) -> tuple[DatasetVersion, Report]:
+    """Check a folder, leave out what is to be dropped, put the rest into the store, and keep the
+    report beside the version. Raises ConfigError that names the first offending file."""
+    report = validate(folder, rules)
+    report.raise_if_invalid()
+    with tempfile.TemporaryDirectory(dir=workspace.root) as scratch:
+        if report.problems:
+            counts = dict(report.counts)
+            log.warning("left out of %s: %s", name, counts, extra={"action": "dataset.drop"})
+            folder = clean_copy(report, Path(scratch) / "items")
+        version = store.put(folder, name=name, parents=parents, replay=replay)
+    keep(report, rules, kept(workspace, version.version), at)
+    return version, report
+
+
 def clean_copy(report: Report, target: Path) -> Path:
     """The items that stay, as a folder of their own: hard links where the disk allows, and the
     metadata's lines as they were. Raises ConfigError if none does."""
@@ -141,10 +170,9 @@ def facts(report: Report, rules: Rules, at: float) -> Mapping[str, Json]:
 
 
 def keep(report: Report, rules: Rules, folder: Path, at: float) -> None:
-    """Write a report; the checked folder must still be there, for its pictures. Another one of the
-    same folder is replaced."""
+    """Write a report; the checked folder must still be there, for its pictures. An earlier
+    one is replaced."""
     told = facts(report, rules, at)
-    shutil.rmtree(folder, ignore_errors=True)
     lines = (
         json.dumps(
             {"file": p.file, "kind": p.kind, "policy": p.policy, "detail": p.detail}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from intonaco.datasets import curation, proposals
 from intonaco.datasets.proposals import Proposal
 from intonaco.datasets.proposing import choose
@@ -18,6 +20,7 @@ from intonaco.serving.gateway.digests import Digests
 from intonaco.types import Diagnosis, Update
 
 DAY_S = 86_400.0
+_ONE = threading.Lock()  # each candidate's dataset asks, and one proposal is made and told of
 
 
 def curated(p: Parts, update: Update) -> list[curation.Item] | Pending:
@@ -28,7 +31,8 @@ def curated(p: Parts, update: Update) -> list[curation.Item] | Pending:
     if not settings.enabled or update.champion is None or update.plan.dataset_version is not None:
         return []
     agreed = consents(p)
-    proposal = proposals.find(p.workspace, update.update_id) or _propose(p, update, agreed)
+    with _ONE:
+        proposal = proposals.find(p.workspace, update.update_id) or _propose(p, update, agreed)
     if settings.review == "none" or not proposal.items:
         return proposals.items_of(p.workspace, proposal, agreed)
     word = proposals.word_on(p.ledger, update.update_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 
 from intonaco.codec import digest
 from intonaco.datasets import checking, curation
-from intonaco.datasets.validation import validate
 from intonaco.errors import ConfigError
 from intonaco.executor import curating
 from intonaco.executor.parts import Done, Outcome, Parts, Pending
@@ -22,8 +20,6 @@ from intonaco.types import (
     Finding,
     Update,
 )
-
-log = logging.getLogger(__name__)
 
 
 def dataset(p: Parts, effect: Effect) -> Outcome:
@@ -130,24 +126,16 @@ def labelled(p: Parts, effect: Effect) -> Outcome:
 def _put(
     p: Parts, folder: Path, *, name: str, parents: Sequence[str] = (), replay: float = 0.0
 ) -> tuple[DatasetVersion, str]:
-    """Check a folder as the configuration says, leave out what is to be dropped, put the rest, and
-    keep the report beside the version; says what was left out. Raises ConfigError that names the
-    first offending file."""
+    """A checked version of a folder, and what the check left out of it. Raises ConfigError that
+    names the first offending file."""
     pipeline = checking.pipeline_of(p.config, p.workspace, p.ledger)
     rules = checking.rules_of(p.config, p.workspace, pipeline)
-    report = validate(folder, rules)
-    report.raise_if_invalid()
-    out = ""
-    with tempfile.TemporaryDirectory(dir=p.workspace.root) as scratch:
-        if report.problems:
-            counts = ", ".join(f"{n} {kind}" for kind, n in sorted(report.counts.items()))
-            log.warning("left out of %s: %s", name, counts, extra={"action": "dataset.drop"})
-            out = f" (the check left out {counts})"
-            folder = checking.clean_copy(report, Path(scratch) / "items")
-        version = p.datasets.put(folder, name=name, parents=parents, replay=replay)
-    kept = checking.kept(p.workspace, version.version)
-    checking.keep(report, rules, kept, p.clock.now())
-    return version, out
+    now = p.clock.now()
+    version, report = checking.put(
+        p.datasets, folder, rules, p.workspace, now, name=name, parents=parents, replay=replay
+    )
+    counts = ", ".join(f"{n} {kind}" for kind, n in sorted(report.counts.items()))
+    return version, f" (the check left out {counts})" if counts else ""
 
 
 def _have_dataset(p: Parts, version: DatasetVersion, text: str) -> Done:
