@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class App:
         """Everything the controller works with."""
         from intonaco.datasets.checking import storing
         from intonaco.datasets.store import LocalDatasetStore
+        from intonaco.datasets.validation import validate
         from intonaco.monitoring.client import ScorerClient
         from intonaco.serving.client import GatewayRouter
 
@@ -66,7 +68,12 @@ class App:
             workspace=w,
             ledger=self.ledger,
             releases=ReleaseStore(w, c.service),
-            datasets=LocalDatasetStore(w.datasets, self.clock, rules=storing(c.data)),
+            datasets=LocalDatasetStore(
+                w.datasets,
+                self.clock,
+                on_invalid=c.data.on_invalid,
+                check=partial(validate, rules=storing(c.data)),
+            ),
             training=training,
             serving=serving,
             router=router,

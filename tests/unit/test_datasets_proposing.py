@@ -18,7 +18,8 @@ from intonaco import config
 from intonaco.codec import encode
 from intonaco.config import Curation
 from intonaco.datasets import proposals
-from intonaco.datasets.curation import Item, bound_generated, read_folder, write_folder
+from intonaco.datasets.curation import Item, read_folder, write_folder
+from intonaco.datasets.generated import bound_generated
 from intonaco.datasets.proposing import Choice, Proposed, choose
 from intonaco.datasets.served import (
     Consents,

@@ -32,11 +32,13 @@ def add(
     app = opened(workspace)
     pipeline = checking.pipeline_of(app.config, app.workspace, app.ledger)
     rules = checking.rules_of(app.config, app.workspace, pipeline)
-    store = LocalDatasetStore(
-        app.workspace.datasets, app.clock, rules=checking.storing(app.config.data)
-    )
-    now = app.clock.now()
-    version, _ = checking.put(store, folder, rules, app.workspace, now, name=name)
+    check = checking.Check(rules, app.workspace, app.clock.now())
+    store = LocalDatasetStore(app.workspace.datasets, app.clock, on_invalid="drop", check=check)
+    try:
+        version = store.put(folder, name=name)
+        check.keep(version.version)
+    finally:
+        check.forget()
     with app.ledger.begin() as tx:
         tx.put(version, id=version.version, at=version.created_at)
     if as_json:

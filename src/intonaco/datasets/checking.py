@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from intonaco.config import JUDGED, KINDS, Config, Data
@@ -21,7 +22,6 @@ from intonaco.datasets.validation import Problem, Report, Rules, held_out, valid
 from intonaco.errors import ConfigError
 from intonaco.evaluation.prompts import Prompt, read_prompts
 from intonaco.ledger import Ledger
-from intonaco.protocols import DatasetStore
 from intonaco.releases import ReleaseStore
 from intonaco.sources import is_remote
 from intonaco.types import DatasetVersion, Json
@@ -88,27 +88,62 @@ def pipeline_of(config: Config, workspace: Workspace, ledger: Ledger) -> Path | 
     return folder if path and not is_remote(path) and folder.is_dir() else None
 
 
+class Check:
+    """A store's ``check``: refuses a folder by the rules, and writes down what it found while the
+    files are there. ``keep`` the report once the version is known. Give the store
+    ``on_invalid="drop"``: it leaves out what the report has as problems."""
+
+    def __init__(self, rules: Rules, workspace: Workspace, at: float) -> None:
+        self.rules = rules
+        self.workspace = workspace
+        self.at = at
+        self._report: Path | None = None
+
+    def __call__(self, folder: Path) -> Report:
+        """Raises ConfigError that names the first offending file."""
+        report = validate(folder, self.rules)
+        report.raise_if_invalid()
+        home = kept(self.workspace, "")
+        home.mkdir(parents=True, exist_ok=True)
+        self._report = Path(tempfile.mkdtemp(dir=home, prefix=".checking-"))
+        keep(report, self.rules, self._report, self.at)
+        return report
+
+    def keep(self, version: str) -> None:
+        """The last report is of this version; none was made if the store knew it already."""
+        if self._report is not None:
+            target = kept(self.workspace, version)
+            shutil.rmtree(target, ignore_errors=True)
+            self._report.chmod(0o755)
+            self._report.rename(target)
+            self._report = None
+
+    def forget(self) -> None:
+        """No version came of it."""
+        if self._report is not None:
+            shutil.rmtree(self._report, ignore_errors=True)
+            self._report = None
+
+
 def put(
-    store: DatasetStore,
+    store: Callable[[Path], DatasetVersion],
     folder: Path,
     rules: Rules,
     workspace: Workspace,
     at: float,
-    *,
-    name: str,
-    parents: Sequence[str] = (),
-    replay: float = 0.0,
 ) -> tuple[DatasetVersion, Report]:
-    """Check a folder, leave out what is to be dropped, put the rest into the store, and keep the
-    report beside the version. Raises ConfigError that names the first offending file."""
+    """Check a folder, leave out what is to be dropped, have the rest stored, and keep the report
+    beside the version: whatever the store checks itself. Raises ConfigError that names the first
+    offending file."""
     report = validate(folder, rules)
     report.raise_if_invalid()
     with tempfile.TemporaryDirectory(dir=workspace.root) as scratch:
         if report.problems:
             counts = dict(report.counts)
-            log.warning("left out of %s: %s", name, counts, extra={"action": "dataset.drop"})
-            folder = clean_copy(report, Path(scratch) / "items")
-        version = store.put(folder, name=name, parents=parents, replay=replay)
+            log.warning("left out: %s", counts, extra={"action": "dataset.drop"})
+            version = store(clean_copy(report, Path(scratch) / "items"))
+        else:
+            version = store(folder)
     keep(report, rules, kept(workspace, version.version), at)
     return version, report
 

@@ -16,16 +16,15 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from intonaco.clock import Clock
 from intonaco.codec import decode, digest, encode
-from intonaco.config import Data
 from intonaco.datasets.curation import METADATA
-from intonaco.datasets.validation import Report, Rules, validate
+from intonaco.datasets.validation import Report, validate
 from intonaco.errors import ConfigError, NotFound
 from intonaco.types import DatasetDiff, DatasetVersion
 from intonaco.workspace import write_atomic
@@ -53,7 +52,7 @@ class Manifest:
 
 class LocalDatasetStore:
     """Datasets under ``root``. ``on_invalid``: refuse a folder with a bad item, or leave the item
-    out; ``rules`` say it for each kind of finding. Safe to use from several processes."""
+    out. ``check``: what looks at an image folder. Safe to use from several processes."""
 
     def __init__(
         self,
@@ -61,11 +60,12 @@ class LocalDatasetStore:
         clock: Clock,
         *,
         on_invalid: Literal["fail", "drop"] = "fail",
-        rules: Rules | None = None,
+        check: Callable[[Path], Report] = validate,
     ) -> None:
         self.root = root
         self.clock = clock
-        self.rules = rules or Rules(data=Data(on_invalid=on_invalid))
+        self.on_invalid = on_invalid
+        self.check = check
 
     def put(
         self,
@@ -78,9 +78,10 @@ class LocalDatasetStore:
         """Add a folder of images with ``metadata.jsonl``; the same content gives the same version,
         with the name and parents it was first put with. Raises ConfigError that names the first
         offending file and how many more there are, or if no item is left."""
-        report = validate(folder, self.rules)
-        report.raise_if_invalid()
-        if report.problems:
+        report = self.check(folder)
+        if self.on_invalid == "fail":
+            report.raise_if_invalid()
+        elif report.problems:
             log.warning(
                 "%d problems in %s left out: %s",
                 len(report.problems),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from intonaco.codec import digest
 from intonaco.datasets import checking, curation
+from intonaco.datasets.generated import bound_generated
 from intonaco.errors import ConfigError
 from intonaco.executor import curating
 from intonaco.executor.parts import Done, Outcome, Parts, Pending
@@ -77,7 +79,7 @@ def _mixed(
     if not any(item.generated for item in items):
         return items, replay
     most = p.config.data.curation.max_generated
-    bounded = curation.bound_generated(items, old, most, rng)
+    bounded = bound_generated(items, old, most, rng)
     if replay is not None and len(bounded) != len(items):
         new = {item.file for item in fresh}
         replay = round(sum(i.file not in new for i in bounded) / max(1, len(bounded)), 4)
@@ -131,9 +133,8 @@ def _put(
     pipeline = checking.pipeline_of(p.config, p.workspace, p.ledger)
     rules = checking.rules_of(p.config, p.workspace, pipeline)
     now = p.clock.now()
-    version, report = checking.put(
-        p.datasets, folder, rules, p.workspace, now, name=name, parents=parents, replay=replay
-    )
+    store = partial(p.datasets.put, name=name, parents=parents, replay=replay)
+    version, report = checking.put(store, folder, rules, p.workspace, now)
     counts = ", ".join(f"{n} {kind}" for kind, n in sorted(report.counts.items()))
     return version, f" (the check left out {counts})" if counts else ""
 
