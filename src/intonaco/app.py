@@ -192,6 +192,14 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         problems.append(
             f"extractor.path: folder {workspace.resolve(config.extractor.path)} does not exist"
         )
+    if config.data.curation.enabled:
+        for field in ("consents", "labels"):
+            file = getattr(config.data.curation, field)
+            if file is not None and not workspace.resolve(file).is_file():
+                problems.append(
+                    f"data.curation.{field}: {workspace.resolve(file)} does not exist (it may be "
+                    "empty)"
+                )
     prompts = config.evaluation.prompts
     if prompts is not None and not workspace.resolve(prompts).is_file():
         problems.append(f"evaluation.prompts: {workspace.resolve(prompts)} does not exist")

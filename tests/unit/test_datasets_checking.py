@@ -15,6 +15,7 @@ from tests.unit.test_datasets_checks import bytes_of, folder_of, picture
 from typer.testing import CliRunner
 
 from intonaco import config
+from intonaco.app import check as check_config
 from intonaco.cli.main import app
 from intonaco.datasets import checking
 from intonaco.datasets.tokens import tokens_of
@@ -262,3 +263,31 @@ def test_the_models_tokenizer_judges_captions(workspace: Workspace, tokenizer: A
     assert (problem.file, problem.kind) == ("b.png", "caption_long")
     count = len(tokenizer("qwertyuiopasdf")["input_ids"])
     assert f"{count} tokens, more than 12" in problem.detail
+
+
+def test_a_stores_check_keeps_its_report_only_for_a_version(workspace: Workspace) -> None:
+    checks = checking.kept(workspace, "")
+    refused = checking.Check(rules(workspace), workspace, 0.0)
+    with pytest.raises(ConfigError, match=r"other\.png"):
+        refused(data(workspace.root / "bad", long=True))
+    assert not checks.exists()
+    given_up = checking.Check(rules(workspace), workspace, 0.0)
+    assert len(given_up(data(workspace.root / "data")).problems) == 2
+    given_up.forget()
+    given_up.keep("v0")
+    assert list(checks.iterdir()) == []
+    for at in (1.0, 2.0):  # a second one of the same version replaces the first
+        check = checking.Check(rules(workspace), workspace, at)
+        check(data(workspace.root / "data"))
+        check.keep("v1")
+        check.forget()
+    assert [p.name for p in checks.iterdir()] == ["v1"]
+    assert json.loads((checks / "v1" / "report.json").read_text())["at"] == 2.0
+
+
+def test_files_that_curation_reads_must_be_there(workspace: Workspace) -> None:
+    (workspace.root / "consents.jsonl").write_text("")
+    told = {"enabled": True, "consents": "consents.jsonl", "labels": "labels.jsonl"}
+    text = CONFIG.replace("data:\n", f"data:\n  curation: {json.dumps(told)}\n")
+    (problem,) = check_config(config.parse(text), workspace)
+    assert problem.startswith("data.curation.labels: ")
