@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ class App:
 
     def parts(self) -> Parts:
         """Everything the controller works with."""
+        from intonaco.datasets.checking import storing
         from intonaco.datasets.store import LocalDatasetStore
+        from intonaco.datasets.validation import validate
         from intonaco.monitoring.client import ScorerClient
         from intonaco.serving.client import GatewayRouter
 
@@ -65,7 +68,12 @@ class App:
             workspace=w,
             ledger=self.ledger,
             releases=ReleaseStore(w, c.service),
-            datasets=LocalDatasetStore(w.datasets, self.clock, on_invalid=c.data.on_invalid),
+            datasets=LocalDatasetStore(
+                w.datasets,
+                self.clock,
+                on_invalid=c.data.on_invalid,
+                check=partial(validate, rules=storing(c.data)),
+            ),
             training=training,
             serving=serving,
             router=router,
@@ -114,6 +122,7 @@ def open_app(root: Path, *, clock: Clock | None = None) -> App:
 def check(config: Config, workspace: Workspace) -> list[str]:
     """What is wrong with a configuration beyond its form: names that resolve to nothing, files that
     are not there. Empty if all is well."""
+    from intonaco.datasets.checking import rules_of, storing
     from intonaco.datasets.validation import validate
     from intonaco.monitoring import heads
     from intonaco.monitoring.detectors import check_name
@@ -129,6 +138,10 @@ def check(config: Config, workspace: Workspace) -> list[str]:
             action(*arguments)
         except ConfigError as error:
             problems.append(str(error))
+
+    def check_data(field: str, path: Path) -> None:
+        rules = storing(config.data) if field == "reference" else rules_of(config, workspace)
+        validate(path, rules).raise_if_invalid()
 
     for kind, name, builtins in (
         ("serving", config.serving.type, SERVING),
@@ -174,8 +187,7 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         if not path.is_dir():
             problems.append(f"data.{field}: folder {path} does not exist")
             continue
-        if config.data.on_invalid == "fail":
-            attempt(validate(path).raise_if_invalid)
+        attempt(check_data, field, path)
     if config.extractor is not None and is_remote(config.extractor.path):
         if HUB.fullmatch(config.extractor.path) is None:
             problems.append("extractor.path: neither a folder nor hf://ORG/NAME@COMMIT")
@@ -183,6 +195,14 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         problems.append(
             f"extractor.path: folder {workspace.resolve(config.extractor.path)} does not exist"
         )
+    if config.data.curation.enabled:
+        for field in ("consents", "labels"):
+            file = getattr(config.data.curation, field)
+            if file is not None and not workspace.resolve(file).is_file():
+                problems.append(
+                    f"data.curation.{field}: {workspace.resolve(file)} does not exist (it may be "
+                    "empty)"
+                )
     prompts = config.evaluation.prompts
     if prompts is not None and not workspace.resolve(prompts).is_file():
         problems.append(f"evaluation.prompts: {workspace.resolve(prompts)} does not exist")

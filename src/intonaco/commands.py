@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from intonaco import accounts, loop, probing
 from intonaco.codec import as_json, decode, digest
+from intonaco.datasets import proposals
 from intonaco.decision.budget import EVALUATE, Reservation, reserve
 from intonaco.decision.context import EVALUATION_SECONDS
 from intonaco.decision.triggers import Call, State, call
@@ -179,6 +180,36 @@ def _update(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
             tx.set(f"rollout:{rollout.rollout_id}", {"command": "abort", "actor": command.actor})
         return f"update {update.update_id} will be cancelled"
     raise NotFound(f"unknown: update {what}")
+
+
+def _curation(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    """A person's word on what is proposed as training data. Given once."""
+    what, a = command.kind.split(".")[1], command.arguments
+    if what not in ("approve", "reject"):
+        raise NotFound(f"unknown: curation {what}")
+    update = parts.ledger.get(Update, str(a["update"]))
+    proposal = proposals.find(parts.workspace, update.update_id)
+    if proposal is None:
+        raise NotFound(f"nothing was proposed for update {update.update_id}")
+    before = proposals.word_on(parts.ledger, update.update_id)
+    if before is not None:
+        raise Conflict(f"{before.actor} has given a word on it already")
+    if update.phase is not Phase.DATASET:
+        raise Conflict(f"update {update.update_id} does not wait for it but is in {update.phase}")
+    dropped = [str(item) for item in a.get("drop") or ()]
+    strangers = set(dropped) - {item.item_id for item in proposal.items}
+    if strangers:
+        raise NotFound(f"not in the proposal: {', '.join(sorted(strangers)[:3])}")
+    word = proposals.Word(
+        approved=what == "approve",
+        actor=command.actor,
+        at=now,
+        dropped=tuple(sorted(set(dropped))),
+        reason=str(a.get("reason", "")),
+    )
+    tx.set(proposals.setting(update.update_id), as_json(word))
+    used = len(proposal.items) - len(word.dropped) if word.approved else 0
+    return f"{used} of {len(proposal.items)} proposed images may be used for {update.update_id}"
 
 
 def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
@@ -370,6 +401,7 @@ _TAKERS = {
     "trigger": _trigger,
     "probe": _probe,
     "update": _update,
+    "curation": _curation,
     "rollout": _rollout,
     "rollback": _rollback,
     "freeze": _freeze,

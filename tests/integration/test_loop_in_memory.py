@@ -88,6 +88,7 @@ class World:
     def __post_init__(self) -> None:
         self.workspace = Workspace(self.root)
         (self.root / "prompts.jsonl").write_text(PROMPT)
+        (self.root / "data" / "reference").mkdir(parents=True)
         for name in ("train", "pool"):
             write_items(self.root / "data" / name, name)
         self.ledger = Ledger.open(self.workspace.ledger, "svc")
@@ -241,7 +242,7 @@ def metrics(good: bool) -> list[MetricResult]:
 
 
 def write_items(folder: Path, origin: str) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(4):
         colour = (number * 60, 10 if origin == "pool" else 200, 0)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from intonaco.cli import curate
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
+from intonaco.datasets import checking
 from intonaco.datasets.store import LocalDatasetStore
 
 
@@ -16,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
     datasets.command("add")(add)
     datasets.command("list")(list_versions)
     datasets.command("diff")(diff)
+    curate.add_to(datasets)
     app.add_typer(datasets, name="dataset")
 
 
@@ -27,10 +30,15 @@ def add(
 ) -> None:
     """Check a folder of images and captions and add it as a version."""
     app = opened(workspace)
-    store = LocalDatasetStore(
-        app.workspace.datasets, app.clock, on_invalid=app.config.data.on_invalid
-    )
-    version = store.put(folder, name=name)
+    pipeline = checking.pipeline_of(app.config, app.workspace, app.ledger)
+    rules = checking.rules_of(app.config, app.workspace, pipeline)
+    check = checking.Check(rules, app.workspace, app.clock.now())
+    store = LocalDatasetStore(app.workspace.datasets, app.clock, on_invalid="drop", check=check)
+    try:
+        version = store.put(folder, name=name)
+        check.keep(version.version)
+    finally:
+        check.forget()
     with app.ledger.begin() as tx:
         tx.put(version, id=version.version, at=version.created_at)
     if as_json:

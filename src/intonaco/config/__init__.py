@@ -12,7 +12,7 @@ from intonaco.config.base import (
     Section,
     Share,
 )
-from intonaco.config.data import Data
+from intonaco.config.data import JUDGED, KINDS, CheckBounds, Curation, Data, Kind, Policy
 from intonaco.config.decision import (
     Budget,
     Decision,
@@ -75,12 +75,16 @@ from intonaco.config.watching import (
 __all__ = [
     "DEFAULT_SIGNALS",
     "DEFAULT_STEPS",
+    "JUDGED",
+    "KINDS",
     "ApiKey",
     "Approval",
     "Budget",
+    "CheckBounds",
     "Config",
     "Console",
     "Count",
+    "Curation",
     "Data",
     "Decision",
     "DetectorChoice",
@@ -91,6 +95,7 @@ __all__ = [
     "Gateway",
     "Generation",
     "Head",
+    "Kind",
     "Limits",
     "LoraRecipe",
     "Margins",
@@ -98,6 +103,7 @@ __all__ = [
     "Model",
     "Monitoring",
     "Person",
+    "Policy",
     "Positive",
     "QuietHours",
     "Recipe",

@@ -76,12 +76,12 @@ class TrackerConfig(Section):
 
 
 class Person(Section):
-    """Who may ask for something over HTTP. ``role``: "trigger" may call the webhook, "reviewer"
-    may vote in reviews, "lead" sees their results. Only the token's digest is held: ``sha256`` of
-    it in hex, or ``token: env:NAME``."""
+    """Who may ask for something over HTTP. ``role``: "trigger" may call the webhook, "curate" say
+    what of live traffic may be learnt from, "reviewer" vote in reviews, "lead" see their results.
+    Only the token's digest is held: ``sha256`` of it in hex, or ``token: env:NAME``."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
-    role: Literal["viewer", "trigger", "reviewer", "lead"] = "viewer"
+    role: Literal["viewer", "trigger", "curate", "reviewer", "lead"] = "viewer"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     token: Annotated[str, Field(pattern=r"^env:[A-Za-z_]\w*$")] | None = None
 

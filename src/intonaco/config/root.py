@@ -80,6 +80,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _traffic_is_kept_to_learn_from(self) -> Config:
+        gateway = self.serving.gateway
+        kept = gateway.prompts == "keep" and gateway.keep_images > 0
+        if self.data.curation.enabled and not kept and self.data.curation.labels is None:
+            raise ValueError(
+                "data.curation needs prompts and images, and serving.gateway keeps none: set "
+                "prompts: keep and keep_images, or leave curation out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _upstreams_fit(self) -> Config:
         if self.serving.type != "http":
             return self

@@ -1,5 +1,6 @@
 """The console's web application: server-rendered pages and the same facts as JSON. Read-only, but
-for ``POST /api/trigger``, which writes a command down, and voting in reviews (``reviewing.py``).
+for ``POST /api/trigger`` and ``POST /api/curation/…/word``, which write a command down, and voting
+in reviews (``reviewing.py``).
 ``/openapi.json`` says what there is.
 
 Pages refresh themselves by asking for their inner part every second. Prompts are other people's
@@ -26,6 +27,7 @@ from intonaco import commands, readmodel
 from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config
 from intonaco.console import calls, images, openapi
+from intonaco.console.curation import CurationPages
 from intonaco.console.openapi import (
     MAX_EVENTS,
     MAX_LISTED,
@@ -74,6 +76,7 @@ class _Console:
         self.templates = environment()
         self.people = calls.People(config.console.people)
         self.reviewing = Reviewing(ledger, workspace, self.people, self.clock, self._html)
+        self.curation = CurationPages(ledger, workspace, config, clock, self.people, self._html)
 
     def app(self) -> Starlette:
         app = Starlette(
@@ -96,6 +99,7 @@ class _Console:
                 Route("/api/trigger", self.api_trigger, methods=["POST"]),
                 Route("/api/reviews", self.api_reviews),
                 *self.reviewing.routes(),
+                *self.curation.routes(),
                 Route("/images/{path:path}", self.image),
                 Route("/livez", self.livez),
                 Route("/openapi.json", self.openapi),
@@ -152,6 +156,8 @@ class _Console:
             }
         if page == "reviews":
             return {"reviews": readmodel.reviews(self.ledger)}
+        if page == "curation":
+            return self.curation.facts()
         if page == "releases":
             return {"releases": readmodel.releases(self.ledger)}
         return {"events": self._events(0, 400)}

@@ -1,4 +1,4 @@
-"""``POST /api/trigger``: a call from outside that asks for an update. The console only writes the
+"""Calls that ask for something: who makes them, and what they send. The console only writes a
 command down; the controller decides."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import hmac
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -61,18 +62,31 @@ class People:
 
 async def reason_of(request: Request) -> str:
     """The reason that a call gives. Raises HTTPException 400, 413."""
+    given = await object_of(request, MOST_BYTES)
+    if set(given) - {"reason"}:
+        raise HTTPException(400, 'The body is an object with at most a "reason".')
+    return text_of(given.get("reason", ""))
+
+
+async def object_of(request: Request, most: int) -> Mapping[str, Any]:
+    """The JSON object that a call sends, of at most so many bytes. Raises HTTPException 400,
+    413."""
     body = b""
     async for part in request.stream():
         body += part
-        if len(body) > MOST_BYTES:
-            raise HTTPException(413, f"The body is larger than {MOST_BYTES} bytes.")
+        if len(body) > most:
+            raise HTTPException(413, f"The body is larger than {most} bytes.")
     try:
         given = json.loads(body or b"{}")
     except (ValueError, RecursionError):
         raise HTTPException(400, "The body is not JSON.") from None
-    if not isinstance(given, dict) or set(given) - {"reason"}:
-        raise HTTPException(400, 'The body is an object with at most a "reason".')
-    reason = given.get("reason", "")
+    if not isinstance(given, dict):
+        raise HTTPException(400, "The body is no JSON object.")
+    return given
+
+
+def text_of(reason: object) -> str:
+    """A reason as text. Raises HTTPException 400."""
     if not isinstance(reason, str) or len(reason) > MOST_REASON:
         raise HTTPException(400, f"reason: text of at most {MOST_REASON} characters")
     try:

@@ -5,20 +5,31 @@ from __future__ import annotations
 import intonaco
 from intonaco.console import openapi_review
 from intonaco.console.calls import MOST_REASON
-from intonaco.console.schemas import COUNT, OBJECT, SCHEMAS, TEXT, Json, all_of, list_of, ref
+from intonaco.console.schemas import (
+    COUNT,
+    OBJECT,
+    SCHEMAS,
+    TEXT,
+    TRUTH,
+    Json,
+    all_of,
+    list_of,
+    ref,
+)
 from intonaco.readmodel.findings import MOST, ROUNDS
 
 MOST_ID = 2**63 - 1  # of an event: a larger number is none that SQLite knows
 MAX_EVENTS = 1000
 MAX_LISTED = MOST  # findings, updates, releases, rounds of probes
 MOST_MINUTES = 31 * 24 * 60  # windows of traffic are kept for 31 days
-PAGES = ("overview", "findings", "updates", "reviews", "releases", "events")
+PAGES = ("overview", "findings", "updates", "curation", "reviews", "releases", "events")
 
 ERRORS = {
     400: "The request is wrong, or for another host.",
     401: "There is no bearer token, or nobody has it.",
-    403: "This person may not, or `decision.triggers.webhook` is off.",
+    403: "This person may not (the role is another), or `decision.triggers.webhook` is off.",
     404: "There is no such thing.",
+    409: "It does not wait for that.",
     405: "Nothing can be changed here: the console only reads.",
     413: "The body is too large.",
     500: "The console failed.",
@@ -33,7 +44,8 @@ def document() -> Json:
             "title": "Intonaco's console",
             "version": intonaco.__version__,
             "description": "What is to be seen of a service. Nothing can be changed but by "
-            "`/api/trigger`, which asks for an update, and by votes in reviews. Times are "
+            "`/api/trigger`, which asks for an update, by `/api/curation/{update_id}/word`, which "
+            "says what of live traffic may be learnt from, and by votes in reviews. Times are "
             "seconds since the epoch; a number that is not finite is null.",
         },
         "components": {
@@ -114,6 +126,45 @@ def document() -> Json:
                 }
             },
             **openapi_review.paths(),
+            "/api/curation": _api(
+                "proposals", "What is proposed as training data", list_of("ListedProposal")
+            ),
+            "/api/curation/{update_id}": _api(
+                "proposal",
+                "What is proposed for an update, item by item",
+                ref("Proposal"),
+                _path("update_id"),
+            ),
+            "/api/curation/{update_id}/word": {
+                "post": {
+                    "operationId": "curate",
+                    "summary": "Say what of it may be used; what comes of it is among the events",
+                    "security": [{"person": []}],
+                    "parameters": [_path("update_id")],
+                    "requestBody": {
+                        "required": True,
+                        "content": {"application/json": {"schema": _WORD}},
+                    },
+                    "responses": {
+                        "202": _json("It is written down.", all_of(command=COUNT)),
+                        **_errors("application/json", 400, 401, 403, 404, 405, 409, 413, 500, 503),
+                    },
+                }
+            },
+            "/curation/{update_id}": _page(
+                "proposalPage", "What is proposed for an update", _path("update_id")
+            ),
+            "/proposed/{path}": {
+                "get": {
+                    "operationId": "proposedPicture",
+                    "summary": "A picture that is proposed",
+                    "parameters": [_path("path")],
+                    "responses": {
+                        "200": _content("The picture.", "image/png", "image/jpeg", "image/webp"),
+                        **_errors("text/plain", 400, 404, 405, 500),
+                    },
+                }
+            },
             "/": _page("overviewPage", "The overview"),
             "/{page}": _page("page", "A page", _path("page", PAGES)),
             "/partials/{page}": _page("partial", "Its inner part", _path("page", PAGES)),
@@ -223,3 +274,13 @@ def _query(name: str, least: int, most: int, default: int, text: str) -> Json:
 
 
 _LIMIT = _query("limit", 1, MAX_LISTED, MAX_LISTED, "How many at most.")
+_WORD: Json = {
+    "type": "object",
+    "required": ["approve"],
+    "properties": {
+        "approve": TRUTH,
+        "drop": {"type": "array", "items": TEXT, "maxItems": 5000},
+        "reason": {"type": "string", "maxLength": MOST_REASON},
+    },
+    "additionalProperties": False,
+}

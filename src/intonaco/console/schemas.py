@@ -35,6 +35,20 @@ def all_of(**properties: Json) -> Json:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+_PROPOSAL: Json = {
+    "update_id": TEXT,
+    "phase": {"type": ["string", "null"]},
+    "at": NUMBER,
+    "count": COUNT,
+    "considered": COUNT,
+    "min_score": MAYBE_NUMBER,
+    "left_out": {"type": "object", "additionalProperties": COUNT},
+    "max_generated": NUMBER,
+    "consent": {"enum": ["required", "assumed"]},
+    "waits": TRUTH,
+    "word": {"type": ["object", "null"]},
+    "prompts_shown": TRUTH,
+}
 _CARD: Json = {
     "id": TEXT,
     "short": TEXT,
@@ -135,6 +149,28 @@ _FINDING: Json = {
 
 SCHEMAS: Json = {
     "Error": all_of(error=all_of(message=TEXT, type=TEXT, param=MAYBE_TEXT, code=MAYBE_TEXT)),
+    "ListedProposal": all_of(**_PROPOSAL),
+    "Proposal": all_of(
+        **_PROPOSAL,
+        items={
+            "type": "array",
+            "items": all_of(
+                id=TEXT,
+                prompt=MAYBE_TEXT,
+                source={"enum": ["review", "feedback", "finding"]},
+                request=TEXT,
+                release=TEXT,
+                finding=TEXT,
+                at=NUMBER,
+                score=MAYBE_NUMBER,
+                votes={"type": "integer"},
+                consent=TRUTH,
+                generated=TRUTH,
+                kept=TRUTH,
+                picture=TEXT,
+            ),
+        },
+    ),
     "Event": all_of(
         event_id=COUNT,
         at=NUMBER,

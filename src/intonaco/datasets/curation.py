@@ -1,7 +1,8 @@
 """Choosing what to learn from: the moved part of the new data, mixed with real old data.
 
 An image folder holds images and ``metadata.jsonl``, one JSON object a line: ``file_name``, ``text``
-(a caption or a list of captions of the same image), ``topic``, ``origin``, ``consent``.
+(a caption or a list of captions of the same image), ``topic``, ``origin``, ``consent``; of images
+that a model made ``generated``, and of those from live traffic ``provenance``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intonaco.errors import ConfigError
-from intonaco.types import ClusterMove
+from intonaco.types import ClusterMove, Json
 
 METADATA = "metadata.jsonl"
 
@@ -28,13 +29,16 @@ METADATA = "metadata.jsonl"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """One image with its captions. ``origin`` says where it comes from, ``consent`` whether it may
-    be trained on."""
+    be trained on, ``generated`` whether a model made it. ``provenance``, of what was served:
+    "request", "release", "finding", "at", "unit" (an opaque digest)."""
 
     file: Path
     texts: tuple[str, ...]
     topic: str = ""
     origin: str = ""
     consent: bool = True
+    generated: bool = False
+    provenance: Mapping[str, Json] = field(default_factory=dict, hash=False)
 
 
 def read_folder(folder: Path) -> list[Item]:
@@ -131,7 +135,7 @@ def write_folder(items: Sequence[Item], target: Path) -> int:
                 continue
             seen.add(content)
             name = _free_name(item.file, taken)
-            _link(item.file, temporary / name)
+            link(item.file, temporary / name)
             lines.append(json.dumps({"file_name": name, **_metadata(item)}))
         (temporary / METADATA).write_text("".join(f"{line}\n" for line in lines))
         if target.exists():
@@ -158,12 +162,17 @@ def _item(folder: Path, entry: Mapping[str, Any]) -> Item:
         topic=str(entry.get("topic", "")),
         origin=str(entry.get("origin", "")),
         consent=consent,
+        generated=entry.get("generated", False) is True,
+        provenance=dict(entry.get("provenance") or {}),
     )
 
 
 def _metadata(item: Item) -> dict[str, Any]:
     text = item.texts[0] if len(item.texts) == 1 else list(item.texts)
-    return {"text": text, "topic": item.topic, "origin": item.origin, "consent": item.consent}
+    told = {"text": text, "topic": item.topic, "origin": item.origin, "consent": item.consent}
+    # Only where there is something to say: the bytes of a folder of real images stay what they are.
+    generated = {"generated": True} if item.generated else {}
+    return told | generated | ({"provenance": item.provenance} if item.provenance else {})
 
 
 def _free_name(file: Path, taken: set[str]) -> str:
@@ -182,7 +191,8 @@ def _digest(file: Path) -> str:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the disk has none."""
     try:
         os.link(source, target)
     except OSError:  # another disk

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,14 +52,20 @@ class Manifest:
 
 class LocalDatasetStore:
     """Datasets under ``root``. ``on_invalid``: refuse a folder with a bad item, or leave the item
-    out. Safe to use from several processes."""
+    out. ``check``: what looks at an image folder. Safe to use from several processes."""
 
     def __init__(
-        self, root: Path, clock: Clock, *, on_invalid: Literal["fail", "drop"] = "fail"
+        self,
+        root: Path,
+        clock: Clock,
+        *,
+        on_invalid: Literal["fail", "drop"] = "fail",
+        check: Callable[[Path], Report] = validate,
     ) -> None:
         self.root = root
         self.clock = clock
         self.on_invalid = on_invalid
+        self.check = check
 
     def put(
         self,
@@ -72,7 +78,7 @@ class LocalDatasetStore:
         """Add a folder of images with ``metadata.jsonl``; the same content gives the same version,
         with the name and parents it was first put with. Raises ConfigError that names the first
         offending file and how many more there are, or if no item is left."""
-        report = validate(folder)
+        report = self.check(folder)
         if self.on_invalid == "fail":
             report.raise_if_invalid()
         elif report.problems:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from intonaco.codec import digest
-from intonaco.datasets import curation
+from intonaco.datasets import checking, curation
+from intonaco.datasets.generated import bound_generated
 from intonaco.datasets.validation import validate
 from intonaco.errors import ConfigError
-from intonaco.executor.parts import Done, Outcome, Parts
+from intonaco.executor import curating
+from intonaco.executor.parts import Done, Outcome, Parts, Pending
 from intonaco.ledger import Effect
 from intonaco.types import (
     Action,
@@ -28,32 +32,66 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     if base is None:
         if p.config.data.train is None:
             raise ConfigError("data.train: not given, and there is no release to start from")
-        version = p.datasets.put(p.workspace.resolve(p.config.data.train), name="train")
-        return _have_dataset(p, version, f"{version.items} items of data.train")
-    fresh = _fresh_items(p, update)
-    if not fresh and update.plan.action is Action.FULL_RETRAIN:
+        version, out = _put(p, p.workspace.resolve(p.config.data.train), name="train")
+        return _have_dataset(p, version, f"{version.items} items of data.train{out}")
+    curated = curating.curated(p, update)
+    if isinstance(curated, Pending):
+        return curated
+    fresh = [*_fresh_items(p, update), *curated]
+    learnt = curation.read_folder(p.datasets.open(base.version))
+    old = _without_withdrawn(p, learnt)
+    if not fresh and update.plan.action is Action.FULL_RETRAIN and len(old) == len(learnt):
         return _have_dataset(p, base, f"{base.items} items that the champion learnt from")
-    if not fresh:
+    if not fresh and update.plan.action is not Action.FULL_RETRAIN:
         raise ConfigError(
             "data.pool: no labelled item belongs to what moved",
             hint="label some of the requests that the finding shows and add them to data.pool",
         )
-    old = curation.read_folder(p.datasets.open(base.version))
     replay = recipe.replay if update.plan.action is Action.FINE_TUNE else None
     seed = int(digest([update.update_id, effect.payload["name"]])[:8], 16)
-    rng = np.random.default_rng(seed)
-    items = [*fresh, *old] if replay is None else curation.mix(fresh, old, replay, rng)
+    items, replay = _mixed(p, fresh, old, replay, np.random.default_rng(seed))
+    replayed = len(items) - len({i.file for i in items} & {i.file for i in fresh})
     with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
         target = Path(folder) / "items"
         curation.write_folder(items, target)
-        version = p.datasets.put(
+        version, out = _put(
+            p,
             target,
             name=str(effect.payload["name"]),
             parents=(base.version,),
             replay=replay or 0.0,
         )
-    replayed = len(items) - len(fresh)
-    return _have_dataset(p, version, f"{len(fresh)} new items and {replayed} of old")
+    text = f"{len(items) - replayed} new items and {replayed} of old{out}"
+    if generated := sum(item.generated for item in items):
+        text += f"; {generated} were made by a model"
+    return _have_dataset(p, version, text)
+
+
+def _mixed(
+    p: Parts,
+    fresh: list[curation.Item],
+    old: list[curation.Item],
+    replay: float | None,
+    rng: np.random.Generator,
+) -> tuple[list[curation.Item], float | None]:
+    """New items with old ones as the recipe says (None: all), and with more real old ones where a
+    model made too many; and the share of old ones that came of it."""
+    items = [*fresh, *old] if replay is None else curation.mix(fresh, old, replay, rng)
+    if not any(item.generated for item in items):
+        return items, replay
+    most = p.config.data.curation.max_generated
+    bounded = bound_generated(items, old, most, rng)
+    if replay is not None and len(bounded) != len(items):
+        new = {item.file for item in fresh}
+        replay = round(sum(i.file not in new for i in bounded) / max(1, len(bounded)), 4)
+    return bounded, replay
+
+
+def _without_withdrawn(p: Parts, items: list[curation.Item]) -> list[curation.Item]:
+    """Without what was learnt from people who do not agree any more."""
+    if not any(item.provenance for item in items):
+        return items
+    return curating.still_agreed(items, curating.consents(p))
 
 
 def _fresh_items(p: Parts, update: Update) -> list[curation.Item]:
@@ -93,18 +131,32 @@ def check(p: Parts, effect: Effect) -> Outcome:
     caption is in it."""
     version, folder = effect.payload.get("version"), effect.payload.get("folder")
     place = p.datasets.open(str(version)) if version else p.workspace.resolve(str(folder))
-    report = validate(place)
+    report = validate(place, checking.rules_of(p.config, p.workspace))
     counts = dict(sorted(report.counts.items()))
-    wrong = bool(report.problems) and (p.config.data.on_invalid == "fail" or not report.entries)
     problem = ""
-    if wrong or not report.entries:
+    if report.failures or not report.entries:
         kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-        first = f" (first: {report.problems[0].file})" if report.problems else ""
+        worst = (report.failures or report.problems)[:1]
+        first = f" (first: {worst[0].file})" if worst else ""
         problem = f"{len(report.entries)} items are good; {kinds or 'there is none'}{first}"
     found = sum(counts.values())
     return Done(
         {"items": len(report.entries), "problems": found, "counts": counts, "problem": problem}
     )
+
+
+def _put(
+    p: Parts, folder: Path, *, name: str, parents: Sequence[str] = (), replay: float = 0.0
+) -> tuple[DatasetVersion, str]:
+    """A checked version of a folder, and what the check left out of it. Raises ConfigError that
+    names the first offending file."""
+    pipeline = checking.pipeline_of(p.config, p.workspace, p.ledger)
+    rules = checking.rules_of(p.config, p.workspace, pipeline)
+    now = p.clock.now()
+    store = partial(p.datasets.put, name=name, parents=parents, replay=replay)
+    version, report = checking.put(store, folder, rules, p.workspace, now)
+    counts = ", ".join(f"{n} {kind}" for kind, n in sorted(report.counts.items()))
+    return version, f" (the check left out {counts})" if counts else ""
 
 
 def _have_dataset(p: Parts, version: DatasetVersion, text: str) -> Done:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from intonaco.config import Config
 from intonaco.ledger import Ledger
+from intonaco.readmodel.curation import curated, proposal_card
 from intonaco.readmodel.exposition import exposition
 from intonaco.readmodel.findings import finding_card, findings, headline, probe_rounds
 from intonaco.readmodel.money import accounts
@@ -42,6 +43,7 @@ __all__ = [
     "Facts",
     "accounts",
     "budget",
+    "curated",
     "exposition",
     "finding_card",
     "finding_facts",
@@ -52,6 +54,7 @@ __all__ = [
     "plain",
     "probe_rounds",
     "processes",
+    "proposal_card",
     "release_card",
     "release_lineage",
     "releases",

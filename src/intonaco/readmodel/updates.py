@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from intonaco.jobs import JobFolder, job_folder
 from intonaco.ledger import EffectStatus, Ledger
+from intonaco.readmodel.curation import curation_awaited
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.types import Event, Phase, Rollout, RolloutStatus, Update
 from intonaco.workspace import Workspace
@@ -39,7 +40,7 @@ def update_facts(ledger: Ledger, workspace: Workspace, update: Update, now: floa
     return brief(update, _moves(ledger).get(update.update_id, ())) | {
         "in_phase_seconds": max(0.0, now - update.phase_since),
         "jobs": [_job(workspace, e) for e in effects if e.effect.kind in JOB_KINDS],
-        "waiting_for": _waiting_for(update, effects),
+        "waiting_for": _waiting_for(update, effects) or curation_awaited(ledger, workspace, update),
     }
 
 

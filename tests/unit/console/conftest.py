@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw
 
 from intonaco import config as configuration
 from intonaco.config import Config
+from intonaco.datasets import proposals
+from intonaco.datasets.proposing import Choice, Proposed
 from intonaco.jobs import JobFolder, job_folder
 from intonaco.ledger import Effect, Ledger, Transaction
 from intonaco.types import (
@@ -118,8 +120,37 @@ def observed() -> Observed:
     )
 
 
+def propose(workspace: Workspace, images: list[str], update_id: str = "u2") -> proposals.Proposal:
+    """Three images of live traffic, proposed for an update."""
+    items = tuple(
+        Proposed(
+            item_id=f"{n}" * 12,
+            image=image,
+            prompt=prompt,
+            source=source,
+            request=f"req-{n}" if source != "review" else "",
+            release=FIRST if source != "review" else "",
+            finding="f1" if source == "finding" else "",
+            at=START + 90,
+            score=0.8 if source != "review" else None,
+            votes=2 if source == "review" else n,
+        )
+        for n, (image, prompt, source) in enumerate(
+            zip(
+                images,
+                ("a handwritten seven", HOSTILE, "nine"),
+                ("review", "feedback", "finding"),
+                strict=False,
+            )
+        )
+    )
+    choice = Choice(items=items, considered=40, min_score=0.7, left_out={"consent": 5})
+    return proposals.make(workspace, update_id, choice, START + 130, 2**20)
+
+
 def fill(ledger: Ledger, workspace: Workspace) -> None:
     images = _pictures(workspace)
+    propose(workspace, images)
     moved = ClusterMove(
         cluster=4,
         share_before=0.012,

@@ -29,11 +29,11 @@ from intonaco.workspace import Workspace
 SECOND = "b2" * 32
 Json = dict[str, Any]
 DOCUMENT: Json = openapi.document()
-ASKS = "/api/trigger"  # the one path that takes something
+ASKS = ("/api/trigger", "/api/curation/{update_id}/word")  # paths that take something
 REVIEW = ("/review/", "/api/review/")  # what test_console_review.py looks at
-PATHS = [p for p in DOCUMENT["paths"] if p != ASKS and not p.startswith(REVIEW)]
+PATHS = [p for p in DOCUMENT["paths"] if p not in ASKS and not p.startswith(REVIEW)]
 READS = [p for p in PATHS if "503" in DOCUMENT["paths"][p]["get"]["responses"]]
-FILLED = {"release_id": SECOND, "finding_id": "f1", "page": "events"}
+FILLED = {"release_id": SECOND, "finding_id": "f1", "update_id": "u2", "page": "events"}
 
 
 @pytest.fixture
@@ -84,14 +84,18 @@ def template(path: str) -> str | None:
     """Which entry of the document a path is an example of."""
     if path in DOCUMENT["paths"]:
         return path
+    if path.startswith("/api/curation/") and path.endswith("/word"):
+        return ASKS[1]
     for prefix in (
-        *("/images/{path}", "/static/{path}"),
+        *("/images/{path}", "/static/{path}", "/proposed/{path}"),
         *("/api/releases/{release_id}", "/api/findings/{finding_id}"),
+        "/api/curation/{update_id}",
     ):
         if path.startswith(prefix.partition("{")[0]):
             return prefix
     for prefix in (
-        *("/releases/{release_id}", "/findings/{finding_id}", "/partials/{page}", "/{page}"),
+        *("/releases/{release_id}", "/findings/{finding_id}", "/curation/{update_id}"),
+        *("/partials/{page}", "/{page}"),
     ):
         head, _, _ = prefix.partition("{")
         if path.startswith(head) and "/" not in path[len(head) :]:
