@@ -92,7 +92,7 @@ def test_kernel_distance(name: str) -> None:
     n = min(len(x), len(y))
     loss = KERNEL.get(name, 1e-9)
     for package, value in kernels["full"].items():
-        assert kernel_distance(x[:n], y[:n]).value == pytest.approx(value, rel=loss), package
+        assert float(kernel_distance(x[:n], y[:n])) == pytest.approx(value, rel=loss), package
     kernel = gaussian(kernels["gaussian"]["bandwidth"])
     value = kernels["gaussian"]["torch-fidelity"]
     assert kernel_distance(x[:n], y[:n], kernel=kernel).value == pytest.approx(value, rel=loss)
