@@ -34,6 +34,8 @@ def cases() -> dict[str, Pair]:
         "single": _single(18),
         "unit": _unit(19),
         "collapsed": _collapsed(20),
+        "steep": _steep(21),
+        "flat_one_side": _flat_one_side(22),
     }
 
 
@@ -121,3 +123,18 @@ def _unit(seed: int) -> Pair:
 def _collapsed(seed: int) -> Pair:
     r = np.random.RandomState(seed)
     return r.randn(200, 8), 0.3 * r.randn(200, 8)
+
+
+def _steep(seed: int) -> Pair:
+    """Deviations from 1 to 1e-9, in directions that are no column's."""
+    x, y = _normal(seed, 200, 180, 24)
+    scale = 10.0 ** -np.linspace(0.0, 9.0, 24)
+    mirror = np.eye(24) - 2.0 / 24  # of Householder; its own inverse
+    return (x * scale) @ mirror, (y * scale) @ mirror
+
+
+def _flat_one_side(seed: int) -> Pair:
+    """Half of the columns of x repeat the others, those of y do not."""
+    x, y = _normal(seed, 150, 140, 20)
+    x[:, 10:] = x[:, :10]
+    return x, y

@@ -216,22 +216,17 @@ class TestInception:
         file.write_bytes(b"nothing")
         with pytest.raises(ConfigError, match="cannot be read"):
             InceptionExtractor(file)
-        small = {k: torch.zeros(v) for k, v in GOLDEN["shapes"].items() if "num_batches" not in k}
-        small = {k: torch.zeros(1).expand(v.shape) for k, v in small.items()}
-
-        def saved(**changed: torch.Tensor | None) -> Path:
-            tensors = {k: v.contiguous() for k, v in (small | changed).items() if v is not None}
-            save_file(tensors, file)
-            return file
-
-        for changed, message in (
-            ({"fc.bias": None}, "lacks 1 tensors, such as fc.bias"),
-            ({"AuxLogits.fc.bias": torch.zeros(3)}, "also has 1 tensors, such as AuxLogits"),
-            ({"fc.weight": torch.zeros(1000, 2048)}, "other shapes of 1 tensors, such as fc"),
-            ({"fc.bias": torch.full((1008,), torch.nan)}, "fc.bias holds values not finite"),
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor, message in (
+            ("fc.bias", torch.zeros(1008), "lacks 471 tensors, such as Conv2d_1a_3x3.bn.bias"),
+            ("fc.bias", torch.full((1008,), torch.nan), "not finite in 1 tensors, such as fc.bias"),
+            ("fc.weight", torch.zeros(1000, 2048), "in another shape 1 tensors, such as fc.weight"),
+            ("AuxLogits.fc.bias", torch.zeros(3), "also has 1 tensors, such as AuxLogits.fc.bias"),
         ):
+            tensors[name] = tensor
+            save_file(tensors, file)
             with pytest.raises(ConfigError, match=message):
-                InceptionExtractor(saved(**changed))
+                InceptionExtractor(file)
 
 
 class Mean(torch.nn.Module):

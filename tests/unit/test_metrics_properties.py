@@ -196,6 +196,13 @@ def test_inception_score_is_a_number_of_classes(given_pair: Any, splits: int) ->
     assert shifted == pytest.approx((mean, spread), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("q", [0.1, 0.3, 1.0, 2.0])
+def test_vendi_score_counts_no_rounding(q: float) -> None:
+    """Of 15 rows three differ; eigenvalues that should be 0 would count at small orders."""
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 3)))[0].T
+    assert vendi_score(np.repeat(basis, 5, axis=0), q=q) == pytest.approx(3.0, rel=1e-9)
+
+
 def test_inception_score_of_sure_and_even_classes_is_their_number() -> None:
     logits = np.repeat(np.eye(7), 10, axis=0) * 2000.0  # off the peak p is 0, and 0 log 0 is 0
     assert inception_score(logits, splits=1)[0] == pytest.approx(7.0)
@@ -339,7 +346,8 @@ def test_moving_to_zero_keeps_a_grid_a_grid() -> None:
 
 
 def test_the_error_of_a_kernel_distance_holds_for_equal_distributions_too() -> None:
-    """Against the spread of 200 repetitions (itself known to 5 %)."""
+    """Against the spread of 200 repetitions (itself known to 5 %); with the first order alone it
+    would be 1.4 times as large for equal ones."""
     rng = np.random.default_rng(5)
 
     def run(shift: float) -> tuple[float, float]:
@@ -352,7 +360,7 @@ def test_the_error_of_a_kernel_distance_holds_for_equal_distributions_too() -> N
 
     for shift in (0.0, 0.4):
         said, seen = run(shift)
-        assert 0.85 * seen < said < 1.35 * seen
+        assert 0.85 * seen < said < 1.25 * seen
 
 
 def test_extrapolation_takes_the_bias_away() -> None:

@@ -98,16 +98,19 @@ def _load(file: Path) -> Inception:
     wanted = model.state_dict()
     # how many batches a normalisation saw decides nothing, and some files leave it out
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
-    missing, unknown = wanted.keys() - counters - weights.keys(), weights.keys() - wanted.keys()
-    others = [n for n, w in weights.items() if n in wanted and w.shape != wanted[n].shape]
-    for what, names in (("lacks", missing), ("also has", unknown), ("has other shapes of", others)):
+    unknown, missing = weights.keys() - wanted.keys(), wanted.keys() - counters - weights.keys()
+    others = {n for n, w in weights.items() if n in wanted and w.shape != wanted[n].shape}
+    strange = {n for n, w in weights.items() if not w.isfinite().all()}
+    for what, names in (
+        ("also has", unknown),
+        ("has in another shape", others),
+        ("has values that are not finite in", strange),
+        ("lacks", missing),
+    ):
         if names:
             raise ConfigError(
                 f"extractor.path {file} {what} {len(names)} tensors, such as {min(names)}",
                 hint="needed is the state dict of pt_inception-2015-12-05 (pytorch-fid)",
             )
-    not_finite = [n for n, w in weights.items() if not w.isfinite().all()]
-    if not_finite:
-        raise ConfigError(f"extractor.path {file}: {min(not_finite)} holds values not finite")
     model.load_state_dict({n: w for n, w in weights.items() if n not in counters}, strict=False)
     return model.eval().requires_grad_(False)

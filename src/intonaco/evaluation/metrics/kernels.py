@@ -29,11 +29,14 @@ Named = Literal["gaussian", "polynomial"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A value with its standard error."""
+    """A value with its standard error. ``float(estimate)`` is the value."""
 
     value: float
     standard_error: float
     n: int
+
+    def __float__(self) -> float:
+        return self.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
