@@ -49,7 +49,8 @@ pytestmark = [
 CONFIG = """
 service: tiny
 model: {generation: {steps: 2, guidance_scale: 1.5, width: 32, height: 32}}
-decision: {fine_tune: [beside], full_retrain: [full]}
+decision: {fine_tune: [beside], full_retrain: [full], budget: {hourly_price: 3.0}}
+data: {reference: data}
 training:
   recipes:
     beside: &beside
@@ -58,6 +59,7 @@ training:
     larger: {<<: *beside, lora: {rank: 8, alpha: 8, targets: [to_q], fused: false}}
     fused: {<<: *beside, lora: {rank: 4, alpha: 8, targets: [to_q, conv1, ff.net.2]}}
     full: {<<: *beside, method: full}
+    watched: {<<: *beside, validation: {every: 1, items: 2}}
 registry: {type: none}
 tracker: {type: none}
 """
@@ -72,6 +74,7 @@ class World:
 
     root: Path
     trained: int = 0
+    limits: Mapping[str, float] = field(default_factory=dict)
     payloads: list[Mapping[str, Json]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -129,6 +132,7 @@ class World:
                 action=Action.FINE_TUNE,
                 cause=Cause.REQUESTED,
                 reason="",
+                limits=self.limits,
             ),
             phase=Phase.TRAIN,
             created_at=0.0,
@@ -175,6 +179,29 @@ def base(world: World) -> Release:
 @pytest.fixture(scope="module")
 def first(world: World, base: Release) -> Release:
     return world.train("beside", base)
+
+
+def test_a_job_is_told_its_limits_and_where_the_rest_lies(
+    world: World, base: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.train("beside", base)
+    told = world.payloads[-1]
+    assert told["cache"] == str(world.workspace.encoded.resolve())
+    assert told["cache_gb"] == 50.0
+    assert told["dataset_version"] == world.dataset
+    assert (told["max_seconds"], told["hourly_price"]) == (86_400.0, 3.0)
+    assert "max_money" not in told, "none was reserved"
+    assert "validation" not in told
+    assert len([p for p in world.workspace.encoded.iterdir() if p.is_dir()]) == 1
+
+    monkeypatch.setattr(world, "limits", {"watched": 1200.0})
+    data = world.workspace.root / "data"
+    if not data.exists():
+        data.symlink_to(world.root / "data")
+    world.train("watched", base)
+    told = world.payloads[-1]
+    assert (told["max_seconds"], told["max_money"]) == (1200.0, 1.0)
+    assert told["validation"] == str((world.root / "data").resolve())
 
 
 def adapter(world: World, release: Release) -> Path:

@@ -152,7 +152,7 @@ def test_killed_again_and_again_it_ends_as_if_never_killed(
         attempts += 1
         assert attempts < 40
 
-        def work(events: int = 2 * attempts) -> None:
+        def work(events: int = 4 * attempts) -> None:
             die_after(events)
             training_job.run(job)
             (job.root / "done").touch()
@@ -160,7 +160,7 @@ def test_killed_again_and_again_it_ends_as_if_never_killed(
         status = in_child(work, told)
         assert not told.exists(), told.read_text()
         assert status in (0, signal.SIGKILL)
-    assert attempts > 5
+    assert attempts > 4
     assert curve(job.root) == curve(untouched)
     assert [step for step, *_ in curve(job.root)][-1] == "13"
     assert same_result(job.root, untouched)
@@ -169,6 +169,33 @@ def test_killed_again_and_again_it_ends_as_if_never_killed(
     assert [p.read_bytes() for p in pictures[0]] == [p.read_bytes() for p in pictures[1]]
     kept = sorted(p.name for p in (job.root / "checkpoints").iterdir())
     assert kept == ["step-00000012", "step-00000013"], "only as many as the recipe keeps"
+
+
+def test_a_trained_autoencoder_is_not_trained_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {
+        "method": "full",
+        "init": "intonaco.demo.model:build_pipeline",
+        "vae": {"steps": 3, "batch_size": 4},
+    }
+    run_job(tmp_path / "whole", data, None, recipe)
+    job = write_job(tmp_path / "job", data, None, recipe)
+
+    def work() -> None:
+        die_after(8)  # among the steps of the denoiser
+        training_job.run(job)
+
+    assert in_child(work, tmp_path / "told") == signal.SIGKILL
+    assert (job.root / "checkpoints/vae/step-00000003").exists()
+    assert not (job.root / "checkpoints/step-00000004").exists()
+    monkeypatch.setattr(training_job, "train_vae", None)
+    training_job.run(job)
+    assert same_result(job.root, tmp_path / "whole")
+    one, two = (
+        (r / "out/pipeline/vae/config.json").read_text() for r in (job.root, tmp_path / "whole")
+    )
+    assert json.loads(one)["scaling_factor"] == json.loads(two)["scaling_factor"] != 1.0
 
 
 def test_a_broken_checkpoint_is_passed_over(
@@ -464,6 +491,7 @@ def test_the_job_starts_its_own_processes(base: Path, data: Path, tmp_path: Path
         )
     assert done.returncode == 0, (job.root / "log.txt").read_text()[-3000:]
     assert job.read("result")["steps"] == 3
+    assert not (job.root / "checkpoints").exists(), "nothing will go on from them"
     line = json.loads((job.root / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["device_seconds"] == pytest.approx(2 * line["seconds"])
 

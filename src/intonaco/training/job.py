@@ -11,7 +11,8 @@ steps_asked, kept_step, stopped, seconds, cpu_seconds, images_per_second, loss_f
 validation_loss, items.
 
 The folder also gets ``metrics.jsonl`` (one line a report), ``samples/STEP.png`` and
-``checkpoints/``. A job that was killed and is run again in its folder goes on from there.
+``checkpoints/`` (until the result is there). A job that was killed and is run again in its folder
+goes on from there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import hashlib
 import importlib
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -32,7 +34,7 @@ import transformers
 
 from intonaco import lora
 from intonaco.config import Recipe
-from intonaco.errors import BackendError, ConfigError
+from intonaco.errors import BackendError, ConfigError, IntonacoError
 from intonaco.folders import ADAPTERS
 from intonaco.jobs import JobFolder, main
 from intonaco.training.cache import Cache, cached, locked
@@ -56,6 +58,7 @@ from intonaco.training.progress import Ceiling, Progress, add_metrics, cut_metri
 from intonaco.training.trouble import memory, storage
 from intonaco.training.vae import train_vae
 from intonaco.types import Json
+from intonaco.workspace import write_json
 
 log = logging.getLogger(__name__)
 
@@ -335,8 +338,10 @@ def _start() -> None:
         devices = Devices()
         if devices.main:
             main(lambda job: run(job, devices))
+            # The result is written: nothing will go on from them, and they are large.
+            shutil.rmtree(job.root / "checkpoints", ignore_errors=True)
         else:
-            run(job, devices)
+            _help(job, devices)
         return
     status = launch(
         "intonaco.training.job", [str(job.root)], processes, keep=job.root / "alive.lock"
@@ -344,6 +349,15 @@ def _start() -> None:
     if status and not (job.root / "error.json").exists():
         main(_failed)
     sys.exit(4 if status else 0)
+
+
+def _help(job: JobFolder, devices: Devices) -> None:
+    """Compute this process's share. Of its result only an error is told: all others end with it."""
+    try:
+        run(job, devices)
+    except IntonacoError as error:
+        write_json(job.root / "error.json", {"message": str(error), "hint": error.hint})
+        sys.exit(4)
 
 
 def _failed(job: JobFolder) -> Mapping[str, Json]:
