@@ -11,11 +11,11 @@ _TILE = 8  # pixels a side
 
 
 def log_detail(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Fine detail of pictures [n, h, w, 3] of at least 3 x 3 pixels: natural log of the mean squared
-    Laplacian of the luminance in tiles of about 8 x 8 pixels, averaged over the tiles [n].
+    """Fine detail of pictures [n, h, w, 3] of at least 3 x 3 pixels: natural log of the mean
+    squared Laplacian of the luminance in tiles of about 8 x 8 pixels, averaged over the tiles [n].
 
-    Blur takes it away where there are edges; noise adds it where there are none, which the energy of
-    a whole picture (a common measure of focus: Pertuz, Puig & Garcia 2013) drowns in its edges.
+    Blur takes it away where there are edges; noise adds it where there are none, which the energy
+    of a whole picture (a common measure of focus: Pertuz, Puig & Garcia 2013) drowns in its edges.
     Comparable between pictures of one size only. Raises ValueError for another shape.
     """
     if images.ndim != 4 or images.shape[3] != 3 or min(images.shape[1:3]) < 3:
