@@ -131,7 +131,11 @@ def check(p: Parts, effect: Effect) -> Outcome:
     caption is in it."""
     version, folder = effect.payload.get("version"), effect.payload.get("folder")
     place = p.datasets.open(str(version)) if version else p.workspace.resolve(str(folder))
-    report = validate(place, checking.rules_of(p.config, p.workspace))
+    held_out = folder is not None and folder == p.config.data.reference
+    rules = (
+        checking.storing(p.config.data) if held_out else checking.rules_of(p.config, p.workspace)
+    )
+    report = validate(place, rules)
     counts = dict(sorted(report.counts.items()))
     problem = ""
     if report.failures or not report.entries:
