@@ -209,8 +209,7 @@ def _take_over(update: Update, now: float) -> Step:
 def _review(update: Update, facts: Facts, now: float) -> Step:
     """People compare with the champion, blind, what the gate would pass without them. It waits for
     the review's verdict, which comes in the end: a review has a deadline."""
-    report = facts.effects[_effect(update, "evaluate", "all").key].result["report"]
-    decisions = gate.decide(report, facts.config.evaluation)
+    decisions = _measured(update, facts)
     names = [n for n, decided in decisions.items() if decided.verdict is Verdict.PASS]
     if update.champion is None or not names:
         why = (
@@ -233,8 +232,7 @@ def _review(update: Update, facts: Facts, now: float) -> Step:
 
 def _gate(update: Update, facts: Facts, now: float) -> Step:
     """No candidate goes on unless it is shown to be no worse than the champion."""
-    report = facts.effects[_effect(update, "evaluate", "all").key].result["report"]
-    decisions: Mapping[str, gate.GateDecision] = gate.decide(report, facts.config.evaluation)
+    decisions = _measured(update, facts)
     review = facts.effects.get(_effect(update, "review", "all").key)
     if (
         review is None
@@ -261,6 +259,12 @@ def _gate(update: Update, facts: Facts, now: float) -> Step:
         f"{c.name}: {c.verdict}" + (f" ({c.reasons[0]})" if c.reasons else "") for c in candidates
     )
     return _to(update, Phase.REGISTER, now, note)
+
+
+def _measured(update: Update, facts: Facts) -> Mapping[str, gate.GateDecision]:
+    """What the gate says of what was measured, people aside."""
+    report = facts.effects[_effect(update, "evaluate", "all").key].result["report"]
+    return gate.decide(report, facts.config.evaluation)
 
 
 def with_review(
