@@ -236,7 +236,7 @@ def _take_over(update: Update, now: float) -> Step:
 def _review(update: Update, facts: Facts, now: float) -> Step:
     """People compare with the champion, blind, what the gate would pass without them. It waits for
     the review's verdict, which comes in the end: a review has a deadline."""
-    decisions = _decisions(update, facts)
+    decisions = _measured(update, facts)
     names = [n for n, decided in decisions.items() if decided.verdict is Verdict.PASS]
     if update.champion is None or not names:
         why = (
@@ -259,7 +259,7 @@ def _review(update: Update, facts: Facts, now: float) -> Step:
 
 def _gate(update: Update, facts: Facts, now: float) -> Step:
     """No candidate goes on unless it is shown to be no worse than the champion."""
-    expected, decisions = _expected(update, facts), _decisions(update, facts)
+    expected, decisions = _expected(update, facts), _measured(update, facts)
     review = facts.effects.get(_effect(update, "review", "all").key)
     if (
         review is None
@@ -290,7 +290,8 @@ def _gate(update: Update, facts: Facts, now: float) -> Step:
     return _to(update, Phase.REGISTER, now, note)
 
 
-def _decisions(update: Update, facts: Facts) -> Mapping[str, gate.GateDecision]:
+def _measured(update: Update, facts: Facts) -> Mapping[str, gate.GateDecision]:
+    """What the gate says of what was measured, people aside."""
     asked = facts.effects[_effect(update, "evaluate", "all").key]
     expected = _expected(update, facts)
     return gate.decide(asked.result["report"], facts.config.evaluation, expected)

@@ -10,6 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from intonaco.evaluation.gate import GateDecision
+from intonaco.ledger import Effect, EffectStatus
+from intonaco.loop import with_review
 from intonaco.review.result import Answered, result_of, review_verdict
 from intonaco.review.session import (
     BROKEN,
@@ -373,3 +376,32 @@ def test_a_whole_review_at_the_margin_is_rarely_passed(share: float) -> None:
     if share == 0.4:
         assert passed / runs <= limit
     assert failed / runs <= limit
+
+
+# ------------------------------------------------------------------ what the gate makes of it
+
+
+def test_the_gate_takes_the_worse_of_both_and_says_both() -> None:
+    passed = GateDecision(verdict=Verdict.PASS, reasons=("measured: fine",), metrics=())
+    failed = GateDecision(verdict=Verdict.FAIL, reasons=("measured: slow",), metrics=())
+    decisions = {"a": passed, "b": passed, "c": passed, "d": failed}
+    effect = Effect(key="k", kind="review", subject="u")
+    told = {
+        "verdicts": {"a": "pass", "b": "fail"},
+        "reasons": {"a": "preferred", "b": "not preferred"},
+    }
+    review = EffectStatus(
+        effect=effect, status="done", result=told, error="", attempts=0, updated_at=0.0
+    )
+    assert with_review(decisions, None) == decisions
+    found = with_review(decisions, review)
+    assert {n: d.verdict for n, d in found.items()} == {
+        "a": Verdict.PASS,
+        "b": Verdict.FAIL,
+        "c": Verdict.ERROR,  # passed, and nobody looked: never a pass
+        "d": Verdict.FAIL,
+    }
+    assert found["a"].reasons == ("measured: fine", "review: preferred")
+    assert found["b"].reasons == ("review: not preferred", "measured: fine")
+    assert found["c"].reasons[0] == "review: it was not reviewed"
+    assert found["d"] == failed

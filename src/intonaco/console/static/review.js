@@ -13,6 +13,7 @@
   let ready = false; // both pictures are there
   let sending = false;
   let patience = 0; // failed attempts in a row
+  let later = 0; // when to ask again whether there is something to see
 
   // ---------------------------------------------------------------- what is not sent yet
 
@@ -127,11 +128,14 @@
     at("bar").max = Math.max(1, now.done + now.left);
     at("bar").value = now.done;
     at("vote").hidden = !task;
+    const before = at("over").hidden;
     at("over").hidden = !!task;
     if (!task) {
-      at("over-text").textContent = now.over ? "This review is over. Nothing more is asked." : "You have seen every pair that needs your eyes. More may come while others vote.";
+      at("over-text").textContent = now.over ? "This review is over. Nothing more is asked." : "You have seen every pair that needs your eyes. Should more come, it is shown here.";
       at("undo-over").hidden = !now.can_undo;
-      at("over").focus();
+      if (before) at("over").focus();
+      clearTimeout(later);
+      if (!now.over) later = setTimeout(() => { if (!sending && !now.tasks.length) look(); }, 15000);
       return;
     }
     asked = 0;
