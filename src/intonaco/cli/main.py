@@ -9,7 +9,17 @@ import typer
 from rich.console import Console
 
 from intonaco import __version__
-from intonaco.cli import data, decide, deploy, drift, environment, inspect, steer, workspace
+from intonaco.cli import (
+    data,
+    decide,
+    deploy,
+    drift,
+    environment,
+    evaluate,
+    inspect,
+    steer,
+    workspace,
+)
 from intonaco.errors import IntonacoError
 
 app = typer.Typer(
@@ -43,6 +53,7 @@ steer.add_to(app)
 drift.add_to(app)
 decide.add_to(app)
 data.add_to(app)
+evaluate.add_to(app)
 environment.add_to(app)
 workspace.add_to(app)
 

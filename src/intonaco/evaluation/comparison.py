@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from intonaco.config import Margins
+from intonaco.evaluation.arms import ArmImages, Costs, Reference
 from intonaco.evaluation.intervals import (
     Index,
     Interval,
@@ -26,50 +27,12 @@ from intonaco.evaluation.metrics import frechet_distance, relative_mmd
 from intonaco.evaluation.metrics.arrays import Float, squared_distances
 from intonaco.types import Assessment, MetricResult
 
+__all__ = ["ArmImages", "Costs", "Reference", "assess", "assess_floor", "compare", "describe"]
+
 NEIGHBOURS = 5  # of recall: a third less noise than 3, and collapse costs as much
 DRAWS = 100  # of half-samples: a standard error to 7 %
 LOWER_IS_BETTER = frozenset({"distance", "latency", "memory"})
 FRECHET = "fd@"  # and the extractor's name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArmImages:
-    """What was measured of one arm's images, one row an image: prompt, slice, cosine of image and
-    prompt [n], features [n, d]. Both arms have the same prompts in the same order."""
-
-    prompt_ids: tuple[str, ...]
-    slices: tuple[str, ...]
-    adherence: Float
-    features: Float
-
-    def rows(self, slices: Sequence[str]) -> Index:
-        return np.flatnonzero(np.isin(self.slices, list(slices)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """Features [m, d] of held-out real images. ``topics`` of each, or empty if they have none: then
-    all of them stand for any slices."""
-
-    features: Float
-    topics: tuple[str, ...] = ()
-
-    def of(self, slices: Sequence[str]) -> Float:
-        if not self.topics:
-            return self.features
-        out: Float = self.features[np.isin(self.topics, list(slices))]
-        return out
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """``log_ratios``: log of candidate's over champion's seconds, one a round. ``memory``: bytes of
-    (champion, candidate)."""
-
-    log_ratios: tuple[float, ...]
-    champion_seconds: float
-    candidate_seconds: float
-    memory: tuple[int, int]
 
 
 def assess(

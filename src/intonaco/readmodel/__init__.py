@@ -27,6 +27,7 @@ from intonaco.readmodel.traffic import traffic
 from intonaco.readmodel.updates import (
     PHASES,
     active_update,
+    evaluation_page,
     last_rollout_facts,
     phase_strip,
     rollout_facts,
@@ -41,6 +42,7 @@ __all__ = [
     "Facts",
     "accounts",
     "budget",
+    "evaluation_page",
     "exposition",
     "finding_card",
     "finding_facts",

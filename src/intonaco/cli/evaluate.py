@@ -1,0 +1,346 @@
+"""eval plan, run, compare, report."""
+
+from __future__ import annotations
+
+import json
+import time
+import webbrowser
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from intonaco.app import App
+from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
+from intonaco.codec import digest
+from intonaco.config import Extractor
+from intonaco.errors import BackendError, ConfigError, NotFound
+from intonaco.evaluation import gate
+from intonaco.evaluation.gate import GateDecision
+from intonaco.evaluation.partial import of_pictures, results_of
+from intonaco.evaluation.wording import amount, change, metric_name
+from intonaco.executor import Parts
+from intonaco.executor.data import dataset_of
+from intonaco.executor.evaluating import extractor_digest, payload, slices_of, tracked
+from intonaco.jobs import JobFolder, job_folder
+from intonaco.types import JobSpec, JobState, Json, MetricResult, Release, Update, Verdict
+
+ENTRYPOINT = "intonaco.evaluation.job"
+POLL_S = 0.2
+REASONS = 6
+CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 3, Verdict.ERROR: 4}
+
+Open = Annotated[bool, typer.Option("--open", help="Show the report in the browser.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    evaluations = typer.Typer(
+        help="Prove a release against another, without touching traffic.", no_args_is_help=True
+    )
+    evaluations.command("run")(run)
+    evaluations.command("compare")(compare)
+    evaluations.command("report")(report)
+    app.add_typer(evaluations, name="eval")
+
+
+# ------------------------------------------------------------------------------------ run
+
+
+def run(
+    release: Annotated[str, typer.Option(help="Release to prove: its id, or how it begins.")],
+    against: Annotated[
+        str | None, typer.Option(help="Release to beat; the champion by default.")
+    ] = None,
+    guardrails_only: Annotated[
+        bool,
+        typer.Option("--guardrails-only", help="Nothing has to improve: as for a new dependency."),
+    ] = False,
+    improve: Annotated[
+        list[str] | None,
+        typer.Option(help="Slice that has to improve; repeatable. By default what is newly learnt"),
+    ] = None,
+    open_: Open = False,
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a release on the golden prompts and say whether it would pass the gate. Ends with
+    0 pass, 1 fail, 3 inconclusive, 4 error."""
+    if guardrails_only and improve:
+        raise ConfigError("give --guardrails-only or --improve, not both")
+    app = opened(workspace)
+    p = app.parts()
+    candidate = _release(p, release)
+    champion = _release(p, against).release_id if against else app.ledger.champion()
+    version = dataset_of(p, candidate.release_id)
+    keep, learnt = slices_of(p, champion, [version] if version else [])
+    wanted = [] if guardrails_only else sorted(improve) if improve else learnt
+    at = app.clock.now()
+    key = f"{app.config.service}:eval:{digest([candidate.release_id, champion, at])[:12]}"
+    made = payload(
+        p,
+        champion=champion,
+        candidates={_name_of(candidate): candidate.release_id},
+        keep=[s for s in keep if s not in wanted],
+        improve=wanted,
+        extractor=extractor_digest(p),
+        attempt=key,
+        at=at,
+        context={"command": "intonaco eval run", "run": key},
+    )
+    folder = _run_job(p, JobSpec(key=key, entrypoint=ENTRYPOINT, payload=made), quiet=as_json)
+    facts = _read(folder)
+    decisions = gate.decide(facts, app.config.evaluation)
+    p.tracker.log(
+        key,
+        params={"release": candidate.release_id, "against": champion or "none"},
+        metrics=tracked(decisions),
+        artifacts=folder / "report.html",
+    )
+    page = folder / "report.html"
+    if as_json:
+        print_json({"id": folder.parent.name, "page": str(page), **facts})
+    else:
+        _print(facts, decisions)
+        out.print(f"report {folder.parent.name}: {page}", markup=False)
+    if open_:
+        webbrowser.open(page.resolve().as_uri())
+    raise typer.Exit(CODES[best(decisions)])
+
+
+def _run_job(p: Parts, spec: JobSpec, *, quiet: bool) -> Path:
+    """Run a job to its end, with a bar; its ``out`` folder. Ctrl-C cancels it. Raises
+    BackendError."""
+    handle = p.training.submit(spec)
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("starting", total=None, text="")
+        try:
+            while (status := p.training.poll(handle)).state is JobState.RUNNING:
+                done = status.progress
+                if done:
+                    bar.update(
+                        task,
+                        description=str(done.get("phase", "")),
+                        completed=int(done.get("step", 0)),
+                        total=int(done.get("total", 0)) or None,
+                        text=str(done.get("text", "")),
+                    )
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            p.training.cancel(handle)
+            raise
+    folder = job_folder(p.workspace, spec.key)
+    if status.state is not JobState.SUCCEEDED:
+        said = JobFolder(folder).read("error")
+        raise BackendError(
+            status.error or f"the evaluation was {status.state}",
+            backend="local",
+            retriable=False,
+            hint=str(said.get("hint") or f"its log is {folder / 'log.txt'}"),
+        )
+    return folder / "out"
+
+
+def _release(p: Parts, beginning: str) -> Release:
+    found = [r for r in p.releases.list() if r.release_id.startswith(beginning)]
+    if not found:
+        raise NotFound(f"no release {beginning!r}", hint="`intonaco release list` shows all")
+    if len(found) > 1:
+        raise ConfigError(f"{beginning!r} begins {len(found)} releases: give more of the id")
+    return found[0]
+
+
+def _name_of(release: Release) -> str:
+    return release.provenance.recipe or release.short
+
+
+# ------------------------------------------------------------------------------------ compare
+
+
+def compare(
+    first: Annotated[
+        str, typer.Argument(help="A report (its id, folder or report.json), or a folder of images.")
+    ],
+    second: Annotated[
+        Path | None, typer.Argument(help="A folder of the candidate's images.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Real images, to measure distance and recall by.")
+    ] = None,
+    extractor: Annotated[
+        Path | None, typer.Option(help="Extractor's folder; that of the workspace by default.")
+    ] = None,
+    improve: Annotated[
+        list[str] | None, typer.Option(help="Slice that is to improve; repeatable.")
+    ] = None,
+    target: Annotated[
+        Path, typer.Option("--out", help="Where the report of two folders goes.")
+    ] = Path("comparison"),
+    open_: Open = False,
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a report again by the workspace's present margins, or compare two folders of images of
+    the same prompts and seeds, without any model. Ends with 0 pass, 1 fail, 3 inconclusive,
+    4 error."""
+    app = opened(workspace)
+    if second is None:
+        folder = _find(app, first)
+        facts: Mapping[str, Json] = _read(folder)
+        decisions = _decide(facts, app)
+        page: Path | None = folder / "report.html"
+    else:
+        facts, decisions = _compare_folders(
+            app, Path(first), second, reference, extractor, improve or [], target
+        )
+        page = target / "report.html"
+    if as_json:
+        print_json({"page": str(page), "verdicts": _verdicts(decisions), **facts})
+    else:
+        _print(facts, decisions)
+        out.print(f"report {page}", markup=False)
+    if open_ and page is not None:
+        webbrowser.open(page.resolve().as_uri())
+    raise typer.Exit(CODES[best(decisions)])
+
+
+def _compare_folders(
+    app: App,
+    champion: Path,
+    candidate: Path,
+    reference: Path | None,
+    extractor: Path | None,
+    improve: list[str],
+    target: Path,
+) -> tuple[Mapping[str, Json], dict[str, GateDecision]]:
+    from intonaco.evaluation.folders import compare_folders
+
+    known = app.config.extractor
+    if extractor is not None:
+        known = Extractor(type="clip", path=str(extractor.resolve()))
+    if known is None:
+        raise ConfigError(
+            "no extractor: intonaco.yaml names none", hint="--extractor FOLDER names one"
+        )
+    facts, decision = compare_folders(
+        champion,
+        candidate,
+        reference=reference,
+        extractor=known,
+        root=app.workspace.root,
+        settings=app.config.evaluation,
+        improve=improve,
+        cache=app.workspace.evaluations,
+        target=target,
+    )
+    return facts, {str(facts["candidates"][0]): decision}
+
+
+# ------------------------------------------------------------------------------------ report
+
+
+def report(
+    which: Annotated[
+        str, typer.Argument(help="A report's id, an update's id, or a folder or file of one.")
+    ],
+    open_: Open = False,
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Show the report of an evaluation: the verdict as it was then."""
+    app = opened(workspace)
+    folder = _find(app, which)
+    facts = _read(folder)
+    page = folder / "report.html"
+    if as_json:
+        print_json({"page": str(page), **facts})
+        return
+    _print(facts, _decide(facts, app))
+    out.print(f"report {page}", markup=False)
+    if open_ and not webbrowser.open(page.resolve().as_uri()):
+        out.print("no browser was found to open it in", markup=False)
+
+
+def _find(app: App, which: str) -> Path:
+    """The folder that holds ``report.json``. Raises NotFound."""
+    given = Path(which)
+    for folder in (given, given / "out", given.parent if given.is_file() else given):
+        if (folder / "report.json").is_file():
+            return folder
+    direct = app.workspace.jobs / which / "out"
+    if len(given.parts) == 1 and (direct / "report.json").is_file():
+        return direct
+    for update in app.ledger.all(Update):
+        if which and update.update_id.startswith(which):
+            for status in app.ledger.effects(update.update_id).values():
+                if status.effect.kind == "evaluate" and status.status == "done":
+                    return app.workspace.resolve(str(status.result["folder"]))
+            raise NotFound(f"update {update.update_id} has no evaluation that is done")
+    raise NotFound(
+        f"no report {which!r}",
+        hint="`intonaco eval run` prints its id; an update's id, a folder or a file do too",
+    )
+
+
+def _read(folder: Path) -> dict[str, Json]:
+    try:
+        facts: dict[str, Json] = json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / 'report.json'} cannot be read: {error}") from error
+    return facts
+
+
+def _decide(facts: Mapping[str, Json], app: App) -> dict[str, GateDecision]:
+    if facts.get("kind") == "pictures":
+        return {name: of_pictures(results_of(facts, name)) for name in facts["candidates"]}
+    return gate.decide(facts, app.config.evaluation)
+
+
+# ------------------------------------------------------------------------------------ shared
+
+
+def best(decisions: Mapping[str, GateDecision]) -> Verdict:
+    """One candidate that passes is enough; of others the mildest word counts."""
+    order = (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL, Verdict.ERROR)
+    return min((d.verdict for d in decisions.values()), key=order.index, default=Verdict.ERROR)
+
+
+def _verdicts(decisions: Mapping[str, GateDecision]) -> dict[str, Any]:
+    return {
+        name: {"verdict": str(d.verdict), "reasons": list(d.reasons)}
+        for name, d in decisions.items()
+    }
+
+
+def _print(facts: Mapping[str, Json], decisions: Mapping[str, GateDecision]) -> None:
+    for name, decision in decisions.items():
+        out.print(f"{name}: {decision.verdict}", style="bold", markup=False)
+        for reason in decision.reasons[:REASONS]:
+            out.print(f"  {reason}", markup=False)
+        if (more := len(decision.reasons) - REASONS) > 0:
+            out.print(f"  and {more} more in the report", markup=False)
+        print_table(
+            "",
+            ("metric", "slice", "change, interval", "margin", ""),
+            (_row(m) for m in decision.metrics),
+        )
+    for note in facts.get("notes", ()):
+        out.print(f"note: {note}", markup=False)
+
+
+def _row(m: MetricResult) -> tuple[object, ...]:
+    margin = None if m.margin is None else amount(m.margin, m.metric)
+    said = str(m.assessment).replace("_", " ") if m.guardrail else "for information"
+    return (metric_name(m.metric), m.slice, change(m), margin, said)
