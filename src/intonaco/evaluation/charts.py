@@ -6,22 +6,21 @@ from __future__ import annotations
 import math
 from html import escape
 
-from intonaco.evaluation.comparison import FRECHET
+from intonaco.evaluation.comparison import FRECHET, LIMITS, LOWER_IS_BETTER, SUCCESS
 from intonaco.evaluation.wording import amount
 from intonaco.types import MetricResult
 
 WIDTH, HEIGHT = 300, 34
 LEFT, RIGHT = 8, 8
 MARGIN_AT = 0.3  # of the width, from the left; zero at 0.5
-_LOWER = frozenset(
-    {"distance", "latency", "latency_p95", "memory", "peak_memory", "cost", "copies", "unsafe"}
-)
+_LOWER = LOWER_IS_BETTER | LIMITS
+_EITHER_WAY = frozenset({"detail"})  # a change to either side is harm
 
 
 def interval_plot(m: MetricResult) -> str:
     """Better is right, whatever the metric. What lies left of the margin is harm. A row without
     a margin is scaled to its interval; an end beyond the picture is an arrow."""
-    ratio = m.metric in ("memory", "peak_memory", "cost")
+    ratio, lower = m.metric in LIMITS, _lower_is_better(m.metric)
     floor = m.difference is None and m.margin is not None  # held to a value, not to a champion
     centre = m.candidate if floor else m.difference
     if centre is None:
@@ -35,7 +34,7 @@ def interval_plot(m: MetricResult) -> str:
     if ratio:  # one is no change
         values = [v - 1.0 for v in values]
         margin = None if margin is None else margin - 1.0
-    if m.metric in _LOWER or m.metric.startswith(FRECHET):
+    if lower:
         values = [-v for v in values]
     centre, (low, high) = values[0], sorted(values[1:])
     unit = margin if margin else max(abs(low), abs(high), abs(centre)) / 2 or 1.0
@@ -58,11 +57,18 @@ def interval_plot(m: MetricResult) -> str:
             f'<line class="edge" x1="{edge:.1f}" x2="{edge:.1f}" y1="3" y2="21"/>'
             f'<text class="tick" x="{edge:.1f}" y="31" text-anchor="middle">margin</text>'
         )
-    zero, origin = x(0.0), "floor" if floor else "same"
+    if margin and m.metric in _EITHER_WAY:
+        edge = x(margin)
+        parts.append(
+            f'<rect class="harm" x="{edge:.1f}" y="3" width="{right - edge:.1f}" height="18"/>'
+            f'<line class="edge" x1="{edge:.1f}" x2="{edge:.1f}" y1="3" y2="21"/>'
+        )
+    zero, origin = x(0.0), "limit" if floor and lower else "floor" if floor else "same"
+    direction = "more →" if m.metric in _EITHER_WAY else "better →"
     parts.append(
         f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="3" y2="21"/>'
         f'<text class="tick" x="{zero:.1f}" y="31" text-anchor="middle">{origin}</text>'
-        f'<text class="tick" x="{right}" y="31" text-anchor="end">better →</text>'
+        f'<text class="tick" x="{right}" y="31" text-anchor="end">{direction}</text>'
     )
     a, b = (min(max(x(v), left), right) for v in (low, high))
     parts.append(
@@ -75,6 +81,11 @@ def interval_plot(m: MetricResult) -> str:
     at = min(max(x(centre), left), right)
     parts.append(f'<circle class="dot a-{kind}" cx="{at:.1f}" cy="12" r="4"/></svg>')
     return "".join(parts)
+
+
+def _lower_is_better(metric: str) -> bool:
+    name = metric.removesuffix(SUCCESS)
+    return name in _LOWER or name.startswith(FRECHET)
 
 
 def _title(m: MetricResult) -> str:

@@ -2,37 +2,103 @@
 
 The unit is the prompt: seeds are averaged within it first. Images of one prompt resemble each
 other, and a test that took them for independent would call noise a difference three times as often
-as it says. Pure, NumPy only.
+as it says. Prompts count as drawn from their slices, and the slices as fixed. Pure, NumPy only.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from intonaco.config import Margins
 from intonaco.evaluation.arms import ArmImages, Costs, Reference
+from intonaco.evaluation.copies import Copies
+from intonaco.evaluation.distribution import NEIGHBOURS, Distribution, Estimate
 from intonaco.evaluation.intervals import (
     Index,
     Interval,
-    half_sample_error,
     hodges_lehmann,
+    mean_interval,
     normal_quantile,
-    t_interval,
+    paired_share_interval,
+    quantile_difference,
+    share_interval,
+    widened,
 )
-from intonaco.evaluation.metrics import frechet_distance, relative_mmd
-from intonaco.evaluation.metrics.arrays import Float, squared_distances
+from intonaco.evaluation.metrics.arrays import Float, matrix
 from intonaco.types import Assessment, MetricResult
 
-__all__ = ["ArmImages", "Costs", "Reference", "assess", "assess_floor", "compare", "describe"]
+__all__ = [
+    "FRECHET",
+    "NEIGHBOURS",
+    "ArmImages",
+    "Costs",
+    "Reference",
+    "assess",
+    "assess_floor",
+    "compare",
+    "describe",
+    "judge",
+    "served_slices",
+]
 
-NEIGHBOURS = 5  # of recall: a third less noise than 3, and collapse costs as much
-DRAWS = 100  # of half-samples: a standard error to 7 %
-LOWER_IS_BETTER = frozenset({"distance", "latency", "memory"})
+LOWER_IS_BETTER = frozenset({"distance", "latency", "latency_p95", "copies", "unsafe", "cost"})
+LIMITS = frozenset({"memory", "peak_memory", "cost"})  # a ratio of two exact numbers
 FRECHET = "fd@"  # and the extractor's name
+SCORE = "score:"  # and the head's name
+SUCCESS = "_improve"  # after a metric: what an update was made for
+LEAST_SPREAD = (
+    1e-6  # of images of one prompt, as a share of the reference's: one picture over again
+)
+
+
+def served_slices(
+    champion: ArmImages, *, keep: Sequence[str], improve: Sequence[str], floor: float | None
+) -> tuple[str, ...]:
+    """The slices that the champion serves well, which a candidate may not forget: those of
+    ``keep``, and every other one where its mean adherence is at least ``floor``; all of them
+    without a floor, since then nothing says which is bad. Those of ``improve`` never, which have
+    guardrails of their own. In order of their first prompts."""
+    out = []
+    for name in dict.fromkeys(champion.slices):
+        if name in improve:
+            continue
+        level = float(champion.adherence[champion.rows([name])].mean())
+        if name in keep or floor is None or level >= floor:
+            out.append(name)
+    return tuple(out)
+
+
+def judge(result: MetricResult, margins: Margins) -> MetricResult:
+    """The result with the margin that the configuration has for it, if any."""
+    margin = _margin(result, margins)
+    if result.difference is None and result.interval is not None:  # of the value itself
+        found = _assess_ceiling(result.interval, margin)
+    elif result.metric == "detail":
+        found = _assess_either_way(result.difference, result.interval, margin)
+    else:
+        found = assess(result.metric, result.difference, result.interval, margin)
+    return replace(result, margin=margin, assessment=found, guardrail=margin is not None)
+
+
+def _margin(result: MetricResult, margins: Margins) -> float | None:
+    metric, known = result.metric, margins
+    if metric.endswith(SUCCESS):
+        return None
+    if metric.startswith(SCORE):
+        return known.scores.get(metric.removeprefix(SCORE))
+    if metric.startswith(FRECHET):
+        return known.fd
+    if result.slice is not None:
+        by_slice = {"adherence": known.slice_adherence, "recall": known.slice_recall}
+        return by_slice.get(metric)
+    if metric == "peak_memory":
+        return known.memory
+    found: float | None = getattr(known, metric, None)
+    return found
 
 
 def assess(
@@ -45,7 +111,7 @@ def assess(
     the margin; ``NO_DATA`` if there is none, or a value in it is not finite. Without a margin it is
     a figure for information: better, worse or undecided."""
     margin = 0.0 if margin is None else margin
-    if metric == "memory":  # a ratio of two exact numbers, and a hard limit
+    if metric in LIMITS:
         if difference is None or not math.isfinite(difference):
             return Assessment.NO_DATA
         return Assessment.NON_INFERIOR if difference <= margin else Assessment.HARMFUL
@@ -54,13 +120,41 @@ def assess(
     if not all(math.isfinite(v) for v in (difference, *interval)):
         return Assessment.NO_DATA
     low, high = interval
-    if metric in LOWER_IS_BETTER or metric.startswith(FRECHET):
+    name = metric.removesuffix(SUCCESS)
+    if name in LOWER_IS_BETTER or name.startswith(FRECHET):
         low, high = -high, -low
     if low > 0:
         return Assessment.SUPERIOR
     if low > -margin:
         return Assessment.NON_INFERIOR
     return Assessment.HARMFUL if high < -margin else Assessment.UNDECIDED
+
+
+def _assess_either_way(
+    difference: float | None, interval: Interval | None, margin: float | None
+) -> Assessment:
+    """Of what should stay as it is: a change to either side is no gain."""
+    if difference is None or interval is None:
+        return Assessment.NO_DATA
+    if not all(math.isfinite(v) for v in (difference, *interval)):
+        return Assessment.NO_DATA
+    if margin is None:
+        return Assessment.UNDECIDED
+    low, high = interval
+    if -margin < low and high < margin:
+        return Assessment.NON_INFERIOR
+    return Assessment.HARMFUL if high < -margin or low > margin else Assessment.UNDECIDED
+
+
+def _assess_ceiling(interval: Interval, ceiling: float | None) -> Assessment:
+    """What an interval of an absolute share says against the most that is allowed."""
+    if not all(math.isfinite(v) for v in interval):
+        return Assessment.NO_DATA
+    if ceiling is None:
+        return Assessment.UNDECIDED
+    if interval[1] <= ceiling:
+        return Assessment.NON_INFERIOR
+    return Assessment.HARMFUL if interval[0] > ceiling else Assessment.UNDECIDED
 
 
 def compare(
@@ -75,35 +169,43 @@ def compare(
     margins: Margins,
     extractor: str = "features",
     seed: int = 0,
+    success: Sequence[str] = ("adherence",),
 ) -> tuple[MetricResult, ...]:
     """Every metric of the gate, guardrails first. Intervals are two-sided at level 1 - 2 alpha.
 
-    ``keep`` must not get worse: distance and recall are measured on them alone, since a gain on
-    ``improve`` would hide a loss there. What cannot be measured is left out; the gate misses it.
-    Raises ValueError if the arms do not hold the same prompts in the same order.
+    ``keep`` must not get worse: what is measured of all slices together is measured on them alone,
+    since a gain on ``improve`` would hide a loss there; but copies and unsafe images are looked for
+    everywhere. The metrics of ``success`` come once more, with "_improve" behind the name, on
+    ``improve`` (on ``keep`` if that is empty) at alpha over their number, since one of them is
+    enough. What cannot be measured is left out; the gate misses it. ``seed`` is of the draws behind
+    the errors of recall, coverage and distance.
+
+    Raises ValueError if the arms do not hold the same prompts in the same order, if the features of
+    arms and reference are of different extractors, or if an array has the wrong length or a value
+    that is not finite.
     """
-    if champion.prompt_ids != candidate.prompt_ids or champion.slices != candidate.slices:
-        raise ValueError("champion and candidate have different prompts: nothing can be paired")
-    out: list[MetricResult] = []
-
-    def adherence(metric: str, rows: Index, slice_: str | None, margin: float | None) -> None:
-        if len(rows):
-            pair = (champion.adherence, candidate.adherence)
-            a, b = (_per_prompt(x[rows], _take(champion.prompt_ids, rows)) for x in pair)
-            difference, interval = t_interval(b - a, alpha)
-            values = (float(a.mean()), float(b.mean()))
-            out.append(_result(metric, slice_, values, difference, interval, margin, "cosine"))
-
-    adherence("adherence", champion.rows(keep), None, margins.adherence)
+    _check(champion, candidate, reference)
+    arms = _Arms(champion, candidate, reference, extractor, seed)
+    out = arms.means("adherence", keep, None, alpha)
     for name in (*keep, *improve):
-        adherence("adherence", champion.rows([name]), name, margins.slice_adherence)
-    out += _distribution(champion, candidate, reference, keep, alpha, margins, extractor, seed)
+        out += arms.means("adherence", [name], name, alpha)
+    for metric in (*arms.extra, "diversity"):
+        out += arms.means(metric, keep, None, alpha)
+    for metric in ("distance", "recall", "coverage", "fd"):
+        out += arms.to_reference(metric, keep, None, alpha)
+    for name in (*keep, *improve):
+        out += arms.to_reference("recall", [name], name, alpha)
+        out += arms.to_reference("coverage", [name], name, alpha)
+    out += arms.copies(alpha) + arms.unsafe(alpha)
     if costs is not None:
-        out += _costs(costs, alpha, margins)
-    if improve:
-        adherence("adherence_improve", champion.rows(improve), None, None)
-        out += _recall(champion, candidate, reference, improve, alpha, None, seed)
-    return tuple(out)
+        out += _costs(costs, alpha)
+    for metric in success:
+        share = alpha / len(success)
+        of = arms.to_reference if metric in ("distance", "recall", "coverage") else arms.means
+        out += of(metric, list(improve or keep), None, share, SUCCESS)
+    if improve and "recall" not in success:
+        out += arms.to_reference("recall", improve, None, alpha, SUCCESS)
+    return tuple(judge(result, margins) for result in out)
 
 
 def describe(
@@ -116,8 +218,8 @@ def describe(
         rows = candidate.rows(slices if name is None else [name])
         if len(rows) == 0:
             continue
-        prompts = _per_prompt(candidate.adherence[rows], _take(candidate.prompt_ids, rows))
-        value, interval = t_interval(prompts, alpha)
+        prompts, strata = _per_prompt(candidate, candidate.adherence, rows)
+        value, interval = mean_interval(prompts, strata, alpha)
         out.append(
             MetricResult(
                 metric="adherence",
@@ -130,6 +232,7 @@ def describe(
                 assessment=assess_floor(interval, floor),
                 guardrail=True,
                 unit="cosine",
+                method=_MEANS.format(len(prompts)),
             )
         )
     return tuple(out)
@@ -144,145 +247,226 @@ def assess_floor(interval: Interval | None, floor: float | None) -> Assessment:
     return Assessment.HARMFUL if interval[1] < floor else Assessment.UNDECIDED
 
 
-def _distribution(
-    champion: ArmImages,
-    candidate: ArmImages,
-    reference: Reference,
-    keep: Sequence[str],
-    alpha: float,
-    margins: Margins,
-    extractor: str,
-    seed: int,
-) -> list[MetricResult]:
-    rows, real = champion.rows(keep), reference.of(keep)
-    if len(rows) <= NEIGHBOURS or len(real) <= NEIGHBOURS:
-        return []
-    a, b = champion.features[rows], candidate.features[rows]
-    prompts, slices = _take(champion.prompt_ids, rows), _take(champion.slices, rows)
-    out = []
-    if len(set(prompts)) > 1:
-        mmd = relative_mmd(real, a, b, groups=prompts)
-        half = normal_quantile(1 - alpha) * mmd.standard_error
-        interval = (mmd.difference - half, mmd.difference + half)
-        values = (mmd.champion, mmd.candidate)
-        out.append(
-            _result("distance", None, values, mmd.difference, interval, margins.distance, "MMD^2")
+_MEANS = "t and Hall's t, the wider, over {} prompts"
+_REFERENCE = {
+    "distance": ("MMD^2", "places changed and projections, the larger, over {} prompts"),
+    "recall": ("share", "places changed over {} prompts"),
+    "coverage": ("share", "places changed over {} prompts"),
+    "fd": ("distance", "jackknife over {} prompts"),
+}
+_UNITS = {"adherence": "cosine", "hits": "share", "detail": "log energy", "diversity": "log ratio"}
+_BOUNDED = frozenset({"hits"})  # where no event seen is not none to come
+
+
+@dataclass(slots=True)
+class _Arms:
+    """Both arms, and what is known of their difference."""
+
+    champion: ArmImages
+    candidate: ArmImages
+    reference: Reference
+    extractor: str
+    seed: int
+    kept: dict[tuple[str, ...], Distribution] = field(default_factory=dict)  # the latest
+
+    @property
+    def extra(self) -> list[str]:
+        """Metrics of single images that both arms have, beside adherence."""
+        a, b = self.champion, self.candidate
+        found = [m for m in ("hits", "detail") if _has(a, m) and _has(b, m)]
+        return found + [f"{SCORE}{name}" for name in sorted(set(a.scores) & set(b.scores))]
+
+    def means(
+        self, metric: str, slices: Sequence[str], slice_: str | None, alpha: float, mark: str = ""
+    ) -> list[MetricResult]:
+        """A number of each image or prompt, compared by its means within prompts."""
+        rows = self.champion.rows(slices)
+        if len(rows) == 0:
+            return []
+        if metric == "diversity":
+            pair = [_spread(arm, rows, self.reference.features) for arm in self.both]
+            if not len(pair[0][0]):
+                return []
+        else:
+            if metric != "adherence" and metric not in self.extra:
+                return []
+            pair = [_per_prompt(arm, _of(arm, metric), rows) for arm in self.both]
+        (a, strata), (b, _) = pair
+        difference, interval = mean_interval(b - a, strata, alpha)
+        if interval is not None and metric in _BOUNDED:
+            interval = widened(interval, difference, len(a), alpha)
+        return [
+            _result(
+                metric + mark,
+                slice_,
+                (float(a.mean()), float(b.mean())),
+                difference,
+                interval,
+                _UNITS.get(metric, "score"),
+                _MEANS.format(len(a)),
+            )
+        ]
+
+    @property
+    def both(self) -> tuple[ArmImages, ArmImages]:
+        return self.champion, self.candidate
+
+    def to_reference(
+        self, metric: str, slices: Sequence[str], slice_: str | None, alpha: float, mark: str = ""
+    ) -> list[MetricResult]:
+        """How the images of some slices lie to the reference's of the same."""
+        rows, real = self.champion.rows(slices), self.reference.of(slices)
+        prompts = _take(self.champion.prompt_ids, rows)
+        if min(len(rows), len(real)) <= NEIGHBOURS or len(set(prompts)) < 2:
+            return []
+        topics = self.reference.topics
+        key = tuple(slices)
+        if key not in self.kept:
+            self.kept = {
+                key: Distribution(
+                    self.champion.features[rows],
+                    self.candidate.features[rows],
+                    real,
+                    prompts=prompts,
+                    slices=_take(self.champion.slices, rows),
+                    topics=[t for t in topics if t in slices],
+                    rng=np.random.default_rng(self.seed),
+                )
+            }
+        lies = self.kept[key]
+        found, note = self._measure(metric, lies)
+        half = normal_quantile(1 - alpha) * found.error
+        interval = (found.difference - half, found.difference + half)
+        unit, method = _REFERENCE[metric]
+        name = f"{FRECHET}{self.extractor}" if metric == "fd" else metric
+        values = (found.champion, found.candidate)
+        said = method.format(len(set(prompts))) + note
+        return [_result(name + mark, slice_, values, found.difference, interval, unit, said)]
+
+    def _measure(self, metric: str, lies: Distribution) -> tuple[Estimate, str]:
+        if metric == "fd":
+            found, components = lies.frechet()
+            return found, f", on {components} components of the reference"
+        of = {"distance": lies.mmd, "recall": lies.recall, "coverage": lies.coverage}
+        return of[metric](), ""
+
+    def copies(self, alpha: float) -> list[MetricResult]:
+        """Prompts of which an image is a copy of a training image."""
+        training = self.reference.training
+        if training is None or min(len(training), len(self.reference.features)) < 3:
+            return []
+        is_copy = Copies(training, self.reference.features)
+        before, after = (_any(arm, is_copy(arm.features)) for arm in self.both)
+        low, high = share_interval(int(after.sum()), len(after), alpha)
+        said = (
+            f"exact over {len(after)} prompts; by itself {after.mean():.3f} "
+            f"({low:.3f} to {high:.3f})"
         )
-    out += _recall(champion, candidate, reference, keep, alpha, margins.recall, seed)
-    values = (frechet_distance(a, real), frechet_distance(b, real))
-    error = half_sample_error(
-        lambda r: frechet_distance(b[r], real) - frechet_distance(a[r], real),
-        prompts,
-        slices,
-        draws=DRAWS,
-        rng=np.random.default_rng(seed),
-    )
-    out.append(_normal(f"{FRECHET}{extractor}", values, error, alpha, None, "distance"))
+        values = (float(before.mean()), float(after.mean()))
+        interval = paired_share_interval(before, after, alpha)
+        return [_result("copies", None, values, values[1] - values[0], interval, "share", said)]
+
+    def unsafe(self, alpha: float) -> list[MetricResult]:
+        """Prompts of which an image is unsafe: of the candidate itself, not against the
+        champion's."""
+        if self.champion.unsafe is None or self.candidate.unsafe is None:
+            return []
+        before, after = (_any(arm, np.asarray(arm.unsafe, dtype=bool)) for arm in self.both)
+        interval = share_interval(int(after.sum()), len(after), alpha)
+        values = (float(before.mean()), float(after.mean()))
+        said = f"exact over {len(after)} prompts"
+        return [_result("unsafe", None, values, None, interval, "share", said)]
+
+
+def _costs(costs: Costs, alpha: float) -> list[MetricResult]:
+    """Times and memory. Rounds count as independent of each other."""
+    seconds = (costs.champion_seconds, costs.candidate_seconds)
+    centre, interval = hodges_lehmann(costs.log_ratios, alpha)
+    said = f"Wilcoxon's signed ranks over {len(costs.log_ratios)} rounds"
+    out = [_result("latency", None, seconds, centre, interval, "log ratio", said)]
+    if costs.champion_times and len(costs.champion_times) == len(costs.candidate_times):
+        times = [np.log(t) for t in (costs.champion_times, costs.candidate_times)]
+        rounds = costs.rounds or tuple(range(len(costs.champion_times)))
+        moved, ends = quantile_difference(*times, rounds, 0.95, alpha)
+        if ends is not None:
+            a, b = (float(np.quantile(np.exp(t), 0.95)) for t in times)
+            said = f"order statistics of {len(times[0])} times"
+            out.append(_result("latency_p95", None, (a, b), moved, ends, "log ratio", said))
+    if costs.throughput_log_ratios:
+        centre, interval = hodges_lehmann(costs.throughput_log_ratios, alpha)
+        if interval is not None:
+            said = f"Wilcoxon's signed ranks over {len(costs.throughput_log_ratios)} rounds"
+            out.append(_result("throughput", None, None, centre, interval, "log ratio", said))
+    pairs: list[tuple[str, tuple[float, float] | None]] = [
+        ("memory", costs.memory),
+        ("peak_memory", costs.peak_memory),
+        ("cost", costs.cost_per_image),
+    ]
+    for name, pair in pairs:
+        if pair is not None:
+            ratio = pair[1] / pair[0] if pair[0] else None
+            values = (float(pair[0]), float(pair[1]))
+            out.append(_result(name, None, values, ratio, None, "ratio", "as measured"))
     return out
 
 
-def _recall(
-    champion: ArmImages,
-    candidate: ArmImages,
-    reference: Reference,
-    slices: Sequence[str],
-    alpha: float,
-    margin: float | None,
-    seed: int,
-) -> list[MetricResult]:
-    rows, real = champion.rows(slices), reference.of(slices)
-    if min(len(rows), len(real)) <= NEIGHBOURS:
-        return []
-    arms = [_Recall.of(arm.features[rows], real) for arm in (champion, candidate)]
-    rng = np.random.default_rng(seed)
-
-    def difference(drawn: Index) -> float:
-        of = rng.choice(len(real), size=len(real) // 2, replace=False)
-        before, after = (arm.share(drawn, of) for arm in arms)
-        return after - before
-
-    error = half_sample_error(
-        difference,
-        _take(champion.prompt_ids, rows),
-        _take(champion.slices, rows),
-        draws=DRAWS,
-        rng=rng,
-    )
-    every, all_real = np.arange(len(rows)), np.arange(len(real))
-    values = (arms[0].share(every, all_real), arms[1].share(every, all_real))
-    name = "recall" if margin is not None else "recall_improve"
-    return [_normal(name, values, error, alpha, margin, "share")]
+def _check(champion: ArmImages, candidate: ArmImages, reference: Reference) -> None:
+    if champion.prompt_ids != candidate.prompt_ids or champion.slices != candidate.slices:
+        raise ValueError("champion and candidate have different prompts: nothing can be paired")
+    made_by = {x.extractor for x in (champion, candidate, reference)}
+    if len(made_by) > 1:
+        raise ValueError(
+            "features of champion, candidate and reference are of different extractors "
+            f"({', '.join(sorted(e[:12] or 'unnamed' for e in made_by))}) and cannot be compared"
+        )
+    n = len(champion.prompt_ids)
+    for name, arm in (("champion", champion), ("candidate", candidate)):
+        columns: Mapping[str, Float] = {
+            "adherence": arm.adherence,
+            **{m: _of(arm, m) for m in ("hits", "detail", "unsafe") if _has(arm, m)},
+            **{f"{SCORE}{head}": np.asarray(x) for head, x in arm.scores.items()},
+        }
+        for column, values in columns.items():
+            if len(values) != n or not np.isfinite(values).all():
+                raise ValueError(f"{column} of the {name} needs {n} finite values")
+        if len(matrix(arm.features, f"features of the {name}", rows=1)) != n:
+            raise ValueError(f"features of the {name} need {n} rows, got {len(arm.features)}")
+    matrix(reference.features, "features of the reference", rows=1)
+    if reference.training is not None:
+        matrix(reference.training, "features of the training images", rows=1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Recall:
-    """``metrics.precision_recall``'s recall of subsets, from distances taken once: among generated
-    rows [n, n] (infinite on the diagonal), and of them to real rows [n, m]."""
-
-    among: Float
-    to_real: Float
-
-    @classmethod
-    def of(cls, generated: Float, real: Float) -> _Recall:
-        among = squared_distances(generated, generated)
-        np.fill_diagonal(among, np.inf)
-        return cls(among, squared_distances(generated, real))
-
-    def share(self, rows: Index, real: Index) -> float:
-        """Share of the real rows within reach of the generated ones; NaN if those are too few."""
-        if len(rows) <= NEIGHBOURS:
-            return math.nan
-        among = self.among[np.ix_(rows, rows)]
-        radius = np.partition(among, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
-        covered = (self.to_real[np.ix_(rows, real)] <= radius[:, None]).any(0)
-        return float(covered.mean())
+def _has(arm: ArmImages, metric: str) -> bool:
+    return getattr(arm, metric) is not None
 
 
-def _costs(costs: Costs, alpha: float, margins: Margins) -> list[MetricResult]:
-    seconds = (costs.champion_seconds, costs.candidate_seconds)
-    centre, interval = hodges_lehmann(costs.log_ratios, alpha)
-    latency = _result("latency", None, seconds, centre, interval, margins.latency, "log ratio")
-    before, after = costs.memory
-    ratio = after / before if before else None
-    values = (float(before), float(after))
-    return [latency, _result("memory", None, values, ratio, None, margins.memory, "ratio")]
-
-
-def _normal(
-    metric: str,
-    values: tuple[float, float],
-    error: float,
-    alpha: float,
-    margin: float | None,
-    unit: str,
-) -> MetricResult:
-    difference = values[1] - values[0]
-    half = normal_quantile(1 - alpha) * error
-    interval = None if math.isnan(half) else (difference - half, difference + half)
-    return _result(metric, None, values, difference, interval, margin, unit)
+def _of(arm: ArmImages, metric: str) -> Float:
+    if metric.startswith(SCORE):
+        return np.asarray(arm.scores[metric.removeprefix(SCORE)], dtype=np.float64)
+    return np.asarray(getattr(arm, metric), dtype=np.float64)
 
 
 def _result(
     metric: str,
     slice_: str | None,
-    values: tuple[float, float],
+    values: tuple[float, float] | None,
     difference: float | None,
     interval: Interval | None,
-    margin: float | None,
     unit: str,
+    method: str,
 ) -> MetricResult:
-    found = assess(metric, difference, interval, margin)
     return MetricResult(
         metric=metric,
         slice=slice_,
-        champion=values[0],
-        candidate=values[1],
+        champion=values[0] if values else None,
+        candidate=values[1] if values else None,
         difference=difference,
         interval=interval,
-        margin=margin,
-        assessment=found,
-        guardrail=margin is not None,
+        margin=None,
+        assessment=Assessment.NO_DATA,
+        guardrail=False,
         unit=unit,
+        method=method,
     )
 
 
@@ -290,9 +474,33 @@ def _take(values: tuple[str, ...], rows: Index) -> list[str]:
     return [values[i] for i in rows]
 
 
-def _per_prompt(values: Float, prompt_ids: Sequence[str]) -> Float:
-    """Means within each prompt, prompts in order of first appearance."""
+def _per_prompt(arm: ArmImages, values: Float, rows: Index) -> tuple[Float, list[str]]:
+    """Means within each prompt and the prompts' slices, in order of first appearance."""
     numbers: dict[str, int] = {}
-    index = np.array([numbers.setdefault(p, len(numbers)) for p in prompt_ids])
-    out: Float = np.bincount(index, weights=values) / np.bincount(index)
-    return out
+    slices: list[str] = []
+    index = []
+    for i in rows:
+        number = numbers.setdefault(arm.prompt_ids[i], len(numbers))
+        if number == len(slices):
+            slices.append(arm.slices[i])
+        index.append(number)
+    out: Float = np.bincount(index, weights=values[rows]) / np.bincount(index)
+    return out, slices
+
+
+def _any(arm: ArmImages, values: Float) -> Float:
+    """Whether it is so of an image of each prompt."""
+    everywhere = np.arange(len(arm.prompt_ids))
+    return _per_prompt(arm, values.astype(np.float64), everywhere)[0] > 0
+
+
+def _spread(arm: ArmImages, rows: Index, reference: Float) -> tuple[Float, list[str]]:
+    """Log of the mean squared distance between images of one prompt, of prompts with at least two,
+    and their slices. Bounded below by what is as good as one picture over again."""
+    of: dict[str, list[int]] = {}
+    for i in rows:
+        of.setdefault(arm.prompt_ids[i], []).append(i)
+    many = [r for r in of.values() if len(r) > 1]
+    values = [2.0 * arm.features[r].var(0, ddof=1).sum() for r in many]
+    least = LEAST_SPREAD * max(2.0 * float(reference.var(0).sum()), 1e-300)
+    return np.log(np.maximum(values, least)), [arm.slices[r[0]] for r in many]

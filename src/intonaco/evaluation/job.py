@@ -49,6 +49,7 @@ from intonaco.evaluation.comparison import (
     NEIGHBOURS,
     compare,
     describe,
+    served_slices,
 )
 from intonaco.evaluation.drawing import ApartSampler
 from intonaco.evaluation.elsewhere import ServerSampler
@@ -130,6 +131,7 @@ class Evaluation:
         )
         self.skipped = self.look.skipped
         self.keep = order.keep
+        self.success = tuple(self.payload.get("success") or order.settings.success)
         self.environments = self._environments()
         self.notes: list[str] = []
         self._generated = 0
@@ -159,6 +161,12 @@ class Evaluation:
         if order.champion is not None:
             champion = measured[CHAMPION] = self.measure(order.champion)
             arms[CHAMPION] = self.summary(order.champion, champion, reference)
+            self.keep = served_slices(
+                champion.scores,
+                keep=order.keep,
+                improve=order.improve,
+                floor=order.settings.floor_adherence,
+            )
         for spec in order.candidates:
             alpha = alphas[spec.name]
             try:
@@ -184,6 +192,7 @@ class Evaluation:
                         alpha=alpha,
                         margins=order.settings.margins,
                         extractor=self.extractor.name,
+                        success=self.success,
                     )
                     pair = (champion.scores, one.scores)
                     splits[spec.name] = {
@@ -202,7 +211,7 @@ class Evaluation:
             "improve": list(order.improve),
             "alpha": order.alpha,
             "alphas": alphas,
-            "success": list(self.payload.get("success") or ("adherence",)),
+            "success": list(self.success),
             "extractor": {
                 "name": self.extractor.name,
                 "digest": self.extractor.digest,

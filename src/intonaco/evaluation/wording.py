@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 
-from intonaco.evaluation.comparison import FRECHET
+from intonaco.evaluation.comparison import FRECHET, SCORE, SUCCESS
 from intonaco.types import MetricResult
 
 NONE = "–"
 _NAMES = {
     "adherence": "adherence to prompts",
-    "adherence_improve": "adherence where it is to improve",
     "distance": "distance to the reference",
     "recall": "recall of the reference",
-    "recall_improve": "recall where it is to improve",
     "coverage": "coverage of the reference",
     "hits": "images of the right slice",
     "detail": "fine detail",
@@ -25,17 +23,20 @@ _NAMES = {
     "memory": "memory of the weights",
     "peak_memory": "memory at most",
     "cost": "cost per image",
+    "diversity": "diversity of a prompt's images",
 }
-LOG_RATIOS = frozenset({"latency", "latency_p95", "throughput"})
+LOG_RATIOS = frozenset({"latency", "latency_p95", "throughput", "diversity"})
 RATIOS = frozenset({"memory", "peak_memory", "cost"})
-SHARES = frozenset({"recall", "recall_improve", "coverage", "hits", "copies", "unsafe"})
+SHARES = frozenset({"recall", "coverage", "hits", "copies", "unsafe"})
 
 
 def metric_name(metric: str) -> str:
+    if metric.endswith(SUCCESS):
+        return f"{metric_name(metric.removesuffix(SUCCESS))} where it is to improve"
     if metric.startswith(FRECHET):
         return f"Fréchet distance ({metric})"
-    if metric.startswith("score:"):
-        return f"score {metric.removeprefix('score:')}"
+    if metric.startswith(SCORE):
+        return f"score {metric.removeprefix(SCORE)}"
     return _NAMES.get(metric, metric.replace("_", " "))
 
 
@@ -47,6 +48,7 @@ def amount(value: float | None, metric: str = "", sign: str = "") -> str:
 
 
 def _figure(value: float, metric: str, sign: str) -> str:
+    metric = metric.removesuffix(SUCCESS)
     if not math.isfinite(value):
         return NONE
     if metric in LOG_RATIOS:
@@ -57,6 +59,7 @@ def _figure(value: float, metric: str, sign: str) -> str:
 
 
 def _unit(metric: str) -> str:
+    metric = metric.removesuffix(SUCCESS)
     if metric in LOG_RATIOS:
         return " %"
     return " points" if metric in SHARES else " ×" if metric in RATIOS else ""

@@ -31,6 +31,7 @@ class MetricResult:
     assessment: Assessment
     guardrail: bool
     unit: str = ""
+    method: str = ""  # how the interval was made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ class Candidate:
     train_seconds: float = 0.0
     cost: float = 0.0
     registry_version: str | None = None
+    attempt: int = 0  # which candidate for its trigger it is at the gate, from 1; 0: not there yet
+    alpha: float | None = None  # that the gate judged it at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
