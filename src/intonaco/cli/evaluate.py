@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import webbrowser
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from intonaco.app import App
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
+from intonaco.codec import as_json as to_json
 from intonaco.codec import digest
-from intonaco.config import Extractor
-from intonaco.errors import BackendError, ConfigError, NotFound
-from intonaco.evaluation import gate
+from intonaco.config import Extractor, Margins
+from intonaco.errors import BackendError, ConfigError, Conflict, NotFound
+from intonaco.evaluation import gate, power
 from intonaco.evaluation.gate import GateDecision
 from intonaco.evaluation.partial import of_pictures, results_of
 from intonaco.evaluation.wording import amount, change, metric_name
@@ -31,6 +35,7 @@ from intonaco.types import JobSpec, JobState, Json, MetricResult, Release, Updat
 ENTRYPOINT = "intonaco.evaluation.job"
 POLL_S = 0.2
 REASONS = 6
+AGAIN = "again"  # the champion under other seeds
 CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 3, Verdict.ERROR: 4}
 
 Open = Annotated[bool, typer.Option("--open", help="Show the report in the browser.")]
@@ -40,6 +45,7 @@ def add_to(app: typer.Typer) -> None:
     evaluations = typer.Typer(
         help="Prove a release against another, without touching traffic.", no_args_is_help=True
     )
+    evaluations.command("plan")(plan)
     evaluations.command("run")(run)
     evaluations.command("compare")(compare)
     evaluations.command("report")(report)
@@ -164,6 +170,138 @@ def _release(p: Parts, beginning: str) -> Release:
 
 def _name_of(release: Release) -> str:
     return release.provenance.recipe or release.short
+
+
+# ------------------------------------------------------------------------------------ plan
+
+
+def plan(
+    margin: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE in place of evaluation.margins.NAME; repeatable."),
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=2, help="Prompts in all: which margins can they show?")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds per prompt that are planned.")
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", help="An A/A report that is there, instead of a new run."),
+    ] = None,
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """How many prompts, seeds and rounds each margin needs, from a run of the champion against
+    itself under other seeds."""
+    app = opened(workspace)
+    margins = _margins(app.config.evaluation.margins, margin or [])
+    folder = _find(app, from_) if from_ else _run_against_itself(app, quiet=as_json)
+    facts = _read(folder)
+    settings = app.config.evaluation
+    drawn = int(facts["reproduce"]["seeds_per_prompt"])
+    if AGAIN not in facts["comparisons"]:
+        raise ConfigError(
+            f"{folder} is no run of a champion against itself",
+            hint="without --from one is made",
+        )
+    noises = power.noise(
+        results_of(facts, AGAIN),
+        alpha=float(facts["alpha"]),
+        prompts={str(k): int(v) for k, v in facts["shots"]["prompts_by_slice"].items()},
+        rounds=int(facts["reproduce"]["latency_rounds"]),
+        seeds=(drawn, seeds or drawn),
+    )
+    if prompts is not None:
+        every = sum(facts["shots"]["prompts_by_slice"].values())
+        noises = tuple(_of_more(x, prompts / every) for x in noises)
+    found = power.plan(noises, margins, alpha=settings.alpha, power=settings.power)
+    if as_json:
+        print_json({"report": str(folder / "report.json"), **to_json(found)})
+        return
+    _print_plan(found, prompts, seeds or drawn)
+    out.print(f"A/A report {folder.parent.name}: {folder / 'report.html'}", markup=False)
+
+
+def _run_against_itself(app: App, *, quiet: bool) -> Path:
+    p = app.parts()
+    champion = app.ledger.champion()
+    if champion is None:
+        raise Conflict(
+            "there is no champion yet, and so nothing to plan with",
+            hint="`intonaco update start` makes the first release",
+        )
+    at = app.clock.now()
+    key = f"{app.config.service}:eval-plan:{digest([champion, at])[:12]}"
+    made = payload(
+        p,
+        champion=champion,
+        candidates={AGAIN: champion},
+        keep=[],
+        improve=[],
+        extractor=extractor_digest(p),
+        attempt=key,
+        at=at,
+        context={"command": "intonaco eval plan", "run": key},
+    )
+    made["candidates"][0]["first_seed"] = app.config.evaluation.seeds_per_prompt
+    return _run_job(p, JobSpec(key=key, entrypoint=ENTRYPOINT, payload=made), quiet=quiet)
+
+
+def _margins(known: Margins, given: list[str]) -> Margins:
+    """The configured margins with some replaced. Raises ConfigError."""
+    values = known.model_dump()
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in values or name == "scores":
+            named = ", ".join(k for k in values if k != "scores")
+            raise ConfigError(f"--margin {text}: no margin {name!r}", hint=f"there are {named}")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--margin {text}: {value!r} is no number") from None
+    try:
+        return Margins.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"--margin: {error.errors()[0]['msg']}") from error
+
+
+def _of_more(x: power.Noise, times: float) -> power.Noise:
+    """The noise of so many times as many prompts."""
+    if x.by_rounds:
+        return x
+    n = max(2, round(x.n * times))
+    return replace(x, error=x.error * math.sqrt(x.n / n), n=n)
+
+
+def _print_plan(found: power.EvaluationPlan, prompts: int | None, seeds: int) -> None:
+    print_table(
+        f"to pass with a probability of {found.power:.0%} a candidate that is no different, at "
+        f"alpha {found.alpha:g} and {seeds} seeds a prompt",
+        ("guardrail", "slice", "margin", "needed", "now", "can show now", "power now"),
+        (
+            (
+                metric_name(n.metric),
+                n.slice,
+                amount(n.margin, n.metric),
+                f"{'no number' if n.needed is None else n.needed} "
+                f"{'rounds' if n.by_rounds else 'prompts'}",
+                n.n,
+                amount(n.shows, n.metric),
+                f"{n.power_now:.0%}" + ("" if n.enough else "  too few"),
+            )
+            for n in found.needs
+        ),
+    )
+    wanted = "no number of prompts" if found.prompts is None else f"{found.prompts} prompts in all"
+    rounds = "no number of rounds" if found.rounds is None else f"{found.rounds} rounds of timing"
+    have = f" of {prompts} prompts" if prompts is not None else ""
+    out.print(
+        f"needed: {wanted}, if each slice keeps its share, and {rounds}; all guardrails hold now "
+        f"with a probability{have} of at least {found.joint_power:.0%}",
+        markup=False,
+    )
 
 
 # ------------------------------------------------------------------------------------ compare
@@ -334,7 +472,8 @@ def _print(facts: Mapping[str, Json], decisions: Mapping[str, GateDecision]) -> 
         print_table(
             "",
             ("metric", "slice", "change, interval", "margin", ""),
-            (_row(m) for m in decision.metrics),
+            # what slices say for information is in the report
+            (_row(m) for m in decision.metrics if m.guardrail or m.slice is None),
         )
     for note in facts.get("notes", ()):
         out.print(f"note: {note}", markup=False)

@@ -5,12 +5,14 @@ Payload: ``champion`` ({"release_id", "path"} or null), ``candidates`` ([{"name"
 ({"type", "path", "digest"}), ``seeds_per_prompt``, ``batch_size``, ``latency_rounds``, ``threads``,
 ``generation`` (steps, guidance_scale, width, height), ``keep`` and ``improve`` (slices; neither
 given: all are kept). Optional: ``cache`` (folder), ``settings`` (``evaluation`` of the
-configuration), ``alpha``, ``alphas`` (by candidate), ``success`` (metrics), ``dtype``, ``device``,
-``first_seed``, ``hidden`` (ids of prompts that nothing may show) and ``hidden_period``,
-``training`` (folder of each dataset version), ``heads`` with ``heads_root``, ``unsafe`` ({"score",
-"above"}), ``benchmark`` (``order.Benchmark``), ``context`` (for the report). An arm's own
-``generation``, ``dtype`` and ``training`` (versions) win over the common ones; one with
-``upstream`` (settings of a server that is not ours) is drawn by that server. Paths are absolute.
+configuration), ``alpha``, ``success`` (metrics), by candidate ``alphas`` and ``attempts`` (which one
+for its trigger), ``superiority`` (whether something must improve), ``dtype``, ``device``,
+``hidden`` (ids of prompts that nothing may show) and ``hidden_period``, ``training`` (folder of
+each dataset version), ``heads`` with ``heads_root``, ``unsafe`` ({"score", "above"}),
+``benchmark`` (``order.Benchmark``), ``context`` (for the report). An arm's own ``generation`` and
+``dtype`` win over the common ones; ``training`` are its dataset versions, ``first_seed`` the number
+of its first seed (of an A/A run). One with ``upstream`` (settings of a server that is not ours) is
+drawn by that server. Paths are absolute.
 
 Writes ``out/report.json`` (what ``gate.decide`` reads), ``out/report.html`` (for people),
 ``out/prompts.jsonl`` (scores of each prompt that may be shown), ``out/images/NAME.npz``,
@@ -28,6 +30,7 @@ import io
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,6 +224,7 @@ class Evaluation:
                 "digest": shots_digest(order.shots),
                 "images_per_arm": len(order.shots),
                 "prompts": len(order.prompts),
+                "prompts_by_slice": dict(Counter(p.slice for p in order.prompts)),
                 "prompts_digest": version_of(order.prompts),
             },
             "reference_images": len(reference.features),
@@ -255,7 +259,7 @@ class Evaluation:
 
     def measure(self, spec: ArmSpec) -> Measured:
         """Generate an arm's images, or take them from the cache, extract features, save both."""
-        order, all_shots = self.order, self.order.shots
+        order, all_shots = self.order, self.order.shots_of(spec)
         total = len(all_shots) * len(order.arms)
         before = self._generated
         sampler: Drawer | None = None
@@ -282,7 +286,7 @@ class Evaluation:
                 torch.cuda.empty_cache()
         self.job.progress("features", self._generated, total, f"{spec.name}: looking at the images")
         scores = self.look.arm(images)
-        self._save(spec.name, images)
+        self._save(spec.name, images, all_shots)
         return Measured(images=images, scores=scores, tensor_bytes=tensor_bytes, sampler=sampler)
 
     def _reference(self) -> Reference:
@@ -466,7 +470,7 @@ class Evaluation:
                 "dtype": spec.dtype,
                 "device": self.order.device,
                 "batch_size": self.order.batch_size,
-                "shots": shots_digest(self.order.shots),
+                "shots": shots_digest(self.order.shots_of(spec)),
                 # where it is drawn, which is here if nothing says how to build another
                 "environment": (self.environments and spec.environment) or environment_lock(),
             }
@@ -504,8 +508,7 @@ class Evaluation:
         return {
             **here(order.device, order.threads),
             "command": f"python -m intonaco.evaluation.job {self.job.root.name}",
-            "seeds_per_prompt": int(payload.get("seeds_per_prompt", 4)),
-            "first_seed": int(payload.get("first_seed", 0)),
+            "seeds_per_prompt": order.seeds_per_prompt,
             "batch_size": order.batch_size,
             "latency_rounds": order.latency_rounds,
             "prompts": Path(payload["prompts"]).name,
@@ -522,6 +525,7 @@ class Evaluation:
                     "dtype": arm.dtype,
                     "environment": arm.environment,
                     "training": list(arm.training),
+                    "first_seed": arm.first_seed,
                 }
                 for arm in order.arms
             },
@@ -551,8 +555,7 @@ class Evaluation:
             self.job.out / "report.html",
         )
 
-    def _save(self, name: str, images: Images) -> None:
-        all_shots = self.order.shots
+    def _save(self, name: str, images: Images, all_shots: Sequence[Shot]) -> None:
         raw = _npz(
             images=images,
             prompt_ids=np.array([s.prompt.prompt_id for s in all_shots]),

@@ -28,6 +28,7 @@ class ArmSpec:
     environment: str = ""  # id; empty: this interpreter's
     upstream: Mapping[str, Json] | None = None
     training: tuple[str, ...] = ()
+    first_seed: int = 0  # number of its first seed: another than the others' only for an A/A run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class Order:
     candidates: tuple[ArmSpec, ...]
     prompts: tuple[Prompt, ...]
     shots: tuple[Shot, ...]
+    seeds_per_prompt: int
     slices: tuple[str, ...]
     keep: tuple[str, ...]
     improve: tuple[str, ...]
@@ -86,6 +88,12 @@ class Order:
     def arms(self) -> tuple[ArmSpec, ...]:
         return (*([self.champion] if self.champion else ()), *self.candidates)
 
+    def shots_of(self, arm: ArmSpec) -> tuple[Shot, ...]:
+        """What an arm draws: the common shots, but for an arm with seeds of its own."""
+        if arm.first_seed == 0:
+            return self.shots
+        return shots(self.prompts, self.seeds_per_prompt, first=arm.first_seed)
+
     @property
     def not_ours(self) -> bool:
         """Whether other people's servers draw every arm."""
@@ -103,6 +111,7 @@ class Order:
         given = payload.get("champion")
         champion = None if given is None else _arm(payload, {**given, "name": CHAMPION})
         candidates = tuple(_arm(payload, entry) for entry in payload["candidates"])
+        seeds = int(payload.get("seeds_per_prompt", 4))
         names = [CHAMPION, *(c.name for c in candidates)]
         if len(set(names)) < len(names):
             raise ConfigError(f"arms must have different names, got {', '.join(names)}")
@@ -114,11 +123,8 @@ class Order:
             champion=champion,
             candidates=candidates,
             prompts=prompts,
-            shots=shots(
-                prompts,
-                int(payload.get("seeds_per_prompt", 4)),
-                first=int(payload.get("first_seed", 0)),
-            ),
+            shots=shots(prompts, seeds),
+            seeds_per_prompt=seeds,
             slices=slices,
             keep=keep,
             improve=improve,
@@ -158,6 +164,7 @@ def _arm(payload: Mapping[str, Any], entry: Mapping[str, Any]) -> ArmSpec:
         environment=str(entry.get("environment") or ""),
         upstream=entry.get("upstream"),
         training=tuple(map(str, entry.get("training") or ())),
+        first_seed=int(entry.get("first_seed", 0)),
     )
 
 
