@@ -13,12 +13,13 @@ from threading import Event as Stop
 
 from intonaco import accounts, commands, deciding, loop, probing
 from intonaco.errors import BackendError, Conflict
+from intonaco.evaluation import attempts
 from intonaco.executor import Done, Executor, Failed, Outcome, Parts
 from intonaco.ledger import EffectStatus, Transaction
 from intonaco.protocols import Notifier
 from intonaco.rollout.controller import RolloutController
 from intonaco.triggering import Triggers
-from intonaco.types import Event, Phase, Rollout, Update
+from intonaco.types import Diagnosis, Event, Phase, Rollout, Update
 from intonaco.watching import Watch
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Controller:
                 effects=ledger.effects(update.update_id),
                 rollout=ledger.find(Rollout, update.rollout_id) if update.rollout_id else None,
                 approval=commands.approval_of(ledger, update.update_id),
+                earlier=self._earlier(update),
             )
             step = loop.advance(update, facts, now)
             news = [e for e in step.effects if e.key not in facts.effects]
@@ -113,6 +115,14 @@ class Controller:
             if step.update.phase is update.phase:
                 return
             update = step.update
+
+    def _earlier(self, update: Update) -> int:
+        """Candidates that the gate judged for the same trigger before this update."""
+        if update.phase not in (Phase.DATASET, Phase.EVALUATE):
+            return 0  # of interest only until the evaluation is asked for
+        ledger = self.parts.ledger
+        diagnoses = {d.diagnosis_id: d for d in ledger.all(Diagnosis)}
+        return attempts.earlier(update, ledger.all(Update), diagnoses)
 
     def _phase_event(self, tx: Transaction, before: Update, step: loop.Step, now: float) -> None:
         after = step.update

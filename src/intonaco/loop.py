@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from intonaco.codec import digest
 from intonaco.config import Config
 from intonaco.evaluation import gate
+from intonaco.evaluation.attempts import Attempt, attempts
 from intonaco.ledger import Effect, EffectStatus
 from intonaco.rollout.machine import steps_for
 from intonaco.types import (
@@ -54,6 +55,7 @@ class Facts:
     effects: Mapping[str, EffectStatus] = field(default_factory=dict)
     rollout: Rollout | None = None
     approval: Approval | None = None
+    earlier: int = 0  # candidates that the gate judged for the same trigger before this update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,8 @@ def advance(update: Update, facts: Facts, now: float) -> Step:
 
 def _dataset(update: Update, facts: Facts, now: float) -> Step:
     """Every candidate's dataset version: what is new, with a replay of what is old."""
+    if tried := _tried_enough(facts):
+        return _to(update, Phase.REJECTED, now, tried)
     wanted = {c.name: _effect(update, "dataset", c.name) for c in update.candidates}
     results, failed, waiting = _look(facts, wanted.values())
     if failed:
@@ -178,13 +182,36 @@ def _evaluate(update: Update, facts: Facts, now: float) -> Step:
             return _to(update, Phase.REJECTED, now, "it is the champion: nothing would change")
         if taken_over(update.plan, update.champion):
             return _take_over(update, now)
-    wanted = _effect(update, "evaluate", "all")
+    if update.champion is not None and (tried := _tried_enough(facts)):
+        return _to(update, Phase.REJECTED, now, tried)
+    wanted = _evaluation(update, facts)
     _, failed, waiting = _look(facts, [wanted])
     if failed:
         return _to(update, Phase.FAILED, now, f"not evaluated: {failed}")
     if waiting:
         return Step(update=update, effects=(wanted,))
     return _to(update, Phase.GATE, now, "evaluated against held-out images")
+
+
+def _evaluation(update: Update, facts: Facts) -> Effect:
+    """What is to be measured, at which alpha each candidate: fixed before it is looked at."""
+    names = [c.name for c in update.candidates if c.release_id]
+    tries = attempts(names, facts.earlier, facts.config.evaluation.alpha)
+    effect = _effect(update, "evaluate", "all")
+    numbers = {name: attempt.number for name, attempt in tries.items()}
+    alphas = {name: attempt.alpha for name, attempt in tries.items()}
+    return replace(effect, payload={**effect.payload, "attempts": numbers, "alphas": alphas})
+
+
+def _tried_enough(facts: Facts) -> str:
+    """Why no further candidate is tried for a trigger, or ""."""
+    most = facts.config.evaluation.max_attempts
+    if facts.earlier < most:
+        return ""
+    return (
+        f"the gate has judged {facts.earlier} candidates for this trigger, and "
+        f"evaluation.max_attempts is {most}: one more could pass by luck"
+    )
 
 
 def taken_over(plan: Plan, champion: str | None) -> bool:
@@ -206,14 +233,17 @@ def _take_over(update: Update, now: float) -> Step:
 
 def _gate(update: Update, facts: Facts, now: float) -> Step:
     """No candidate goes on unless it is shown to be no worse than the champion."""
-    report = facts.effects[_effect(update, "evaluate", "all").key].result["report"]
-    decisions = gate.decide(report, facts.config.evaluation)
+    asked = facts.effects[_effect(update, "evaluate", "all").key]
+    expected = _expected(update, asked, facts.config)
+    decisions = gate.decide(asked.result["report"], facts.config.evaluation, expected)
     candidates = tuple(
         replace(
             c,
             verdict=decisions[c.name].verdict,
             reasons=decisions[c.name].reasons,
             metrics=decisions[c.name].metrics,
+            attempt=expected.attempts[c.name].number,
+            alpha=expected.attempts[c.name].alpha,
         )
         if c.name in decisions
         else c
@@ -225,6 +255,22 @@ def _gate(update: Update, facts: Facts, now: float) -> Step:
         f"{c.name}: {c.verdict}" + (f" ({c.reasons[0]})" if c.reasons else "") for c in candidates
     )
     return _to(update, Phase.REGISTER, now, note)
+
+
+def _expected(update: Update, asked: EffectStatus, config: Config) -> gate.Expected:
+    """What was fixed when the evaluation was asked for."""
+    alpha, fixed = config.evaluation.alpha, asked.result.get("expected", {})
+    numbers: Mapping[str, int] = asked.effect.payload.get("attempts", {})
+    return gate.Expected(
+        attempts={
+            c.name: Attempt(number=n, alpha=alpha / 2 ** (n - 1))
+            for c in update.candidates
+            for n in [numbers.get(c.name, 1)]
+        },
+        extractor=fixed.get("extractor"),
+        shots=fixed.get("shots"),
+        superiority=gate.wants_superiority(update.plan.action),
+    )
 
 
 def _register(update: Update, facts: Facts, now: float) -> Step:

@@ -24,6 +24,7 @@ from intonaco.codec import as_json
 from intonaco.controller import Controller
 from intonaco.environments import EnvironmentStore, Lock, capture, environment_lock
 from intonaco.errors import BackendError, Conflict
+from intonaco.evaluation.prompts import read_prompts, shots, shots_digest
 from intonaco.executor import Parts
 from intonaco.jobs import job_folder
 from intonaco.ledger import Ledger
@@ -86,7 +87,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.workspace = Workspace(self.root)
-        (self.root / "prompts.jsonl").write_text("")
+        (self.root / "prompts.jsonl").write_text(PROMPT)
         for name in ("train", "pool"):
             write_items(self.root / "data" / name, name)
         self.ledger = Ledger.open(self.workspace.ledger, "svc")
@@ -188,11 +189,26 @@ class World:
         return {
             "candidates": names,
             "champion": spec.payload["champion"] and "champion",
-            "alpha": spec.payload["alpha"],
+            **measured_as_asked(spec),
             "keep": keep,
             "improve": [],
             "comparisons": {name: as_json(metrics(good)) for name in names},
         }
+
+
+PROMPT = '{"prompt_id": "0", "prompt": "a zero", "slice": "zero"}\n'
+
+
+def measured_as_asked(spec: JobSpec) -> dict[str, Json]:
+    """What a report says of how it was made."""
+    asked = shots(read_prompts(Path(spec.payload["prompts"])), spec.payload["seeds_per_prompt"])
+    return {
+        "alpha": spec.payload["alpha"],
+        "alphas": spec.payload["alphas"],
+        "success": spec.payload["success"],
+        "extractor": {"name": "test", "digest": spec.payload["extractor"]["digest"]},
+        "shots": {"digest": shots_digest(asked)},
+    }
 
 
 def metrics(good: bool) -> list[MetricResult]:
@@ -200,6 +216,7 @@ def metrics(good: bool) -> list[MetricResult]:
     sign = 0.0 if good else -1.0
     found = []
     for name, slice_, worse in (
+        ("adherence_improve", None, sign),
         ("adherence", None, sign),
         ("adherence", "zero", sign),
         ("distance", None, 0.0),
@@ -214,7 +231,7 @@ def metrics(good: bool) -> list[MetricResult]:
                 champion=0.9,
                 candidate=0.9 + worse,
                 difference=worse,
-                interval=(0.9, 0.9) if name == "adherence" and good else (worse, worse),
+                interval=(0.9, 0.9) if name.startswith("adherence") and good else (worse, worse),
                 margin=None,
                 assessment=Assessment.UNDECIDED,
                 guardrail=True,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from tests.fixtures_upstreams import ENVIRON, GENERATION, KEY, OpenAIServer, WebUI, both, in_threads
-from tests.integration.test_loop_in_memory import metrics
+from tests.integration.test_loop_in_memory import PROMPT, measured_as_asked, metrics
 from typer.testing import CliRunner
 
 from intonaco import app, commands, config
@@ -48,7 +48,7 @@ class World:
         self.upstreams = both(urls)
         self.upstreams["webui"]["timeout_s"] = 33
         self.submitted: list[JobSpec] = []
-        (root / "prompts.jsonl").write_text("")
+        (root / "prompts.jsonl").write_text(PROMPT)
         text = {
             "service": "svc",
             "model": {"generation": GENERATION},
@@ -95,7 +95,7 @@ class World:
         report = {
             "candidates": names,
             "champion": "champion",
-            "alpha": spec.payload["alpha"],
+            **measured_as_asked(spec),
             "keep": ["zero"],
             "improve": [],
             "not_ours": True,

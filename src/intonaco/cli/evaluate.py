@@ -20,17 +20,17 @@ from intonaco.app import App
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
 from intonaco.codec import as_json as to_json
 from intonaco.codec import digest
-from intonaco.config import Extractor, Margins
+from intonaco.config import Evaluation, Extractor, Margins
 from intonaco.errors import BackendError, ConfigError, Conflict, NotFound
 from intonaco.evaluation import gate, power
 from intonaco.evaluation.gate import GateDecision
-from intonaco.evaluation.partial import of_pictures, results_of
+from intonaco.evaluation.verdicts import decided, results_of
 from intonaco.evaluation.wording import amount, change, metric_name
 from intonaco.executor import Parts
 from intonaco.executor.data import dataset_of
 from intonaco.executor.evaluating import extractor_digest, payload, slices_of, tracked
 from intonaco.jobs import JobFolder, job_folder
-from intonaco.types import JobSpec, JobState, Json, MetricResult, Release, Update, Verdict
+from intonaco.types import Action, JobSpec, JobState, Json, MetricResult, Release, Update, Verdict
 
 ENTRYPOINT = "intonaco.evaluation.job"
 POLL_S = 0.2
@@ -60,10 +60,13 @@ def run(
     against: Annotated[
         str | None, typer.Option(help="Release to beat; the champion by default.")
     ] = None,
-    guardrails_only: Annotated[
-        bool,
-        typer.Option("--guardrails-only", help="Nothing has to improve: as for a new dependency."),
-    ] = False,
+    kind: Annotated[
+        Action | None,
+        typer.Option(
+            help="What it is for: fine_tune and full_retrain must improve something, assemble must "
+            "only be no worse. By default something must improve if slices were newly learnt."
+        ),
+    ] = None,
     improve: Annotated[
         list[str] | None,
         typer.Option(help="Slice that has to improve; repeatable. By default what is newly learnt"),
@@ -74,15 +77,19 @@ def run(
 ) -> None:
     """Evaluate a release on the golden prompts and say whether it would pass the gate. Ends with
     0 pass, 1 fail, 3 inconclusive, 4 error."""
-    if guardrails_only and improve:
-        raise ConfigError("give --guardrails-only or --improve, not both")
+    if kind is not None and not (kind.trains or kind is Action.ASSEMBLE):
+        raise ConfigError(
+            f"--kind {kind} makes no candidate", hint="fine_tune, full_retrain or assemble"
+        )
+    if kind is Action.ASSEMBLE and improve:
+        raise ConfigError("--kind assemble has nothing to improve: leave --improve out")
     app = opened(workspace)
     p = app.parts()
     candidate = _release(p, release)
     champion = _release(p, against).release_id if against else app.ledger.champion()
     version = dataset_of(p, candidate.release_id)
     keep, learnt = slices_of(p, champion, [version] if version else [])
-    wanted = [] if guardrails_only else sorted(improve) if improve else learnt
+    wanted = sorted(improve) if improve else [] if kind is Action.ASSEMBLE else learnt
     at = app.clock.now()
     key = f"{app.config.service}:eval:{digest([candidate.release_id, champion, at])[:12]}"
     made = payload(
@@ -95,10 +102,11 @@ def run(
         attempt=key,
         at=at,
         context={"command": "intonaco eval run", "run": key},
+        superiority=None if kind is None else gate.wants_superiority(kind),
     )
     folder = _run_job(p, JobSpec(key=key, entrypoint=ENTRYPOINT, payload=made), quiet=as_json)
     facts = _read(folder)
-    decisions = gate.decide(facts, app.config.evaluation)
+    decisions = decided(facts, app.config.evaluation)
     p.tracker.log(
         key,
         params={"release": candidate.release_id, "against": champion or "none"},
@@ -337,7 +345,7 @@ def compare(
     if second is None:
         folder = _find(app, first)
         facts: Mapping[str, Json] = _read(folder)
-        decisions = _decide(facts, app)
+        decisions = decided(facts, app.config.evaluation)
         page: Path | None = folder / "report.html"
     else:
         facts, decisions = _compare_folders(
@@ -405,7 +413,8 @@ def report(
     if as_json:
         print_json({"page": str(page), **facts})
         return
-    _print(facts, _decide(facts, app))
+    then = facts["reproduce"]["settings"]
+    _print(facts, decided(facts, Evaluation.model_validate(then)))
     out.print(f"report {page}", markup=False)
     if open_ and not webbrowser.open(page.resolve().as_uri()):
         out.print("no browser was found to open it in", markup=False)
@@ -438,12 +447,6 @@ def _read(folder: Path) -> dict[str, Json]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / 'report.json'} cannot be read: {error}") from error
     return facts
-
-
-def _decide(facts: Mapping[str, Json], app: App) -> dict[str, GateDecision]:
-    if facts.get("kind") == "pictures":
-        return {name: of_pictures(results_of(facts, name)) for name in facts["candidates"]}
-    return gate.decide(facts, app.config.evaluation)
 
 
 # ------------------------------------------------------------------------------------ shared

@@ -16,7 +16,7 @@ import numpy as np
 from intonaco.config import Margins
 from intonaco.evaluation.arms import ArmImages, Costs, Reference
 from intonaco.evaluation.copies import Copies
-from intonaco.evaluation.distribution import NEIGHBOURS, Distribution, Estimate
+from intonaco.evaluation.distribution import NEIGHBOURS, Bools, Distribution, Estimate
 from intonaco.evaluation.intervals import (
     Index,
     Interval,
@@ -42,6 +42,7 @@ __all__ = [
     "compare",
     "describe",
     "judge",
+    "margin_of",
     "served_slices",
 ]
 
@@ -74,7 +75,7 @@ def served_slices(
 
 def judge(result: MetricResult, margins: Margins) -> MetricResult:
     """The result with the margin that the configuration has for it, if any."""
-    margin = _margin(result, margins)
+    margin = margin_of(result.metric, result.slice, margins)
     if result.difference is None and result.interval is not None:  # of the value itself
         found = _assess_ceiling(result.interval, margin)
     elif result.metric == "detail":
@@ -84,15 +85,16 @@ def judge(result: MetricResult, margins: Margins) -> MetricResult:
     return replace(result, margin=margin, assessment=found, guardrail=margin is not None)
 
 
-def _margin(result: MetricResult, margins: Margins) -> float | None:
-    metric, known = result.metric, margins
+def margin_of(metric: str, slice_: str | None, margins: Margins) -> float | None:
+    """The margin that the configuration has for a metric; None: it is told only."""
+    known = margins
     if metric.endswith(SUCCESS):
         return None
     if metric.startswith(SCORE):
         return known.scores.get(metric.removeprefix(SCORE))
     if metric.startswith(FRECHET):
         return known.fd
-    if result.slice is not None:
+    if slice_ is not None:
         by_slice = {"adherence": known.slice_adherence, "recall": known.slice_recall}
         return by_slice.get(metric)
     if metric == "peak_memory":
@@ -385,9 +387,9 @@ def _costs(costs: Costs, alpha: float) -> list[MetricResult]:
     said = f"Wilcoxon's signed ranks over {len(costs.log_ratios)} rounds"
     out = [_result("latency", None, seconds, centre, interval, "log ratio", said)]
     if costs.champion_times and len(costs.champion_times) == len(costs.candidate_times):
-        times = [np.log(t) for t in (costs.champion_times, costs.candidate_times)]
+        times = (np.log(costs.champion_times), np.log(costs.candidate_times))
         rounds = costs.rounds or tuple(range(len(costs.champion_times)))
-        moved, ends = quantile_difference(*times, rounds, 0.95, alpha)
+        moved, ends = quantile_difference(times[0], times[1], rounds, 0.95, alpha)
         if ends is not None:
             a, b = (float(np.quantile(np.exp(t), 0.95)) for t in times)
             said = f"order statistics of {len(times[0])} times"
@@ -488,10 +490,10 @@ def _per_prompt(arm: ArmImages, values: Float, rows: Index) -> tuple[Float, list
     return out, slices
 
 
-def _any(arm: ArmImages, values: Float) -> Float:
+def _any(arm: ArmImages, values: Bools) -> Bools:
     """Whether it is so of an image of each prompt."""
     everywhere = np.arange(len(arm.prompt_ids))
-    return _per_prompt(arm, values.astype(np.float64), everywhere)[0] > 0
+    return np.asarray(_per_prompt(arm, values.astype(np.float64), everywhere)[0] > 0)
 
 
 def _spread(arm: ArmImages, rows: Index, reference: Float) -> tuple[Float, list[str]]:

@@ -28,11 +28,11 @@ from intonaco.evaluation.gate import GateDecision
 from intonaco.evaluation.looking import Looking
 from intonaco.evaluation.material import features_of, read_folder
 from intonaco.evaluation.order import CHAMPION
-from intonaco.evaluation.partial import of_pictures
 from intonaco.evaluation.parts import by_kind, prompt_rows
 from intonaco.evaluation.prompts import KINDS, Kind, Prompt, Shot, normal, shots_digest, version_of
 from intonaco.evaluation.report import write_report
 from intonaco.evaluation.reproducing import here
+from intonaco.evaluation.verdicts import PICTURES, of_pictures
 from intonaco.monitoring.heads import Heads
 from intonaco.types import Json
 
@@ -153,7 +153,7 @@ def compare_folders(
     )
     decision = of_pictures(results)
     report: dict[str, Json] = {
-        "kind": "pictures",
+        "kind": PICTURES,
         "champion": {"release_id": champion.name},
         "candidates": [candidate.name],
         "keep": keep,

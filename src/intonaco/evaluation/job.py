@@ -5,8 +5,8 @@ Payload: ``champion`` ({"release_id", "path"} or null), ``candidates`` ([{"name"
 ({"type", "path", "digest"}), ``seeds_per_prompt``, ``batch_size``, ``latency_rounds``, ``threads``,
 ``generation`` (steps, guidance_scale, width, height), ``keep`` and ``improve`` (slices; neither
 given: all are kept). Optional: ``cache`` (folder), ``settings`` (``evaluation`` of the
-configuration), ``alpha``, ``success`` (metrics), by candidate ``alphas`` and ``attempts`` (which one
-for its trigger), ``superiority`` (whether something must improve), ``dtype``, ``device``,
+configuration), ``alpha``, ``success`` (metrics), by candidate ``alphas`` and ``attempts`` (which
+one for its trigger), ``superiority`` (whether something must improve), ``dtype``, ``device``,
 ``hidden`` (ids of prompts that nothing may show) and ``hidden_period``, ``training`` (folder of
 each dataset version), ``heads`` with ``heads_root``, ``unsafe`` ({"score", "above"}),
 ``benchmark`` (``order.Benchmark``), ``context`` (for the report). An arm's own ``generation`` and
@@ -44,7 +44,7 @@ from transformers.utils import logging as transformers_logging
 
 from intonaco.codec import as_json, digest
 from intonaco.environments import EnvironmentStore, environment_lock
-from intonaco.evaluation import benchmark, gate
+from intonaco.evaluation import benchmark
 from intonaco.evaluation.arms import ArmImages, Costs, Reference
 from intonaco.evaluation.cache import EvaluationCache
 from intonaco.evaluation.comparison import (
@@ -57,6 +57,7 @@ from intonaco.evaluation.comparison import (
 from intonaco.evaluation.drawing import ApartSampler
 from intonaco.evaluation.elsewhere import ServerSampler
 from intonaco.evaluation.features import load_extractor
+from intonaco.evaluation.gate import GateDecision
 from intonaco.evaluation.looking import Looking
 from intonaco.evaluation.material import (
     MOST_TRAINING,
@@ -80,6 +81,7 @@ from intonaco.evaluation.sampling import (
     time_pair,
 )
 from intonaco.evaluation.served import ServedArm, time_in_turns
+from intonaco.evaluation.verdicts import decided
 from intonaco.jobs import JobFolder, main
 from intonaco.monitoring.heads import Heads
 from intonaco.protocols import FeatureExtractor
@@ -215,6 +217,10 @@ class Evaluation:
             "alpha": order.alpha,
             "alphas": alphas,
             "success": list(self.success),
+            "expected": {
+                "attempts": dict(self.payload.get("attempts") or {}),
+                "superiority": self.payload.get("superiority"),
+            },
             "extractor": {
                 "name": self.extractor.name,
                 "digest": self.extractor.digest,
@@ -247,7 +253,7 @@ class Evaluation:
             else False,
             "reproduce": self._reproduce(),
         }
-        decisions = gate.decide(report, order.settings)
+        decisions = decided(report, order.settings)
         report["verdicts"] = {
             name: {"verdict": str(d.verdict), "reasons": list(d.reasons)}
             for name, d in decisions.items()
@@ -536,7 +542,7 @@ class Evaluation:
     def _write_pages(
         self,
         report: Mapping[str, Json],
-        decisions: Mapping[str, gate.GateDecision],
+        decisions: Mapping[str, GateDecision],
         measured: Mapping[str, Measured],
     ) -> None:
         self.job.progress("report", 0, 1, "writing the report")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from intonaco.environments import EnvironmentStore, Way
 from intonaco.errors import ConfigError
 from intonaco.evaluation.gate import GateDecision
-from intonaco.evaluation.prompts import hidden, read_prompts
+from intonaco.evaluation.prompts import hidden, read_prompts, shots, shots_digest
 from intonaco.executor.data import dataset_of
 from intonaco.executor.parts import Parts
 from intonaco.types import DatasetVersion, Json, Release
@@ -62,10 +62,15 @@ def payload(
     attempt: str,
     at: float,
     context: Mapping[str, Json],
+    superiority: bool | None = None,
+    attempts: Mapping[str, Json] | None = None,
+    alphas: Mapping[str, Json] | None = None,
 ) -> dict[str, Json]:
     """``candidates``: release by name. ``extractor``: digest that is insisted on. ``attempt`` and
-    ``at`` say which prompts are hidden: they must not change while the job is known. Raises
-    ConfigError, NotFound."""
+    ``at`` say which prompts are hidden: they must not change while the job is known.
+    ``superiority``: whether something must improve; None: if there is a slice to improve.
+    ``attempts`` and ``alphas``: by candidate, as the loop fixed them. Raises ConfigError,
+    NotFound."""
     check_configured(p)
     config = p.config.evaluation
     assert config.prompts is not None
@@ -96,6 +101,10 @@ def payload(
         "latency_rounds": config.latency_rounds,
         "threads": config.threads,
         "alpha": config.alpha,
+        "alphas": dict(alphas or {}),
+        "attempts": dict(attempts or {}),
+        "superiority": superiority,
+        "success": list(config.success),
         "settings": config.model_dump(mode="json"),
         "dtype": p.config.model.dtype,
         "generation": p.config.model.generation.model_dump(),
@@ -114,6 +123,13 @@ def payload(
         "cache": str(p.workspace.evaluations.resolve()),
         "context": {"service": p.config.service, **context},
     }
+
+
+def expected_shots(p: Parts) -> str:
+    """Digest of what ``evaluation.prompts`` asks of every arm. Raises ConfigError."""
+    config = p.config.evaluation
+    prompts = read_prompts(p.workspace.resolve(str(config.prompts)))
+    return shots_digest(shots(prompts, config.seeds_per_prompt))
 
 
 def hidden_period(p: Parts, *, attempt: str, at: float) -> str:

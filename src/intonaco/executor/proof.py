@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 from intonaco.evaluation import gate
+from intonaco.evaluation.verdicts import decided
 from intonaco.executor.evaluating import (
     check_configured,
+    expected_shots,
     extractor_digest,
     payload,
     slices_of,
@@ -45,6 +47,9 @@ def evaluate(p: Parts, effect: Effect) -> Outcome:
             attempt=update.update_id,
             at=update.created_at,
             context={"update": update.update_id, "cause": str(update.plan.cause)},
+            superiority=gate.wants_superiority(update.plan.action),
+            attempts=effect.payload.get("attempts"),
+            alphas=effect.payload.get("alphas"),
         ),
         max_seconds=job_seconds(p.config, update, "evaluate"),
     )
@@ -53,7 +58,7 @@ def evaluate(p: Parts, effect: Effect) -> Outcome:
         return status
     folder = job_folder(p.workspace, effect.key)
     report = json.loads((folder / str(status.result["report"])).read_text())
-    decisions = gate.decide(report, p.config.evaluation)
+    decisions = decided(report, p.config.evaluation)
     p.tracker.log(
         effect.key,
         params={"champion": update.champion or "none", **made},
@@ -61,7 +66,10 @@ def evaluate(p: Parts, effect: Effect) -> Outcome:
         artifacts=folder / "out" / "report.html",
     )
     relative = p.workspace.relative(folder / "out")
-    return Done({"report": report, "folder": relative, "seconds": status.seconds})
+    expected = {"extractor": digest, "shots": expected_shots(p)}
+    return Done(
+        {"report": report, "folder": relative, "seconds": status.seconds, "expected": expected}
+    )
 
 
 def register(p: Parts, effect: Effect) -> Outcome:

@@ -1,5 +1,5 @@
-"""What guardrails say that were measured from pictures alone. No gate: time and memory are missing,
-so nothing is promoted by it. Pure."""
+"""Verdicts on reports as they lie: of a whole evaluation by the gate, of pictures alone by the
+guardrails that pictures can be held to. Nothing is promoted by either. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,36 @@ import json
 from collections.abc import Mapping, Sequence
 
 from intonaco.codec import decode
+from intonaco.config import Evaluation
+from intonaco.evaluation import gate
+from intonaco.evaluation.attempts import Attempt
 from intonaco.evaluation.gate import GateDecision
 from intonaco.evaluation.wording import change, metric_name
 from intonaco.types import Assessment, Json, MetricResult, Verdict
+
+PICTURES = "pictures"  # kind of a report that no gate can judge
+
+
+def decided(report: Mapping[str, Json], settings: Evaluation) -> dict[str, GateDecision]:
+    """The gate's verdict on each candidate of a report, with what the report says was fixed before
+    it was made: attempts, alphas, and whether something had to improve."""
+    if report.get("kind") == PICTURES:
+        return {name: of_pictures(results_of(report, name)) for name in report["candidates"]}
+    fixed: Mapping[str, Json] = report.get("expected") or {}
+    numbers: Mapping[str, Json] = fixed.get("attempts") or {}
+    alphas: Mapping[str, Json] = report.get("alphas") or {}
+    return gate.decide(
+        report,
+        settings,
+        gate.Expected(
+            attempts={
+                name: Attempt(number=int(number), alpha=float(alphas[name]))
+                for name, number in numbers.items()
+                if name in alphas
+            },
+            superiority=fixed.get("superiority"),
+        ),
+    )
 
 
 def results_of(report: Mapping[str, Json], name: str) -> tuple[MetricResult, ...]:
