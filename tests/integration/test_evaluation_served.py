@@ -14,18 +14,22 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from intonaco.codec import encode
+from intonaco.config import Evaluation, Extractor
 from intonaco.demo.data import PHRASINGS, WORDS, write_demo_data
 from intonaco.demo.extractor import build, save
 from intonaco.demo.model import build_pipeline, build_tokenizer
-from intonaco.errors import BackendError
+from intonaco.errors import BackendError, ConfigError
 from intonaco.evaluation import job as evaluation
-from intonaco.evaluation.prompts import hidden, read_prompts
+from intonaco.evaluation.features import ClipExtractor
+from intonaco.evaluation.folders import compare_folders
+from intonaco.evaluation.prompts import Prompt, hidden, read_prompts
 from intonaco.evaluation.served import ServedArm
 from intonaco.jobs import JobFolder
 from intonaco.releases import ReleaseStore, read_serving_spec
-from intonaco.types import JobSpec, Provenance, Release
+from intonaco.types import JobSpec, Provenance, Release, Verdict
 from intonaco.workspace import Workspace
 
 # of diffusers' schedulers with NumPy 2
@@ -250,3 +254,97 @@ def test_pictures_are_those_of_the_shots(done: tuple[JobFolder, dict[str, Any]])
         for index, seed in zip(row["rows"], row["seeds"], strict=True):
             assert kept["prompt_ids"][index] == row["prompt_id"]
             assert kept["seeds"][index] == seed
+
+
+def write_drawn(job: JobFolder, arm: str, target: Path, prompts: Mapping[str, Prompt]) -> Path:
+    kept = np.load(job.out / "images" / f"{arm}.npz")
+    target.mkdir()
+    lines = []
+    for i, prompt_id in enumerate(kept["prompt_ids"]):
+        Image.fromarray(kept["images"][i]).save(target / f"{i}.png")
+        lines.append(
+            {
+                "file_name": f"{i}.png",
+                "prompt": prompts[str(prompt_id)].prompt,
+                "slice": prompts[str(prompt_id)].slice,
+                "seed": int(kept["seeds"][i]),
+            }
+        )
+    (target / "metadata.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
+    return target
+
+
+def test_folders_of_the_same_pictures_say_the_same(
+    root: Path, done: tuple[JobFolder, dict[str, Any]], tmp_path: Path
+) -> None:
+    job, report = done
+    prompts = {p.prompt_id: p for p in read_prompts(root / "prompts.jsonl")}
+    before = write_drawn(job, "champion", tmp_path / "before", prompts)
+    after = write_drawn(job, "fewer", tmp_path / "after", prompts)
+    settings: dict[str, Any] = {
+        "reference": root / "data" / "reference",
+        "extractor": Extractor(path="extractor"),
+        "root": root,
+        "settings": Evaluation(),
+        "improve": (),
+        "cache": root / "cache",
+        "target": tmp_path / "out",
+    }
+    features = set((root / "cache" / "features").iterdir())
+    facts, decision = compare_folders(before, after, **settings)
+    # the same pictures: nothing has to be looked at again
+    assert set((root / "cache" / "features").iterdir()) == features
+    whole = {(m["metric"], m["slice"]): m for m in report["comparisons"]["fewer"]}
+    parts = {(m["metric"], m["slice"]): m for m in facts["comparisons"]["after"]}
+    for key in (("adherence", None), ("adherence", "one"), ("recall", None), ("distance", None)):
+        assert parts[key]["difference"] == pytest.approx(whole[key]["difference"], abs=1e-12)
+    assert ("latency", None) not in parts
+    assert decision.verdict is not Verdict.ERROR
+    assert "data:image/webp" in (tmp_path / "out" / "report.html").read_text()
+
+    lines = (after / "metadata.jsonl").read_text().splitlines()
+    (after / "metadata.jsonl").write_text("\n".join(lines[:-1]))
+    with pytest.raises(ConfigError, match=r"after lacks prompt .* with seed"):
+        compare_folders(before, after, **settings)
+    (after / "metadata.jsonl").write_text("nonsense\n")
+    with pytest.raises(ConfigError, match="line 1"):
+        compare_folders(before, after, **settings)
+
+
+@pytest.mark.slow
+def test_a_run_from_the_command_line(root: Path, releases: dict[str, Release]) -> None:
+    """A release against itself: neither better nor worse, and no worker or job is left."""
+    from typer.testing import CliRunner
+
+    from intonaco.cli.main import app
+
+    workspace = Workspace(root / "w")
+    extractor = ClipExtractor(root / "extractor")
+    workspace.config_file.write_text(
+        "service: digits\n"
+        "serving: {worker: {device: cpu}}\n"
+        "tracker: {type: none}\n"
+        "registry: {type: none}\n"
+        f"data: {{reference: {root / 'data' / 'reference'}}}\n"
+        f"extractor: {{path: {root / 'extractor'}, digest: {extractor.digest}}}\n"
+        f"evaluation: {{prompts: {root / 'prompts.jsonl'}, seeds_per_prompt: 2, latency_rounds: 5,"
+        " benchmark: {waves: 0},"
+        " margins: {adherence: 2, slice_adherence: 2, distance: 2, recall: 2, latency: 9}}\n"
+    )
+    release = releases["champion"].release_id
+    done = CliRunner().invoke(
+        app,
+        [
+            *("eval", "run", "--release", release[:8], "--against", release[:8]),
+            *("--kind", "assemble", "--json", "-w", str(workspace.root)),
+        ],
+    )
+    assert done.exit_code == 0, done.stdout + str(done.exception)
+    facts = json.loads(done.stdout)
+    (name,) = facts["candidates"]
+    found = {m["metric"]: m for m in facts["comparisons"][name] if m["slice"] is None}
+    for metric in ("adherence", "distance", "recall"):
+        assert found[metric]["difference"] == 0.0
+    assert facts["verdicts"][name]["verdict"] == "pass"
+    assert Path(facts["page"]).is_file()
+    assert facts["hidden"]["period"].startswith("digits:eval:")

@@ -91,7 +91,7 @@ class Evaluation(Section):
     prompts: str | None = None  # jsonl {"prompt_id", "prompt", "slice"}
     seeds_per_prompt: Count = 4
     batch_size: Count = 32
-    latency_rounds: Count = 10
+    latency_rounds: Count = 30  # fewer bound no 95th percentile
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     power: Annotated[float, Field(gt=0, lt=1)] = 0.8  # that `eval plan` plans for
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 6
