@@ -12,6 +12,7 @@ from intonaco.evaluation.gate import GateDecision
 from intonaco.evaluation.prompts import hidden, read_prompts, shots, shots_digest
 from intonaco.executor.data import dataset_of
 from intonaco.executor.parts import Parts
+from intonaco.sources import is_remote
 from intonaco.types import DatasetVersion, Json, Release
 from intonaco.upstreams import in_force, is_upstream, read_facts
 
@@ -93,7 +94,7 @@ def payload(
         "reference": str(p.workspace.resolve(p.config.data.reference).resolve()),
         "extractor": {
             **p.config.extractor.model_dump(),
-            "path": str(p.workspace.resolve(p.config.extractor.path).resolve()),
+            "path": _from_anywhere(p, p.config.extractor.path),
             "digest": extractor,
         },
         "seeds_per_prompt": config.seeds_per_prompt,
@@ -170,6 +171,10 @@ def _unsafe(p: Parts) -> Mapping[str, Json] | None:
         if signal.of == "safety" and signal.score is not None:
             return {"score": signal.score, "above": signal.unsafe_above}
     return None
+
+
+def _from_anywhere(p: Parts, path: str) -> str:
+    return path if is_remote(path) else str(p.workspace.resolve(path).resolve())
 
 
 def _arm(p: Parts, name: str, release_id: str) -> Mapping[str, Json]:
