@@ -22,10 +22,10 @@ from intonaco.evaluation.intervals import (
     Interval,
     hodges_lehmann,
     mean_interval,
-    normal_quantile,
     paired_share_interval,
     quantile_difference,
     share_interval,
+    student_quantile,
     widened,
 )
 from intonaco.evaluation.metrics.arrays import Float, matrix
@@ -257,7 +257,7 @@ _REFERENCE = {
     "fd": ("distance", "jackknife over {} prompts"),
 }
 _UNITS = {"adherence": "cosine", "hits": "share", "detail": "log energy", "diversity": "log ratio"}
-_BOUNDED = frozenset({"hits"})  # where no event seen is not none to come
+_BOUNDED = frozenset({"hits", "recall", "coverage"})  # where no event seen is not none to come
 
 
 @dataclass(slots=True)
@@ -337,8 +337,10 @@ class _Arms:
             }
         lies = self.kept[key]
         found, note = self._measure(metric, lies)
-        half = normal_quantile(1 - alpha) * found.error
+        half = student_quantile(1 - alpha, len(set(prompts)) - 1) * found.error
         interval = (found.difference - half, found.difference + half)
+        if metric in _BOUNDED:
+            interval = widened(interval, found.difference, len(real), alpha)
         unit, method = _REFERENCE[metric]
         name = f"{FRECHET}{self.extractor}" if metric == "fd" else metric
         values = (found.champion, found.candidate)

@@ -161,8 +161,10 @@ class Distribution:
 
     def _changed(self, rows: Float, nobody: Float) -> float:
         """Variance of the mean over the reference [m], from that mean where prompts changed places
-        [draws, m] and what it was where nobody did [m]."""
-        beyond = _stratified(nobody[None], self.topics)[0] - _stratified(rows, self.topics).mean()
+        [draws, m] and what it was where nobody did [m]: for what the reference's rows differ in it
+        by more than chance."""
+        spreads = _stratified(rows, self.topics)
+        beyond = _stratified(nobody[None], self.topics)[0] - spreads.mean() - spreads.std()
         return float((rows.mean(1) ** 2).mean() + max(0.0, beyond))
 
     # ------------------------------------------------------------------ distances
@@ -239,7 +241,8 @@ class Distribution:
     def frechet(self) -> tuple[Estimate, int]:
         """Fréchet distance to the reference on its leading principal components, as many as there
         is data for, and how many those are. The error is a jackknife over prompts (Efron & Stein
-        1981), for this reference as it is: none of it comes from there."""
+        1981), with the influence of the reference's rows by the derivative of the distance
+        (Mallasto & Feragen 2017: the optimal map from the reference to an arm)."""
         n, m = len(self.prompt), len(self.reference)
         width = self.reference.shape[1]
         most = max(1, min(width, COMPONENTS, n // ROWS_PER_COMPONENT, m // ROWS_PER_COMPONENT))
@@ -273,10 +276,27 @@ class Distribution:
         for rows in self.strata:
             k = len(rows)
             variance += (k - 1) / k * float(((without[rows] - without[rows].mean()) ** 2).sum())
+        influence = self._pull(turned[0], root, turned[2]) - self._pull(turned[0], root, turned[1])
+        variance += float(_stratified(influence[None], self.topics)[0])
         estimate = Estimate(
             champion=distance(0, None), candidate=distance(1, None), error=math.sqrt(variance)
         )
         return estimate, most
+
+    @staticmethod
+    def _pull(real: Float, root: Float, generated: Float) -> Float:
+        """Influence of each reference row [m] on the Fréchet distance of ``generated`` to it.
+        ``root`` is of the reference's covariance, by its principal axes."""
+        width = real.shape[1]
+        covariance = np.cov(generated.T).reshape(width, width)
+        values, vectors = np.linalg.eigh(root.T @ covariance @ root)
+        middle = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+        back = np.linalg.pinv(root)
+        bend = np.eye(width) - back.T @ middle @ back
+        centred = real - real.mean(0)
+        gap = generated.mean(0) - real.mean(0)
+        out: Float = ((centred @ bend) * centred).sum(1) - 2.0 * (centred @ gap)
+        return out
 
 
 class _Shares(Protocol):

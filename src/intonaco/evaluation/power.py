@@ -5,7 +5,10 @@ All of it comes from an A/A run: the champion compared with itself under other s
 no different. They shrink with the root of the number of prompts. A candidate of the same seeds is
 paired more closely than that, which makes a plan err on the side of too many prompts; one that is
 better on some prompts and worse on others differs more from prompt to prompt than noise does, which
-no A/A run shows, and more seeds do not help against it. So prompts are surer than seeds.
+no A/A run shows, and more seeds do not help against it. So prompts are surer than seeds. And the
+errors of one run are themselves known to some per cent only: a plan takes their upper 90 % limits,
+as Browne (1995) does for the standard deviation of a pilot. Several A/A runs (``pooled``) know them
+better, and let a plan ask for less.
 
 A gate passes only if all G guardrails hold, so each is planned at power 1 - (1 - power) / G.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from intonaco.config import Margins
@@ -24,20 +27,29 @@ from intonaco.types import MetricResult
 
 MOST = 10_000_000
 _ROUNDS = frozenset({"latency", "latency_p95", "throughput"})  # counted in rounds, not prompts
-_BY_PROMPT = frozenset({"adherence", "hits", "detail", "diversity"})  # Student's t; so are scores
 _EXACT = frozenset({"copies", "unsafe"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """Of one metric in an A/A run: the standard error of its difference over ``n`` units, which are
-    prompts (of the slice, if it has one) or rounds. ``value``: of a share, how high it is."""
+    """Of one metric in A/A runs: the standard error of its difference over ``n`` units, which are
+    prompts (of the slice, if it has one) or rounds. ``value``: of a share, how high it is.
+    ``runs``: over how many it was found."""
 
     metric: str
     slice: str | None
     error: float
     n: int
     value: float = 0.0
+    runs: int = 1
+
+    @property
+    def cautious(self) -> float:
+        """The upper 90 % confidence limit of the error; the quantile of chi-squared by Wilson &
+        Hilferty (1931)."""
+        df = max(1, self.n - 1) * self.runs
+        share = (1.0 - 2.0 / (9.0 * df) + normal_quantile(0.1) * math.sqrt(2.0 / (9.0 * df))) ** 3
+        return self.error / math.sqrt(max(share, 0.05))
 
     @property
     def by_rounds(self) -> bool:
@@ -109,6 +121,20 @@ def noise(
     return tuple(out)
 
 
+def pooled(runs: Sequence[Sequence[Noise]]) -> tuple[Noise, ...]:
+    """Of several A/A runs of the same size: root mean squares of the errors of what all of them
+    found."""
+    by_key = [{(x.metric, x.slice): x for x in run} for run in runs]
+    out = []
+    for key, first in by_key[0].items():
+        same = [run[key] for run in by_key if key in run]
+        if len(same) == len(by_key):
+            error = math.sqrt(sum(x.error**2 for x in same) / len(same))
+            value = sum(x.value for x in same) / len(same)
+            out.append(replace(first, error=error, value=value, runs=len(same)))
+    return tuple(out)
+
+
 def plan(
     noises: Sequence[Noise], margins: Margins, *, alpha: float, power: float
 ) -> EvaluationPlan:
@@ -177,7 +203,7 @@ def _shows(x: Noise, n: int, alpha: float, power: float) -> float:
     missed = 1.0 - power
     if x.metric == "detail":  # either way
         missed /= 2.0
-    error = x.error * math.sqrt(x.n / n)
+    error = x.cautious * math.sqrt(x.n / n)
     reach = (_quantile(x.metric, n, alpha) + normal_quantile(1.0 - missed)) * error
     return x.value * (x.metric == "unsafe") + max(reach, _least(x.metric, n, alpha))
 
@@ -189,7 +215,7 @@ def _power(x: Noise, margin: float, alpha: float) -> float:
         return 0.0
     if x.error == 0.0:
         return 1.0
-    missed = 1.0 - NormalDist().cdf(room / x.error - _quantile(x.metric, x.n, alpha))
+    missed = 1.0 - NormalDist().cdf(room / x.cautious - _quantile(x.metric, x.n, alpha))
     return max(0.0, 1.0 - missed * (2.0 if x.metric == "detail" else 1.0))
 
 
@@ -208,9 +234,9 @@ def _least(metric: str, n: int, alpha: float) -> float:
 
 
 def _quantile(metric: str, n: int, alpha: float) -> float:
-    if metric in _BY_PROMPT or metric.startswith("score:"):
-        return student_quantile(1.0 - alpha, max(1, n - 1))
-    return normal_quantile(1.0 - alpha)
+    if metric in _EXACT or metric in _ROUNDS:
+        return normal_quantile(1.0 - alpha)
+    return student_quantile(1.0 - alpha, max(1, n - 1))
 
 
 def _most(numbers: Sequence[int | None]) -> int | None:
