@@ -11,6 +11,7 @@ import pytest
 
 from intonaco.codec import as_json
 from intonaco.config import Evaluation, Margins
+from intonaco.evaluation.attempts import Attempt
 from intonaco.evaluation.comparison import (
     NEIGHBOURS,
     ArmImages,
@@ -19,12 +20,14 @@ from intonaco.evaluation.comparison import (
     assess,
     compare,
     describe,
+    judge,
+    served_slices,
 )
-from intonaco.evaluation.gate import GateDecision, decide
+from intonaco.evaluation.gate import Expected, GateDecision, decide, wants_superiority
 from intonaco.evaluation.intervals import mean_interval
 from intonaco.evaluation.metrics import precision_recall
 from intonaco.evaluation.metrics.arrays import Float, unit_rows
-from intonaco.types import Assessment, MetricResult, Verdict
+from intonaco.types import Action, Assessment, MetricResult, Verdict
 
 KEEP = ("ant", "bee", "cat")
 IMPROVE = ("dog", "elk")
@@ -124,50 +127,26 @@ def one(metrics: Sequence[MetricResult], metric: str, slice_: str | None = None)
 
 
 class TestErrorBudgets:
-    """Seeded simulations. A budget is the most wrong verdicts that a gate as good as it claims
-    gives in as many runs with 95 % probability."""
+    """Seeded simulations; how often it is wrong at a margin is in test_evaluation_truth.py."""
 
     def test_an_equally_good_candidate_with_the_new_slices_passes(self) -> None:
-        """Power as planned for a demonstration: at least 38 of 40."""
+        """Power as planned for a demonstration: at least 14 of 15."""
         verdicts = []
-        for seed in range(40):
+        for seed in range(15):
             world = World(seed)
             verdicts.append(challenge(world, world.arm(lost=IMPROVE), world.arm()).verdict)
-        assert verdicts.count(Verdict.PASS) >= 38
+        assert verdicts.count(Verdict.PASS) >= 14
         assert Verdict.FAIL not in verdicts
 
     def test_a_forgetful_candidate_never_passes(self) -> None:
-        for seed in range(20):
+        for seed in range(8):
             world = World(seed)
             decision = challenge(world, world.arm(lost=IMPROVE), world.arm(lost=KEEP[1:]))
             assert decision.verdict is Verdict.FAIL
 
-    def test_a_candidate_worse_by_a_slice_margin_passes_at_most_at_alpha(self) -> None:
-        """The harm that the margin allows, in one slice, others well: the bound of the test is 5 %,
-        so at most 4 of 40 (95 % of binomial(40, .05))."""
-        passed = 0
-        for seed in range(40):
-            world = World(1000 + seed)
-            champion, candidate = world.arm(lost=IMPROVE), world.arm()
-            bee = np.array(candidate.slices) == "bee"
-            # a harm that differs from prompt to prompt, and is the margin on average
-            harm = MARGINS.slice_adherence + world.rng.normal(0, 0.05, len(bee) // SEEDS)
-            harmed = candidate.adherence - np.where(bee, np.repeat(harm, SEEDS), 0.0)
-            decision = challenge(world, champion, replace(candidate, adherence=harmed))
-            passed += decision.verdict is Verdict.PASS
-        assert passed <= 4
-
-    def test_nothing_new_is_not_called_an_improvement(self) -> None:
-        """Champion against its equal, asked for superiority: at most 4 of 40 at 5 %."""
-        passed = 0
-        for seed in range(40):
-            world = World(2000 + seed)
-            passed += challenge(world, world.arm(), world.arm()).verdict is Verdict.PASS
-        assert passed <= 4
-
 
 def test_mode_collapse_raises_adherence_and_fails_on_recall() -> None:
-    for seed in range(10):
+    for seed in range(3):
         world = World(seed)
         decision = challenge(world, world.arm(), world.arm(spread=0.05), improve=())
         adherence = one(decision.metrics, "adherence")
@@ -208,7 +187,9 @@ def test_the_very_champion_is_as_good_as_itself() -> None:
     arm = world.arm()
     decision = challenge(world, arm, arm, improve=())
     assert decision.verdict is Verdict.PASS
-    assert all("within the margin" in r or "limit" in r for r in decision.reasons)
+    said = [r for r in decision.reasons if "not measured, not judged" not in r]
+    assert said
+    assert all("within the margin" in r or "limit" in r for r in said)
 
 
 def test_a_gain_too_small_to_be_worth_an_update_fails() -> None:
@@ -430,3 +411,368 @@ def test_unpaired_arms_are_refused() -> None:
     other = replace(world.arm(), prompt_ids=tuple(reversed(world.prompt_ids)))
     with pytest.raises(ValueError, match="paired"):
         challenge(world, world.arm(), other)
+
+
+def whole(world: World, **changes: Any) -> ArmImages:
+    """An arm with everything that can be measured of it."""
+    arm = world.arm()
+    n = len(arm.prompt_ids)
+    given: dict[str, Any] = {
+        "scores": {"quality": 0.1 * world.rng.normal(size=n)},
+        "hits": np.ones(n, dtype=bool),
+        "detail": 0.05 * world.rng.normal(size=n) - 5.0,
+        "unsafe": np.zeros(n, dtype=bool),
+    }
+    return replace(arm, **{**given, **changes})
+
+
+def all_costs(world: World, **changes: Any) -> Costs:
+    times = tuple(1.0 + 0.05 * world.rng.random(80))
+    given = replace(
+        world.costs(),
+        champion_times=times,
+        candidate_times=times,
+        rounds=tuple(i // 2 for i in range(80)),
+        throughput_log_ratios=tuple(0.01 * world.rng.normal(size=10)),
+        peak_memory=(200, 200),
+        cost_per_image=(0.001, 0.001),
+    )
+    return replace(given, **changes)
+
+
+LOOSE = Margins(
+    **{
+        **MARGINS.model_dump(),
+        "throughput": 0.3,
+        "coverage": 0.4,
+        "slice_recall": 0.9,
+        "fd": 5.0,
+        "diversity": 0.5,
+        "hits": 0.2,
+        "cost": 1.2,
+        "unsafe": 0.1,
+        "copies": 0.2,
+        "scores": {"quality": 0.1},
+    }
+)
+
+
+class TestBadCandidates:
+    """Each thing that may be wrong with a candidate is refused, for that reason."""
+
+    def verdict(
+        self,
+        candidate: Mapping[str, Any] | ArmImages,
+        world: World,
+        champion: ArmImages,
+        *,
+        costs: Costs | None = None,
+        memorised: int = 0,
+    ) -> GateDecision:
+        arm = (
+            candidate if isinstance(candidate, ArmImages) else replace(champion, **dict(candidate))
+        )
+        training = world.reference().features
+        if memorised:
+            features = arm.features.copy()
+            features[::SEEDS][:memorised] = training[:memorised]
+            arm = replace(arm, features=features)
+        results = compare(
+            champion,
+            arm,
+            replace(world.reference(), training=training),
+            costs or all_costs(world),
+            keep=SLICES,
+            improve=(),
+            alpha=0.05,
+            margins=LOOSE,
+        )
+        config = Evaluation(margins=LOOSE)
+        given = report(results, keep=list(SLICES), improve=[])
+        return decide(given, config, Expected(superiority=False))["new"]
+
+    def test_the_good_one_passes(self) -> None:
+        world = World(0)
+        decision = self.verdict(whole(world), world, whole(world))
+        assert decision.verdict is Verdict.PASS, decision.reasons
+        assert not [r for r in decision.reasons if "not judged" in r]
+
+    def test_collapse_on_one_picture_a_prompt(self) -> None:
+        """Which adherence rewards and the distance misses."""
+        world = World(1)
+        champion = whole(world)
+        firsts = champion.features[::SEEDS].repeat(SEEDS, axis=0)
+        decision = self.verdict({"features": firsts}, world, champion)
+        assert decision.verdict is Verdict.FAIL
+        assert any("images of one prompt" in r for r in decision.reasons if "worse by" in r)
+
+    def test_forgetting(self) -> None:
+        world = World(2)
+        decision = self.verdict(
+            replace(whole(world), adherence=world.arm(lost=["bee"]).adherence), world, whole(world)
+        )
+        assert decision.verdict is Verdict.FAIL
+        assert any(r.startswith("adherence on bee ") and "worse by" in r for r in decision.reasons)
+
+    def test_memorisation(self) -> None:
+        world = World(3)
+        champion = whole(world)
+        decision = self.verdict({}, world, champion, memorised=25)
+        assert decision.verdict is Verdict.FAIL
+        assert decision.reasons[0].startswith("prompts with a copy of a training image ")
+        assert self.verdict({}, world, champion).verdict is Verdict.PASS
+
+    def test_prompts_ignored(self) -> None:
+        """Good pictures of anything: neither distance nor recall see it."""
+        world = World(4)
+        champion = whole(world)
+        order = world.rng.permutation(len(champion.prompt_ids))
+        features = champion.features[order]
+        adherence = (features * world.target).sum(1)
+        decision = self.verdict({"features": features, "adherence": adherence}, world, champion)
+        assert decision.verdict is Verdict.FAIL
+        assert decision.reasons[0].startswith("adherence on the slices to keep ")
+
+    @pytest.mark.parametrize(("by", "word"), [(-0.4, "blurred"), (1.2, "noisier")])
+    def test_blur_and_noise(self, by: float, word: str) -> None:
+        world = World(5)
+        champion = whole(world)
+        decision = self.verdict({"detail": np.asarray(champion.detail) + by}, world, champion)
+        assert decision.verdict is Verdict.FAIL
+        assert word in decision.reasons[0]
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"log_ratios": (0.7, 0.71, 0.69, 0.72, 0.7, 0.68)}, "time per image "),
+            (
+                {"candidate_times": (1.0, 1.01, 1.0, 1.01, 1.0, 1.0, 1.0, 3.0) * 10},
+                "95th percentile of time ",
+            ),
+            ({"throughput_log_ratios": (-0.7, -0.71, -0.69, -0.72, -0.7)}, "images a second "),
+            ({"memory": (100, 160)}, "memory is 1.60 times"),
+            ({"peak_memory": (100, 160)}, "peak memory is 1.60 times"),
+            ({"cost_per_image": (0.001, 0.002)}, "cost of an image is 2.00 times"),
+        ],
+    )
+    def test_slower_larger_dearer(self, changes: Mapping[str, Any], reason: str) -> None:
+        world = World(6)
+        champion = whole(world)
+        decision = self.verdict({}, world, champion, costs=all_costs(world, **changes))
+        assert decision.verdict is Verdict.FAIL
+        assert decision.reasons[0].startswith(reason)
+
+    def test_unsafe(self) -> None:
+        world = World(7)
+        champion = whole(world)
+        n = len(champion.prompt_ids)
+        for every, verdict in ((n, Verdict.PASS), (8, Verdict.FAIL)):
+            unsafe = np.arange(n) % every == 1
+            decision = self.verdict({"unsafe": unsafe}, world, champion)
+            assert decision.verdict is verdict, decision.reasons
+        assert decision.reasons[0].startswith("prompts with an unsafe image: ")
+
+    def test_a_worse_score(self) -> None:
+        world = World(8)
+        champion = whole(world)
+        scores = {"quality": champion.scores["quality"] - 0.5}
+        decision = self.verdict({"scores": scores}, world, champion)
+        assert decision.verdict is Verdict.FAIL
+        assert decision.reasons[0].startswith("score quality ")
+
+    def test_images_of_another_slice(self) -> None:
+        world = World(9)
+        champion = whole(world)
+        hits = np.arange(len(champion.prompt_ids)) % 2 == 0
+        decision = self.verdict({"hits": hits}, world, champion)
+        assert decision.verdict is Verdict.FAIL
+        assert decision.reasons[0].startswith("share of images of the slice asked for ")
+
+    def test_a_swapped_extractor(self) -> None:
+        world = World(10)
+        champion = whole(world)
+        with pytest.raises(ValueError, match="different extractors"):
+            self.verdict({"extractor": "another"}, world, champion)
+
+    @pytest.mark.parametrize("field", ["adherence", "detail"])
+    def test_what_is_not_finite(self, field: str) -> None:
+        world = World(11)
+        champion = whole(world)
+        values = np.asarray(getattr(champion, field)).copy()
+        values[3] = np.nan
+        with pytest.raises(ValueError, match=f"{field} of the candidate"):
+            self.verdict({field: values}, world, champion)
+
+
+class TestMadeOtherwise:
+    """A report that does not answer what was asked is an error."""
+
+    @pytest.mark.parametrize(
+        ("changes", "expected", "reason"),
+        [
+            ({"extractor": {"digest": "b"}}, Expected(extractor="a"), "with extractor b"),
+            ({}, Expected(extractor="a"), "with extractor"),
+            (
+                {"extractor": {"digest": "a"}, "arms": {"champion": {"extractor": "b"}}},
+                Expected(extractor="a"),
+                "the images of champion were seen by extractor b",
+            ),
+            ({"shots": {"digest": "x"}}, Expected(shots="y"), "other prompts or seeds"),
+            ({}, Expected(shots="y"), "other prompts or seeds"),
+            ({"alphas": {"new": 0.01}}, Expected(), "at alpha 0.01, and 0.05"),
+            ({}, Expected(attempts={"new": Attempt(number=2, alpha=0.025)}), "at alpha 0.05"),
+            ({"success": ["recall"]}, Expected(), "measured for recall"),
+            (
+                {},
+                Expected(attempts={"new": Attempt(number=7, alpha=0.05 / 64)}),
+                "candidate 7 for this trigger",
+            ),
+        ],
+    )
+    def test_refused(
+        self,
+        results: tuple[MetricResult, ...],
+        changes: Mapping[str, Any],
+        expected: Expected,
+        reason: str,
+    ) -> None:
+        decision = decide(report(results, **changes), CONFIG, expected)["new"]
+        assert decision.verdict is Verdict.ERROR
+        assert reason in decision.reasons[0]
+
+    def test_what_was_asked_passes(self, results: tuple[MetricResult, ...]) -> None:
+        given = report(
+            results,
+            extractor={"digest": "a"},
+            arms={"champion": {"extractor": "a"}, "new": {}},
+            shots={"digest": "y"},
+            alphas={"new": 0.0125},
+        )
+        attempt = Attempt(number=3, alpha=0.0125)
+        expected = Expected(extractor="a", shots="y", attempts={"new": attempt})
+        decision = decide(given, CONFIG, expected)["new"]
+        assert decision.verdict is Verdict.PASS
+        told = "candidate 3 for this trigger, of 6 at most: judged at alpha 0.0125 instead of 0.05"
+        assert told in decision.reasons
+
+
+class TestKindsOfPlan:
+    @pytest.mark.parametrize("action", list(Action))
+    def test_only_what_trains_must_improve(self, action: Action) -> None:
+        wanted = action in (Action.FINE_TUNE, Action.FULL_RETRAIN)
+        assert wants_superiority(action) is wanted
+
+    def test_no_worse_is_enough_or_not(self) -> None:
+        world = World(0)
+        arm = world.arm()
+        results = compare(
+            arm,
+            arm,
+            world.reference(),
+            world.costs(),
+            keep=SLICES,
+            improve=(),
+            alpha=0.05,
+            margins=MARGINS,
+        )
+        given = report(results, keep=list(SLICES), improve=[])
+        decisions = [
+            decide(given, CONFIG, Expected(superiority=wanted))["new"] for wanted in (False, True)
+        ]
+        assert [d.verdict for d in decisions] == [Verdict.PASS, Verdict.FAIL]
+        assert decisions[1].reasons[0].startswith("adherence on the slices to keep changed by")
+        assert "it should have risen by more than 0.0100" in decisions[1].reasons[0]
+
+    def test_one_metric_of_success_is_enough_and_alpha_is_shared(self) -> None:
+        world = World(0)
+        champion, candidate = world.arm(), world.arm()
+        wanted = ("adherence", "hits")
+        hits = np.arange(len(champion.prompt_ids)) % 3 > 0
+        champion = replace(champion, hits=hits)
+        candidate = replace(candidate, hits=np.ones_like(hits))
+        config = Evaluation(margins=MARGINS, success=wanted)
+        results = compare(
+            champion,
+            candidate,
+            world.reference(),
+            world.costs(),
+            keep=SLICES,
+            improve=(),
+            alpha=0.05,
+            margins=MARGINS,
+            success=wanted,
+        )
+        overall, shared = one(results, "adherence"), one(results, "adherence_improve")
+        assert overall.interval is not None
+        assert shared.interval is not None
+        assert shared.interval[0] < overall.interval[0]
+        given = report(results, keep=list(SLICES), improve=[], success=list(wanted))
+        decision = decide(given, config, Expected(superiority=True))["new"]
+        assert decision.verdict is Verdict.PASS
+        assert any(
+            r.startswith("share of images of the slice asked for on the slices") and "better" in r
+            for r in decision.reasons
+        )
+
+
+class TestOptionalGuardrails:
+    def test_told_when_not_measured(self, results: tuple[MetricResult, ...]) -> None:
+        given = report(results, skipped={"copies": "no training images are known"})
+        decision = decide(given, CONFIG)["new"]
+        assert decision.verdict is Verdict.PASS
+        told = "prompts with a copy of a training image: not measured, not judged (no training"
+        assert any(r.startswith(told) for r in decision.reasons)
+
+    def test_an_error_where_required(self, results: tuple[MetricResult, ...]) -> None:
+        config = Evaluation(margins=MARGINS, require=("copies",))
+        decision = decide(report(results), config)["new"]
+        assert decision.verdict is Verdict.ERROR
+        assert "evaluation.require asks for it" in decision.reasons[0]
+
+    def test_a_named_score_is_required(self, results: tuple[MetricResult, ...]) -> None:
+        margins = Margins(**{**MARGINS.model_dump(), "scores": {"aesthetic": 0.1}})
+        decision = decide(report(results), Evaluation(margins=margins))["new"]
+        assert decision.verdict is Verdict.ERROR
+        assert decision.reasons[0].startswith("score aesthetic was not measured")
+
+    def test_not_finite_is_no_pass(self, results: tuple[MetricResult, ...]) -> None:
+        broken = replace(one(results, "recall"), metric="detail", difference=float("nan"))
+        decision = decide(report([*results, broken]), CONFIG)["new"]
+        assert decision.verdict is Verdict.ERROR
+
+    def test_unknown_names_are_refused(self) -> None:
+        for field in ("require", "success"):
+            with pytest.raises(ValueError, match="known: "):
+                Evaluation.model_validate({field: ["beauty"]})
+        with pytest.raises(ValueError, match="named twice"):
+            Evaluation(success=("adherence", "adherence"))
+
+
+def test_what_the_champion_serves_well_is_kept() -> None:
+    arm = World(0).arm(lost=["dog", "elk"])
+    served = served_slices(arm, keep=["ant"], improve=["elk"], floor=0.5)
+    assert served == ("ant", "bee", "cat")
+    assert served_slices(arm, keep=["ant", "dog"], improve=["elk"], floor=0.5) == SLICES[:4]
+    assert served_slices(arm, keep=[], improve=["elk"], floor=None) == SLICES[:4]
+
+
+def test_a_share_of_the_candidate_itself_is_judged_by_a_ceiling() -> None:
+    result = MetricResult(
+        metric="unsafe",
+        slice=None,
+        champion=0.0,
+        candidate=0.0,
+        difference=None,
+        interval=(0.0, 0.04),
+        margin=None,
+        assessment=Assessment.NO_DATA,
+        guardrail=False,
+    )
+    for limit, expected in (
+        (0.05, Assessment.NON_INFERIOR),
+        (0.03, Assessment.UNDECIDED),
+        (None, Assessment.UNDECIDED),
+    ):
+        assert judge(result, Margins(unsafe=limit)).assessment is expected
+    worse = replace(result, interval=(0.06, 0.2))
+    assert judge(worse, Margins(unsafe=0.05)).assessment is Assessment.HARMFUL

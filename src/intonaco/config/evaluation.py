@@ -32,7 +32,7 @@ class Margins(Section):
     latency: Positive = 0.10
     memory: Positive = 1.25
     copies: Positive | None = 0.10
-    detail: Positive | None = 0.25
+    detail: Positive | None = 0.2
     unsafe: Share | None = 0.05
     latency_p95: Positive | None = 0.25
     throughput: Positive | None = None

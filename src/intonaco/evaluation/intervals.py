@@ -209,13 +209,13 @@ def _quantile(
     value = float(np.quantile(x, p, method="median_unbiased"))
     numbers: dict[Hashable, int] = {}
     index = [numbers.setdefault(c, len(numbers)) for c in clusters]
-    inside = (x <= value).astype(np.float64)
+    inside = (x < value).astype(np.float64)
     share = float(inside.mean())
     sums = np.bincount(index, weights=inside - share)
     simple = share * (1 - share) / n
     k = len(sums)
     spread = float((sums**2).sum()) / n**2 * k / (k - 1) if k > 1 else math.inf
-    effect = max(1.0, spread / simple) if simple > 0 else n / k
+    effect = max(1.0, spread / simple) if simple > 0 else 1.0
     effective = max(1, int(n / effect))
     below = [binomial_cdf(i - 1, effective, p) for i in range(effective + 2)]  # P(X < i)
     low, high = -math.inf, math.inf
