@@ -15,6 +15,7 @@ from intonaco.clock import Clock, SystemClock
 from intonaco.config import Config
 from intonaco.controller import Controller
 from intonaco.errors import ConfigError
+from intonaco.evaluation import prompts as golden
 from intonaco.executor import Parts
 from intonaco.executor.service import smoke_test
 from intonaco.folders import check_adapters, check_folder
@@ -206,6 +207,8 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     prompts = config.evaluation.prompts
     if prompts is not None and not workspace.resolve(prompts).is_file():
         problems.append(f"evaluation.prompts: {workspace.resolve(prompts)} does not exist")
+    elif prompts is not None:
+        attempt(_prompts, workspace.resolve(prompts))
     return problems
 
 
@@ -224,7 +227,24 @@ def notes(config: Config, workspace: Workspace) -> list[str]:
             )
     if config.extractor is None:
         found.append("extractor: none given: content is not watched, no rollout can be proven")
+    prompts = config.evaluation.prompts
+    if prompts is not None:
+        found += _of_prompts(workspace.resolve(prompts), config.evaluation.hidden.share)
     return found
+
+
+def _prompts(file: Path) -> None:
+    if wrong := golden.problems(golden.read_prompts(file)):
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ConfigError(f"evaluation.prompts: {file}: {wrong[0]}{more}")
+
+
+def _of_prompts(file: Path, share: float) -> list[str]:
+    try:
+        prompts = golden.read_prompts(file)
+    except ConfigError:  # said by ``check``
+        return []
+    return [f"evaluation.prompts: {text}" for text in golden.remarks(prompts, share)]
 
 
 def _until_it_serves(config: Config, workspace: Workspace) -> list[str]:

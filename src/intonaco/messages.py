@@ -62,7 +62,7 @@ class GenerateRequest:
 class Generated:
     """What a worker says of an image it made. Times in seconds, those of the batch it was in:
     ``service_seconds`` is about ``encode`` + ``denoise`` + ``decode``. ``gpu_seconds``: this
-    image's share of the device's time (0 on a CPU)."""
+    image's share of the device's time (0 on a CPU), ``cpu_seconds`` of the process's."""
 
     request_id: str
     release: str
@@ -75,6 +75,7 @@ class Generated:
     padded_size: int
     gpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,9 @@ class HeldRelease:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attestation:
     """Worker's ``GET /attest?release=ID``: the release id it works out itself from what it
-    loaded. Without ``release``: of its only one. ``device``: the machine's kind, in words."""
+    loaded. Without ``release``: of its only one. ``device``: the machine's kind, in words.
+    ``weights_bytes``: parameters and buffers; ``idle_bytes``: what the process held before it
+    loaded them (0: not told)."""
 
     release_id: str
     protocol: str
@@ -139,6 +142,8 @@ class Attestation:
     load_seconds: float
     peak_memory_bytes: int
     device: str = ""
+    weights_bytes: int = 0
+    idle_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

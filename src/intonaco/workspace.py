@@ -105,6 +105,11 @@ class Workspace:
         return self.root / "cache" / "encoded"
 
     @property
+    def evaluations(self) -> Path:
+        """Images and features that evaluations keep; may be deleted, they are made again."""
+        return self.root / "evaluations"
+
+    @property
     def environments(self) -> Path:
         """Locks, and what was built of them."""
         return self.root / "environments"

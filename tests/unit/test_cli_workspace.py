@@ -95,3 +95,22 @@ def test_what_no_release_needs_is_shown_and_then_removed(tmp_path: Path) -> None
     (tmp_path / "intonaco.yaml").write_text(f"service: sample\nmodel: {{path: '{KEPT}'}}\n")
     aged(in_use)
     assert gc(tmp_path) == "nothing to remove\n", "the configuration names it"
+
+
+def test_what_evaluations_keep_too_long_goes(tmp_path: Path) -> None:
+    (tmp_path / "intonaco.yaml").write_text(
+        "service: sample\nevaluation: {cache_days: 2, cache_gb: 0.000003}\n"
+    )
+    kept = Workspace(tmp_path).evaluations
+    ages = {"images/new": 0.0, "images/used": 0.2, "features/large": 0.3, "images/old": 3.0}
+    for name, days in ages.items():
+        file = kept / f"{name}.npz"
+        write_atomic(file, b"x" * (4000 if name == "features/large" else 1000))
+        os.utime(file, (time.time() - days * 86_400,) * 2)
+    found = json.loads(gc(tmp_path, "--json"))["found"]
+    # 3 kB hold the two that were used last; within the hour nothing is touched
+    assert {Path(f["path"]).stem for f in found} == {"large", "old"}
+    assert {f["what"] for f in found} == {"evaluation"}
+    assert (kept / "features" / "large.npz").exists()
+    gc(tmp_path, "--yes")
+    assert {f.stem for f in kept.glob("*/*.npz")} == {"new", "used"}

@@ -15,6 +15,7 @@ from intonaco.cli import (
     deploy,
     drift,
     environment,
+    evaluate,
     inspect,
     review,
     steer,
@@ -54,6 +55,7 @@ drift.add_to(app)
 decide.add_to(app)
 data.add_to(app)
 review.add_to(app)
+evaluate.add_to(app)
 environment.add_to(app)
 workspace.add_to(app)
 

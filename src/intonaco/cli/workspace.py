@@ -10,8 +10,10 @@ from intonaco import sources
 from intonaco.app import App
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
 from intonaco.cli.environment import named_by_releases, store_of
+from intonaco.evaluation.cache import EvaluationCache
 from intonaco.releases import ReleaseStore
 
+BUSY_S = 3600.0
 Yes = Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")]
 
 
@@ -24,11 +26,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def gc(workspace: Folder = HERE, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Free the disk of what no release needs: environments that were built (their locks stay) and
-    models that were fetched. What is in use, or was within the hour, stays. All of it is made
-    again when it is needed."""
+    """Free the disk of what no release needs: environments that were built (their locks stay),
+    models that were fetched, and what evaluations keep beyond evaluation.cache_gb and
+    evaluation.cache_days. What is in use, or was within the hour, stays. All of it is made again
+    when it is needed."""
     app = opened(workspace)
-    found = [*_environments(app, yes), *_models(app, yes)]
+    found = [*_environments(app, yes), *_models(app, yes), *_evaluations(app, yes)]
     if as_json:
         print_json({"removed": yes, "found": found, "bytes": sum(f["bytes"] for f in found)})
         return
@@ -64,4 +67,19 @@ def _models(app: App, remove: bool) -> list[dict[str, Any]]:
         size = cache.remove(folder, now=now) if remove else cache.size(folder)
         if size is not None:
             told.append({"what": "model", "path": str(folder), "bytes": size})
+    return told
+
+
+def _evaluations(app: App, remove: bool) -> list[dict[str, Any]]:
+    settings = app.config.evaluation
+    now = app.clock.now()
+    told = []
+    for file, used, size in EvaluationCache(app.workspace.evaluations).spare(
+        keep_bytes=int(settings.cache_gb * 1e9), unused_s=settings.cache_days * 86_400, now=now
+    ):
+        if now - used < BUSY_S:
+            continue
+        if remove:
+            file.unlink(missing_ok=True)
+        told.append({"what": "evaluation", "path": str(file), "bytes": size})
     return told

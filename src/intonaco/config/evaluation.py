@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -63,6 +63,25 @@ OPTIONAL = (  # guardrails that are judged where measured
 )
 
 
+class Benchmark(Section):
+    """How time, throughput and memory are measured: in serving workers of their own, champion and
+    candidate in turns. ``in_worker: false`` times them in the evaluation's process instead, where
+    two workers do not fit beside what serves. ``waves``: of ``concurrency`` requests at once, for
+    throughput; fewer than 5 give no interval, 0 measures none."""
+
+    in_worker: bool = True
+    concurrency: Count = 4
+    waves: Annotated[int, Field(ge=0)] = 5
+
+
+class Hidden(Section):
+    """The share of the prompts that no report shows, so that nobody can learn them by heart.
+    ``rotate``: others are hidden for each update, or each calendar month (UTC)."""
+
+    share: Annotated[float, Field(ge=0, le=0.9)] = 0.2
+    rotate: Literal["update", "month"] = "update"
+
+
 class Evaluation(Section):
     """``success``: what a trained candidate must improve at least one of; alpha is shared out among
     them. ``min_improvement``: the least gain in cosine that is worth an update. ``require``: of the
@@ -73,7 +92,7 @@ class Evaluation(Section):
     prompts: str | None = None  # jsonl {"prompt_id", "prompt", "slice"}
     seeds_per_prompt: Count = 4
     batch_size: Count = 32
-    latency_rounds: Count = 10
+    latency_rounds: Count = 30  # fewer bound no 95th percentile
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     power: Annotated[float, Field(gt=0, lt=1)] = 0.8  # that `eval plan` plans for
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 6
@@ -85,6 +104,10 @@ class Evaluation(Section):
     # a slice well; without it each slice is a guardrail
     floor_adherence: float | None = None
     threads: Count = 1
+    benchmark: Benchmark = Benchmark()
+    hidden: Hidden = Hidden()
+    cache_gb: Positive = 10.0  # of drawn images and features; the longest unused go first
+    cache_days: Positive = 30.0  # unused for so long, they go too
     review: ReviewConfig = ReviewConfig()
 
     @field_validator("success")

@@ -35,7 +35,15 @@ from intonaco.console.openapi import (
     MOST_MINUTES,
     PAGES,
 )
-from intonaco.console.problems import Guard, failed, http_error, not_found, unavailable
+from intonaco.console.problems import (
+    POLICY,
+    REPORT_POLICY,
+    Guard,
+    failed,
+    http_error,
+    not_found,
+    unavailable,
+)
 from intonaco.console.reviewing import Reviewing
 from intonaco.console.templating import HERE, environment
 from intonaco.errors import IntonacoError, NotFound
@@ -84,6 +92,7 @@ class _Console:
                 Route("/", self.overview),
                 Route("/releases/{release_id}", self.release),
                 Route("/findings/{finding_id}", self.finding),
+                Route("/evaluations/{update_id}", self.evaluation),
                 Route("/partials/{page}", self.partial),
                 Route("/api/snapshot", self.api_snapshot),
                 Route("/api/signals", self.api_signals),
@@ -136,6 +145,17 @@ class _Console:
 
     def finding(self, request: Request) -> Response:
         return self._html("finding.html", page="findings", card=self._card(request))
+
+    def evaluation(self, request: Request) -> Response:
+        """The report of an update's evaluation: a page of its own that may load nothing."""
+        file = readmodel.evaluation_page(
+            self.ledger, self.workspace, request.path_params["update_id"]
+        )
+        return Response(
+            file.read_bytes(),
+            media_type="text/html",
+            headers={"cache-control": "no-store", POLICY: REPORT_POLICY},
+        )
 
     def _card(self, request: Request) -> Mapping[str, Any]:
         return readmodel.finding_card(self.ledger, self.config, request.path_params["finding_id"])

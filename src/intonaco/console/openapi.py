@@ -170,6 +170,9 @@ def document() -> Json:
             "/partials/{page}": _page("partial", "Its inner part", _path("page", PAGES)),
             "/releases/{release_id}": _page("releasePage", "A release", _path("release_id")),
             "/findings/{finding_id}": _page("findingPage", "A finding", _path("finding_id")),
+            "/evaluations/{update_id}": _page(
+                "evaluationPage", "The report of an update's evaluation", _path("update_id")
+            ),
             "/images/{path}": {
                 "get": {
                     "operationId": "image",

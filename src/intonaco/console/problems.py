@@ -17,8 +17,14 @@ from intonaco.messages import ApiError
 
 logger = logging.getLogger(__name__)
 
+POLICY = "content-security-policy"
+# A report is one file: its own style and pictures, and nothing else.
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; sandbox allow-popups"
+)
 SECURITY_HEADERS = {
-    "content-security-policy": (
+    POLICY: (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
@@ -59,7 +65,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
-                    headers[name] = value
+                    headers.setdefault(name, value)  # a report has a policy of its own
             await send(message)
 
         if self.local and not _LOCAL.fullmatch(Headers(scope=scope).get("host", "")):

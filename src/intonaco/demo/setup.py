@@ -32,6 +32,7 @@ class Size:
     armed: int  # requests that must pass quietly before users change
     seeds_per_prompt: int
     latency_rounds: int
+    benchmark_waves: int  # of requests at once, for throughput
     margin_adherence: float
     margin_slice: float
     shadow_pairs: int
@@ -51,6 +52,7 @@ FULL = Size(
     armed=320,
     seeds_per_prompt=4,
     latency_rounds=12,
+    benchmark_waves=5,
     margin_adherence=0.06,
     margin_slice=0.25,
     shadow_pairs=60,
@@ -69,6 +71,7 @@ QUICK = Size(
     armed=300,
     seeds_per_prompt=3,
     latency_rounds=6,
+    benchmark_waves=0,
     margin_adherence=0.10,
     margin_slice=0.35,
     shadow_pairs=40,
@@ -119,6 +122,7 @@ def write_config(workspace: Workspace, size: Size, *, seed: int, ask: bool) -> N
         reference=size.reference,
         seeds_per_prompt=size.seeds_per_prompt,
         latency_rounds=size.latency_rounds,
+        benchmark_waves=size.benchmark_waves,
         margin_adherence=size.margin_adherence,
         margin_slice=size.margin_slice,
         shadow_pairs=size.shadow_pairs,

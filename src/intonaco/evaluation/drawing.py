@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ import torch
 from intonaco.environments import EnvironmentStore, environment_lock
 from intonaco.environments.build import FLAGS, variables
 from intonaco.errors import BackendError, IntonacoError
-from intonaco.evaluation.prompts import Prompt, Shot
+from intonaco.evaluation.prompts import Shot, as_rows, of_rows
 from intonaco.evaluation.sampling import Images, Sampler
 from intonaco.types import Json
 
@@ -92,13 +91,13 @@ class ApartSampler:
 
     def __call__(self, shots: Sequence[Shot]) -> Images:
         """Images uint8 [n, height, width, 3] of one batch."""
-        self._ask({"draw": _as_json(shots)})
+        self._ask({"draw": as_rows(shots)})
         images: Images = np.load(io.BytesIO(self._receive()), allow_pickle=False)
         return images
 
     def seconds(self, shots: Sequence[Shot]) -> float:
         """Time to draw one batch, without the way between the processes."""
-        return float(self._ask({"time": _as_json(shots)})["seconds"])
+        return float(self._ask({"time": as_rows(shots)})["seconds"])
 
     def close(self) -> None:
         """End the process: it ends by itself when nobody listens."""
@@ -137,17 +136,6 @@ class ApartSampler:
         )
 
 
-def _as_json(shots: Sequence[Shot]) -> list[Json]:
-    return [[s.prompt.prompt_id, s.prompt.prompt, s.prompt.slice, s.seed] for s in shots]
-
-
-def _shots(value: Sequence[Any]) -> list[Shot]:
-    return [
-        Shot(prompt=Prompt(prompt_id=str(i), prompt=str(p), slice=str(s)), seed=int(seed))
-        for i, p, s, seed in value
-    ]
-
-
 # ------------------------------------------------------------------------------- the other process
 
 
@@ -172,9 +160,9 @@ def serve(connection: Connection) -> None:
                 )
                 answer["tensor_bytes"] = sampler.tensor_bytes
             elif "draw" in request:
-                images = sampler(_shots(request["draw"]))
+                images = sampler(of_rows(request["draw"]))
             else:
-                answer["seconds"] = sampler.seconds(_shots(request["time"]))
+                answer["seconds"] = sampler.seconds(of_rows(request["time"]))
         except IntonacoError as error:
             answer["error"] = str(error)
         except Exception as error:

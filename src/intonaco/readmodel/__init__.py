@@ -29,6 +29,7 @@ from intonaco.readmodel.traffic import traffic
 from intonaco.readmodel.updates import (
     PHASES,
     active_update,
+    evaluation_page,
     last_rollout_facts,
     phase_strip,
     rollout_facts,
@@ -44,6 +45,7 @@ __all__ = [
     "accounts",
     "budget",
     "curated",
+    "evaluation_page",
     "exposition",
     "finding_card",
     "finding_facts",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from intonaco.errors import NotFound
 from intonaco.jobs import JobFolder, job_folder
 from intonaco.ledger import EffectStatus, Ledger
 from intonaco.readmodel.curation import curation_awaited
@@ -42,6 +44,21 @@ def update_facts(ledger: Ledger, workspace: Workspace, update: Update, now: floa
         "jobs": [_job(workspace, e) for e in effects if e.effect.kind in JOB_KINDS],
         "waiting_for": _waiting_for(update, effects) or curation_awaited(ledger, workspace, update),
     }
+
+
+def evaluation_page(ledger: Ledger, workspace: Workspace, update_id: str) -> Path:
+    """The report of the last evaluation of an update. Raises NotFound."""
+    ledger.get(Update, update_id)
+    done = [
+        status
+        for status in ledger.effects(update_id).values()
+        if status.effect.kind == "evaluate" and status.status == "done"
+    ]
+    if done:
+        file = workspace.resolve(str(done[-1].result["folder"])) / "report.html"
+        if file.is_file():
+            return file
+    raise NotFound(f"no report of an evaluation of update {update_id!r}")
 
 
 def brief(update: Update, moves: Sequence[Event] = ()) -> Facts:

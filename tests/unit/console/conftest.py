@@ -385,11 +385,19 @@ def fill(ledger: Ledger, workspace: Workspace) -> None:
         tx.want(
             Effect(key="k:stage", kind="stage", subject="u2", payload={"name": SECOND}), START + 400
         )
+        tx.want(
+            Effect(key="k:evaluate", kind="evaluate", subject="u1", payload={"name": "all"}),
+            START + 345,
+        )
+        tx.finish_effect("k:evaluate", START + 390, result={"folder": "jobs/evaluation/out"})
         tx.finish_effect("k:low_rank", START + 340, result={"seconds": 38.0})
         _signals(tx)
     folder = job_folder(workspace, "k:fine_tune")
     folder.mkdir(parents=True)
     JobFolder(folder).progress("denoiser", 430, 900, "loss 0.031")
+    page = workspace.jobs / "evaluation" / "out" / "report.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<!doctype html><style>p { margin: 0 }</style><p>pass</p>")
     workspace.announce("controller")
     workspace.announce("worker-1", url="http://127.0.0.1:1", release=FIRST)
     (workspace.run / "routing.json").write_text(json.dumps({"not": "a process"}))

@@ -308,3 +308,17 @@ def test_pictures_of_a_finding_say_what_they_show() -> None:
     assert "not kept any more" in svg.evidence_line([1.0], [2.0], 3.0, 0.0, 1.0)
     assert present.score(-0.001) == "0.00"
     assert present.score(None) == "–"
+
+
+def test_the_report_of_an_evaluation_is_linked_and_may_load_nothing(client: TestClient) -> None:
+    assert '<a href="/evaluations/u2">' in client.get("/updates").text
+    answer = client.get("/evaluations/u1")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "<p>pass</p>" in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+    assert "sandbox" in policy
+    assert client.get("/evaluations/u2").status_code == 404
+    assert client.get("/evaluations/..%2f..").status_code == 404

@@ -20,7 +20,7 @@ from intonaco.clock import FakeClock
 from intonaco.config import Config
 from intonaco.console import create_app, openapi
 from intonaco.console.main import settings
-from intonaco.console.problems import SECURITY_HEADERS
+from intonaco.console.problems import POLICY, REPORT_POLICY, SECURITY_HEADERS
 from intonaco.ledger import Ledger
 from intonaco.serving.http import bind
 from intonaco.types import Observed
@@ -76,7 +76,8 @@ def check(method: str, path: str, answer: Any) -> None:
             hold(answer.json(), schema, path)
     if path.startswith("/api/") and answer.status_code >= 400 and method.upper() != "HEAD":
         hold(answer.json(), {"$ref": "#/components/schemas/Error"}, path)
-    for name, value in SECURITY_HEADERS.items():
+    report = path.startswith("/evaluations/") and answer.status_code == 200
+    for name, value in (SECURITY_HEADERS | ({POLICY: REPORT_POLICY} if report else {})).items():
         assert answer.headers[name] == value
 
 
@@ -95,6 +96,7 @@ def template(path: str) -> str | None:
             return prefix
     for prefix in (
         *("/releases/{release_id}", "/findings/{finding_id}", "/curation/{update_id}"),
+        "/evaluations/{update_id}",
         *("/partials/{page}", "/{page}"),
     ):
         head, _, _ = prefix.partition("{")
@@ -201,7 +203,7 @@ def test_answers_of_a_new_service_are_the_declared_ones(
 ) -> None:
     with declared(apps(empty_ledger)) as client:
         for path in READS:
-            known = "{release_id}" not in path and "{finding_id}" not in path
+            known = not any(f"{{{of}}}" in path for of in FILLED if of != "page")
             assert client.get(path.format(**FILLED)).status_code == (200 if known else 404)
 
 

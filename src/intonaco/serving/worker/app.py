@@ -265,13 +265,13 @@ class Worker:
     async def attest(self, request: Request) -> Response:
         """Of the release that ``?release=ID`` names, or of the only one."""
         wanted = request.query_params.get("release", "")
-        there = [one.engine for one in self._all()]
+        there = self._all()
         if not there and self.sharing is None:
             return self._answer(Problem(503, "draining", "still loading", 1))
-        engines = [engine for engine in there if wanted in ("", engine.release_id)]
-        if len(engines) != 1:
+        asked = [one for one in there if wanted in ("", one.engine.release_id)]
+        if len(asked) != 1:
             return self._answer(not_held(wanted))
-        engine = engines[0]
+        engine = asked[0].engine
         value = Attestation(
             release_id=engine.release_id,
             protocol=PROTOCOL_VERSION,
@@ -281,6 +281,8 @@ class Worker:
             load_seconds=engine.load_seconds,
             peak_memory_bytes=engine.peak_memory_bytes(),
             device=machine(engine.device),
+            weights_bytes=asked[0].weights_bytes,
+            idle_bytes=asked[0].idle_bytes,
         )
         return Response(encode(value), media_type="application/json", headers=HEADERS)
 
@@ -362,6 +364,7 @@ class Worker:
             padded_size=done.padded_size,
             gpu_seconds=done.gpu_seconds,
             peak_memory_bytes=done.cost.peak_memory_bytes,
+            cpu_seconds=done.cost.cpu_seconds / done.batch_size,
         )
 
     def _answer(self, problem: Problem) -> Response:

@@ -22,7 +22,7 @@ class Aborted(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
     """The images of a batch, without its padding, and what they cost. Times in seconds, of the
-    whole batch; ``gpu_seconds`` is 0 on a CPU."""
+    whole batch; ``gpu_seconds`` is 0 on a CPU. ``cpu_seconds``: of the process, all its threads."""
 
     images: Sequence[Any]  # PIL images
     encode_seconds: float
@@ -30,6 +30,7 @@ class Images:
     decode_seconds: float
     gpu_seconds: float
     peak_memory_bytes: int
+    cpu_seconds: float = 0.0
 
 
 Preview = Callable[[], Sequence[Any]]  # unfinished PIL images of the batch, decoded when called

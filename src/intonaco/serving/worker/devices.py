@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,22 @@ def peak_memory_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def resident_bytes() -> int:
+    """What the process holds now, shared libraries included; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * resource.getpagesize()
+
+
+def tensor_bytes(pipeline: Any) -> int:
+    """Bytes of all parameters and buffers of a pipeline: exact, unlike resident memory."""
+    modules = [m for m in pipeline.components.values() if isinstance(m, torch.nn.Module)]
+    tensors = {t for m in modules for t in (*m.parameters(), *m.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
 def forget_peak(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -77,12 +94,14 @@ def forget_peak(device: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Of one run, in seconds. ``gpu``: between its first and last CUDA event, 0 elsewhere."""
+    """Of one run, in seconds. ``gpu``: between its first and last CUDA event, 0 elsewhere. ``cpu``:
+    of the whole process."""
 
     encode: float = 0.0
     denoise: float = 0.0
     decode: float = 0.0
     gpu: float = 0.0
+    cpu: float = 0.0
 
     def __add__(self, other: Times) -> Times:
         return Times(
@@ -90,6 +109,7 @@ class Times:
             denoise=self.denoise + other.denoise,
             decode=self.decode + other.decode,
             gpu=self.gpu + other.gpu,
+            cpu=self.cpu + other.cpu,
         )
 
 
@@ -100,6 +120,8 @@ class Stopwatch:
 
     device: str
     now: Callable[[], float] = time.monotonic
+    cpu_now: Callable[[], float] = time.process_time
+    _cpu_started: float = field(init=False)
     _started: float = field(init=False)
     _denoise_at: float | None = field(init=False, default=None)
     _decode_at: float | None = field(init=False, default=None)
@@ -107,6 +129,7 @@ class Stopwatch:
 
     def __post_init__(self) -> None:
         self._event()
+        self._cpu_started = self.cpu_now()
         self._started = self._mark()
 
     def denoising(self) -> None:
@@ -129,6 +152,7 @@ class Stopwatch:
             denoise=decode_at - denoise_at,
             decode=end - decode_at,
             gpu=self._events[0].elapsed_time(self._events[1]) / 1000 if self._events else 0.0,
+            cpu=self.cpu_now() - self._cpu_started,
         )
 
     def _mark(self) -> float:

@@ -31,7 +31,9 @@ from intonaco.serving.worker.devices import (
     forget_peak,
     is_out_of_memory,
     peak_memory_bytes,
+    resident_bytes,
     resolve_device,
+    tensor_bytes,
 )
 from intonaco.serving.worker.loading import (
     apply_options,
@@ -66,6 +68,8 @@ class Engine:
     limits: Limits
     _stages: Mapping[Task, Stage]
     _adapters: Adapters
+    weights_bytes: int = 0  # parameters and buffers
+    idle_bytes: int = 0  # of the process, before the pipeline was opened
     _offload: str = "none"
     _placed: Any = None  # the pipeline whose offloading is in force
     _peak: int = field(init=False, default=0)
@@ -155,6 +159,7 @@ class Engine:
             decode_seconds=times.decode,
             gpu_seconds=times.gpu,
             peak_memory_bytes=peak,
+            cpu_seconds=times.cpu,
         )
 
     def _run(
@@ -283,6 +288,7 @@ def load(
     spec = read_spec(release, folder)
     if base_only:
         spec = base_spec(spec)
+    idle = resident_bytes()
     pipeline = open_pipeline(folder, spec)
     apply_options(pipeline, spec)
     own = load_all(pipeline, folder / ADAPTERS, spec.adapters, fused=spec.fused)
@@ -298,6 +304,8 @@ def load(
         limits=limits_of(pipeline, {task: stage.can for task, stage in stages.items()}),
         _stages=stages,
         _adapters=Adapters(pipeline, own),
+        weights_bytes=tensor_bytes(pipeline),
+        idle_bytes=idle,
         _offload=offload,
         _placed=pipeline,
     )

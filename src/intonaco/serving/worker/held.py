@@ -48,6 +48,8 @@ class Loaded:
     engine: Engine
     png: Callable[[Any], bytes]
     gpu: Gpu | None = None
+    weights_bytes: int = 0
+    idle_bytes: int = 0  # of the process, before it was loaded
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import psutil
+
 from intonaco.errors import ConfigError, Conflict, IntonacoError
 from intonaco.plugins import OTEL, need_extra
 from intonaco.releases import ReleaseStore, base_id, check_folder
@@ -63,6 +65,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--share", action="store_true", help="serve further releases of the same base weights too"
     )
+    parser.add_argument(
+        "--while-pid", type=int, help="end when the process of that id has ended: a benchmark's"
+    )
     parser.add_argument("--fault", default="", help="for drills, e.g. errors:after=20")
     return parser.parse_args(argv)
 
@@ -84,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     workspace = Workspace(args.workspace.resolve())
     release = ReleaseStore(workspace, "").get(args.release)
     name = args.name or f"worker-{release.short}"
+    if args.while_pid is not None:
+        end_with(args.while_pid)
     with _lock(workspace, name):
         return asyncio.run(_serve(args, workspace, release, name))
 
@@ -133,6 +140,20 @@ def end_at_last(seconds: float) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+def end_with(pid: int) -> None:
+    """End this process when that one has ended, however it did: nobody else knows of this one."""
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        os._exit(0)
+
+    def wait() -> None:
+        process.wait()
+        os._exit(0)
+
+    threading.Thread(target=wait, name="while-pid", daemon=True).start()
 
 
 async def _serve(
@@ -200,7 +221,13 @@ async def _serve(
                 )
                 worker.batcher.serve()
                 return
-            worker.loaded = Loaded(engine=engine, png=png, gpu=gpu)
+            worker.loaded = Loaded(
+                engine=engine,
+                png=png,
+                gpu=gpu,
+                weights_bytes=engine.weights_bytes,
+                idle_bytes=engine.idle_bytes,
+            )
             if engine.release_id != release.release_id:
                 # Not ended here: whoever deploys compares the attested id and decides.
                 log.error(

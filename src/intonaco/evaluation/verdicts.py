@@ -1,0 +1,72 @@
+"""Verdicts on reports as they lie: of a whole evaluation by the gate, of pictures alone by the
+guardrails that pictures can be held to. Nothing is promoted by either. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from intonaco.codec import decode
+from intonaco.config import Evaluation
+from intonaco.evaluation import gate
+from intonaco.evaluation.attempts import Attempt
+from intonaco.evaluation.gate import GateDecision
+from intonaco.evaluation.wording import change, metric_name
+from intonaco.types import Assessment, Json, MetricResult, Verdict
+
+PICTURES = "pictures"  # kind of a report that no gate can judge
+
+
+def decided(report: Mapping[str, Json], settings: Evaluation) -> dict[str, GateDecision]:
+    """The gate's verdict on each candidate of a report, with what the report says was fixed before
+    it was made: attempts, alphas, and whether something had to improve."""
+    if report.get("kind") == PICTURES:
+        return {name: of_pictures(results_of(report, name)) for name in report["candidates"]}
+    fixed: Mapping[str, Json] = report.get("expected") or {}
+    numbers: Mapping[str, Json] = fixed.get("attempts") or {}
+    alphas: Mapping[str, Json] = report.get("alphas") or {}
+    return gate.decide(
+        report,
+        settings,
+        gate.Expected(
+            attempts={
+                name: Attempt(number=int(number), alpha=float(alphas[name]))
+                for name, number in numbers.items()
+                if name in alphas
+            },
+            superiority=fixed.get("superiority"),
+        ),
+    )
+
+
+def results_of(report: Mapping[str, Json], name: str) -> tuple[MetricResult, ...]:
+    """A candidate's comparisons in a report. Raises StorageError."""
+    return decode(tuple[MetricResult, ...], json.dumps(report["comparisons"].get(name, [])))
+
+
+def of_pictures(results: Sequence[MetricResult]) -> GateDecision:
+    """What the guardrails that pictures can be held to say: harm on one is a fail, one that is not
+    decided leaves all inconclusive, and without any nothing is shown."""
+    rails = [m for m in results if m.guardrail]
+    said: list[tuple[Verdict, str]] = []
+    for m in rails:
+        where = "" if m.slice is None else f" on {m.slice}"
+        text = f"{metric_name(m.metric)}{where} {change(m)}"
+        match m.assessment:
+            case Assessment.HARMFUL:
+                said.append((Verdict.FAIL, f"{text}: worse by more than the margin"))
+            case Assessment.SUPERIOR:
+                said.append((Verdict.PASS, f"{text}: better"))
+            case Assessment.NON_INFERIOR:
+                said.append((Verdict.PASS, f"{text}: within the margin"))
+            case _:
+                said.append((Verdict.INCONCLUSIVE, f"{text}: not shown to be within the margin"))
+    order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
+    said.sort(key=lambda item: order.index(item[0]))
+    if not said:
+        return GateDecision(
+            verdict=Verdict.ERROR, reasons=("nothing could be compared",), metrics=tuple(results)
+        )
+    return GateDecision(
+        verdict=said[0][0], reasons=tuple(text for _, text in said), metrics=tuple(results)
+    )
