@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 
 from intonaco.evaluation.distribution import COMPONENTS, NEIGHBOURS, Distribution
+from intonaco.evaluation.intervals import Index
 from intonaco.evaluation.metrics import density_coverage, frechet_distance, precision_recall
 from intonaco.evaluation.metrics.arrays import Float
 
@@ -23,9 +22,9 @@ def draw(
     return champion, candidate, rng.normal(size=(reference, WIDTH))
 
 
-def lies(arms: tuple[Float, Float, Float], *, order: Sequence[int] | None = None) -> Distribution:
+def lies(arms: tuple[Float, Float, Float], *, order: Index | None = None) -> Distribution:
     champion, candidate, reference = arms
-    at = np.arange(len(champion)) if order is None else np.asarray(order)
+    at = np.arange(len(champion)) if order is None else order
     prompts = np.repeat(np.arange(PROMPTS), SEEDS)[at]
     return Distribution(
         champion[at],

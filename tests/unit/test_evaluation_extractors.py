@@ -33,7 +33,7 @@ from intonaco.evaluation.extractors.preparation import ImagePreparation
 from intonaco.evaluation.extractors.resizing import RESIZES
 from intonaco.evaluation.extractors.torchscript import TorchScriptExtractor
 from intonaco.evaluation.features import load_extractor, load_image_extractor
-from intonaco.executor import proof
+from intonaco.executor import evaluating
 from intonaco.protocols import ImageExtractor
 from intonaco.sources import file_digest
 from intonaco.workspace import Workspace
@@ -392,7 +392,7 @@ class TestHub:
     def test_a_job_gets_it_as_it_is(self, tmp_path: Path) -> None:
         parts: Any = SimpleNamespace(workspace=Workspace(tmp_path))
         for path, given in (("hf://acme/dino@1", "hf://acme/dino@1"), ("a", str(tmp_path / "a"))):
-            assert proof._found_from_anywhere(parts, path) == given
+            assert evaluating._from_anywhere(parts, path) == given
 
     def test_what_is_not_there_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from intonaco.codec import decode
 from intonaco.config import Evaluation
 from intonaco.errors import StorageError
+from intonaco.evaluation.assessment import FRECHET, LIMITS, SCORE, SUCCESS, assess_floor, judge
 from intonaco.evaluation.attempts import Attempt
-from intonaco.evaluation.comparison import FRECHET, LIMITS, SCORE, SUCCESS, assess_floor, judge
 from intonaco.types import Action, Assessment, Json, MetricResult, Verdict
 
 Key = tuple[str, str | None]

@@ -59,16 +59,6 @@ def _student_cdf(t: float, df: int) -> float:
     return 0.5 + inside / 2
 
 
-def t_interval(values: ArrayLike, alpha: float) -> tuple[float, Interval | None]:
-    """Mean of independent values [n] with Student's interval; None with fewer than two."""
-    x = np.asarray(values, dtype=np.float64)
-    mean = float(x.mean())
-    if len(x) < 2:
-        return mean, None
-    half = student_quantile(1 - alpha, len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    return mean, (mean - half, mean + half)
-
-
 def mean_interval(
     values: ArrayLike, strata: Sequence[Hashable], alpha: float
 ) -> tuple[float, Interval | None]:
@@ -213,10 +203,9 @@ def _quantile(
     share = float(inside.mean())
     sums = np.bincount(index, weights=inside - share)
     simple = share * (1 - share) / n
-    k = len(sums)
-    spread = float((sums**2).sum()) / n**2 * k / (k - 1) if k > 1 else math.inf
+    spread = float((sums**2).sum()) / n**2
     effect = max(1.0, spread / simple) if simple > 0 else 1.0
-    effective = max(1, int(n / effect))
+    effective = max(1, math.floor(n / effect + 1e-9))
     below = [binomial_cdf(i - 1, effective, p) for i in range(effective + 2)]  # P(X < i)
     low, high = -math.inf, math.inf
     if below[1] <= alpha:
@@ -257,36 +246,3 @@ def hodges_lehmann(values: ArrayLike, alpha: float) -> tuple[float, Interval | N
     if outside == 0:
         return centre, None
     return centre, (float(means[outside - 1]), float(means[-outside]))
-
-
-def half_sample_error(
-    statistic: Callable[[Index], float],
-    units: Sequence[Hashable],
-    strata: Sequence[Hashable],
-    *,
-    draws: int,
-    rng: np.random.Generator,
-) -> float:
-    """Standard error of a statistic of rows by drawing half of the units of each stratum without
-    replacement (a delete-half jackknife: Shao & Wu 1989).
-
-    ``units`` and ``strata`` name the unit and the stratum of each row; ``statistic`` gets the rows
-    drawn. Unlike a bootstrap it never draws a row twice, which statistics of nearest neighbours
-    cannot bear. A stratum with one unit is always drawn. NaN if there are too few units.
-    """
-    rows: dict[Hashable, dict[Hashable, list[int]]] = {}
-    for row, (unit, stratum) in enumerate(zip(units, strata, strict=True)):
-        rows.setdefault(stratum, {}).setdefault(unit, []).append(row)
-    members = [[np.array(r) for r in of.values()] for of in rows.values()]
-    if sum(len(m) // 2 for m in members) < 2:
-        return math.nan
-    values = []
-    for _ in range(draws):
-        drawn = []
-        for stratum_units in members:
-            n = len(stratum_units)
-            # of an odd number, half rounded up or down by chance
-            size = max(1, (n + int(rng.integers(2))) // 2)
-            drawn += [stratum_units[i] for i in rng.choice(n, size=size, replace=False)]
-        values.append(statistic(np.concatenate(drawn)))
-    return float(np.std(values, ddof=1))

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from intonaco.config import Margins
-from intonaco.evaluation.comparison import LIMITS, SUCCESS, margin_of
+from intonaco.evaluation.assessment import LIMITS, SUCCESS, margin_of
 from intonaco.evaluation.intervals import normal_quantile, student_quantile
 from intonaco.types import MetricResult
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -265,8 +266,8 @@ class Truth:
     @property
     def false_pass(self) -> float:
         """Share of candidates at a margin that passed."""
-        passes, runs = (sum(x) for x in zip(*self.at_margin.values(), strict=True))
-        return passes / runs
+        found = self.at_margin.values()
+        return sum(passes for passes, _ in found) / sum(runs for _, runs in found)
 
     @property
     def false_fail(self) -> float:
@@ -369,7 +370,7 @@ def _at_margins(
     world: World, rng: np.random.Generator, margins: Margins, runs: int
 ) -> list[tuple[str, Harm, Margins]]:
     """Of each guardrail: the harm that is its margin, and margins of which only that one binds."""
-    out = [
+    out: list[tuple[str, Harm, dict[str, Any]]] = [
         ("adherence", Harm(adherence=margins.adherence), {"adherence": margins.adherence}),
         (
             "slice_adherence",
