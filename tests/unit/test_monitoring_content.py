@@ -146,6 +146,26 @@ def test_a_topic_that_many_ask_for_is_no_collapse() -> None:
     assert watch(made, ones) == []
 
 
+def test_a_topic_whose_pictures_look_like_others_is_no_collapse() -> None:
+    """They always did: it is asked for more often now. Judged over all topics it was told."""
+
+    def alike(item: ScoredRecord) -> ScoredRecord:
+        """Two in five pictures of ones are one and the same."""
+        once = "one" in item.record.prompt.split() and item.record.seq % 5 < 2
+        return replace(item, image_hash="0123456789abcdef") if once else item
+
+    def told(given_topic: bool) -> bool:
+        pictures = Pictures(2)
+        signal = DIVERSITY.model_copy(update={"given_topic": given_topic})
+        made = monitor(diversity=signal)
+        watch(made, map(alike, pictures.many(800)))
+        ones = (i for i in pictures.many(4_000) if "one" in i.record.prompt.split())
+        return watch(made, map(alike, ones)) != []
+
+    assert not told(given_topic=True)
+    assert told(given_topic=False)
+
+
 def test_the_same_request_gives_the_same_picture_rightly() -> None:
     """Ten users of one prompt and seed, and slightly other words with the same seed."""
     pictures = Pictures(3)

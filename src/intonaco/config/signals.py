@@ -65,6 +65,7 @@ REQUIRED_OF_KINDS: dict[str, tuple[str, ...]] = {
 ERROR_KINDS = ("error", "timeout", "rejected")
 # Kinds that are judged within each topic unless the signal says otherwise.
 GIVEN_TOPIC = (
+    "diversity",  # some topics' pictures look more alike than others'
     "clip_score",
     "score",
     "safety",
@@ -158,7 +159,7 @@ DEFAULT_SIGNALS = {
     "clip_score": Signal(of="clip_score", direction="down"),
     "errors": Signal(of="errors", direction="up", tolerance=0.01),
     "latency": Signal(of="latency", direction="up", tolerance=0.02),
-    "diversity": Signal(of="diversity", direction="up", tolerance=0.02, weight=0.5),
+    "diversity": Signal(of="diversity", direction="up", tolerance=0.02, weight=0.5, reference=1200),
     "blank_images": Signal(of="blank_images", direction="up", tolerance=0.01, weight=0.5),
     "broken_images": Signal(of="broken_images", direction="up", tolerance=0.01, weight=0.5),
     "thumbs": Signal(of="thumbs", direction="down", tolerance=0.02),

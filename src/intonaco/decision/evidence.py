@@ -57,8 +57,8 @@ class Times:
     quickest quarter, over what it was for the quickest quarter before: near 1 while only some of
     several replicas are slow. ``slow``, ``slow_before``: requests beyond the 95th percentile of the
     ratios before, or beyond what hardly any exceeded, whichever tells now from before more surely.
-    ``slow_by_class``: the same now, per request class. ``n``, ``n_before``: served requests that
-    could be compared."""
+    ``slow_by_class``: the same now, per request class. ``above``, ``above_before``: requests beyond
+    the median of the ratios before. ``n``, ``n_before``: served requests that could be compared."""
 
     n: int
     n_before: int
@@ -67,6 +67,8 @@ class Times:
     slow: Rate
     slow_before: Rate
     slow_by_class: Mapping[str, Rate] = field(default_factory=dict)
+    above: Rate = Rate(count=0, total=0)
+    above_before: Rate = Rate(count=0, total=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

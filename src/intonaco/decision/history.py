@@ -197,6 +197,8 @@ class History:
         r_before, _ = _ratios(before, medians)
         # a change is often dated some requests early: what is slow now shows in the later part
         r_now, classes = _ratios(now[len(now) // 3 :], medians)
+        if len(r_now) < FEWEST:
+            r_now, classes = _ratios(now, medians)
         if len(r_before) < FEWEST or len(r_now) < FEWEST:
             return None, math.inf
         limit = _limit(r_before, r_now)
@@ -214,9 +216,11 @@ class History:
                 n_before=len(r_before),
                 ratio=float(np.median(r_now)),
                 quick=float(np.quantile(r_now, 0.25) / np.quantile(r_before, 0.25)),
-                slow=Rate(count=int(slow.sum()), total=len(r_now)),
-                slow_before=Rate(count=int((r_before > limit).sum()), total=len(r_before)),
+                slow=_beyond(r_now, limit),
+                slow_before=_beyond(r_before, limit),
                 slow_by_class=by_class,
+                above=_beyond(r_now, float(np.median(r_before))),
+                above_before=_beyond(r_before, float(np.median(r_before))),
             ),
             limit,
         )
@@ -356,11 +360,11 @@ def _limit(before: Rows, now: Rows) -> float:
         max(1.2, float(np.quantile(before, 0.95))),
         max(FAR, float(np.quantile(before, 0.995))),
     )
+    return max(limits, key=lambda limit: _beyond(now, limit).exceeds(_beyond(before, limit)))
 
-    def rate(ratios: Rows, limit: float) -> Rate:
-        return Rate(count=int((ratios > limit).sum()), total=len(ratios))
 
-    return max(limits, key=lambda limit: rate(now, limit).exceeds(rate(before, limit)))
+def _beyond(ratios: Rows, limit: float) -> Rate:
+    return Rate(count=int((ratios > limit).sum()), total=len(ratios))
 
 
 def _failed(rows: Rows) -> dict[str, Rate]:

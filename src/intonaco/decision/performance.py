@@ -166,10 +166,13 @@ def _waiting(said: str, load: Load, excluded: dict[str, str]) -> Judged:
 
 
 def _slower(times: Times) -> bool:
-    """Whether requests take longer than others of their class did: all of them, or a part."""
-    sure = times.slow.exceeds(times.slow_before) >= SURE
+    """Whether requests take longer than others of their class did: all of them, or a part. In a
+    batch size that never was they are compared with what it takes at most: that all take longer is
+    seen by their median, before many are beyond what is rare."""
     rose = times.slow.share - times.slow_before.share
-    return sure and (times.ratio >= SLOWER or rose >= MORE_SLOW)
+    if times.slow.exceeds(times.slow_before) >= SURE:
+        return times.ratio >= SLOWER or rose >= MORE_SLOW
+    return times.ratio >= SLOWER and times.above.exceeds(times.above_before) >= SURE
 
 
 def _failing(traffic: TrafficChange, *, kinds: Sequence[str]) -> bool:
