@@ -144,7 +144,7 @@ def test_a_plan_from_a_run_of_the_champion_against_itself(root: Path) -> None:
     assert tighter["needed"] == pytest.approx(4 * as_it_is["needed"], rel=0.1)
     more = needed("--prompts", "200")["adherence"]
     assert more["n"] == 200
-    assert more["shows"] == pytest.approx(as_it_is["shows"] / 2, rel=0.05)
+    assert more["shows"] == pytest.approx(as_it_is["shows"] / 2, rel=0.15)
     assert needed("--seeds", "8")["adherence"]["needed"] < as_it_is["needed"]
     assert needed("--prompts", "200")["latency"] == needed()["latency"]  # counted in rounds
 
