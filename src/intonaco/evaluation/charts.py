@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from intonaco.evaluation.comparison import FRECHET, LIMITS, LOWER_IS_BETTER, SUCCESS
+from intonaco.evaluation.assessment import FRECHET, LIMITS, LOWER_IS_BETTER, SUCCESS
 from intonaco.evaluation.wording import amount
 from intonaco.types import MetricResult
 

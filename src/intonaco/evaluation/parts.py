@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from intonaco.evaluation.arms import ArmImages
-from intonaco.evaluation.intervals import Index, t_interval
+from intonaco.evaluation.intervals import Index, mean_interval
 from intonaco.evaluation.metrics.arrays import Float
 from intonaco.evaluation.prompts import KINDS, Shot
 from intonaco.types import Json
@@ -77,7 +77,8 @@ def _moved(
         if len(a) == 0:
             out[name] = {"prompts": 0, "difference": None, "interval": None}
             continue
-        difference, interval = t_interval(b - a, alpha)
+        strata = list(dict(zip(ids, (champion.slices[i] for i in rows), strict=True)).values())
+        difference, interval = mean_interval(b - a, strata, alpha)
         out[name] = {
             "prompts": len(a),
             "champion": float(a.mean()),

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from intonaco.errors import ConfigError
+from intonaco.evaluation.assessment import FRECHET
 from intonaco.evaluation.charts import interval_plot
-from intonaco.evaluation.comparison import FRECHET
 from intonaco.evaluation.gate import GateDecision
 from intonaco.evaluation.order import CHAMPION
 from intonaco.evaluation.wording import amount, change, metric_name, plain, size

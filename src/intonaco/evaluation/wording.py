@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from intonaco.evaluation.comparison import FRECHET, SCORE, SUCCESS
+from intonaco.evaluation.assessment import FRECHET, SCORE, SUCCESS
 from intonaco.types import MetricResult
 
 NONE = "–"
