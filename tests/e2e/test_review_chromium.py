@@ -35,6 +35,8 @@ READY = (
     " && document.getElementById('left').getAttribute('src').includes('{}')"
 )
 
+OVER = "document.getElementById('over-text').textContent.includes('is over')"
+
 
 class Server:
     """The console's process, on a port that stays the same."""
@@ -89,12 +91,15 @@ class Reviewer:
         self.world, self.review, self.name, self.page = world, review, name, page
 
     def facing(self) -> Task | None:
-        """What the session says this reviewer sees; waits for the page to show it."""
+        """What the session says this reviewer sees; waits for the page to show it. None at the
+        end, which a decision may bring before a check that was due."""
         votes = rows.votes(self.world.ledger, self.review.review_id)
         told, _ = session.upcoming(self.review, self.name, votes)
-        if told:
-            self.page.until(READY.format(told[0].task))
-        return told[0] if told else None
+        if not told:
+            return None
+        shown = READY.format(told[0].task)
+        self.page.until(f"{shown} || ({OVER})")
+        return told[0] if self.page.value(shown) else None
 
     def key(self, task: Task) -> str:
         if task.kind is TaskKind.SAME:

@@ -15,7 +15,10 @@ from PIL import Image
 from tests.integration.test_loop_in_memory import CONFIG, World
 
 from intonaco import config
+from intonaco.app import App
+from intonaco.cli.review import of_update
 from intonaco.controller import Controller
+from intonaco.errors import NotFound
 from intonaco.executor.review import review_id
 from intonaco.jobs import job_folder
 from intonaco.ledger import votes as rows
@@ -227,6 +230,19 @@ def test_a_cancelled_update_closes_its_review(world: Reviewed) -> None:
     world.until(lambda: not world.ledger.wanted_effects(), ticks=5)
     assert world.updates()[-1].phase is Phase.CANCELLED
     assert world.ledger.get(Review, review.review_id).closed_because == "the update was cancelled"
+
+
+def test_an_updates_evaluation_can_be_reviewed_by_hand(world: Reviewed) -> None:
+    review = world.the_review()
+    parts = world.parts
+    app = App(
+        config=parts.config, workspace=world.workspace, ledger=world.ledger, clock=world.clock
+    )
+    drawn = of_update(app, str(review.update_id))
+    assert [d.arm for d in drawn] == list(review.arms)
+    assert all(d.file.is_file() for d in drawn)
+    with pytest.raises(NotFound, match="no update"):
+        of_update(app, "nothing")
 
 
 def test_pictures_that_are_gone_fail_the_update_and_say_so(tmp_path: Path) -> None:

@@ -266,8 +266,8 @@ def covers(rng: np.random.Generator, prompts: int = 60, reviewers: int = 8) -> b
 
 
 def test_the_two_way_interval_covers_and_one_way_would_not() -> None:
-    """Nominal 0.9; it errs on the wide side."""
-    assert 0.88 <= coverage(covers, 250, 9) <= 1.0
+    """Nominal 0.9; with few people it errs on the wide side."""
+    assert 0.86 <= coverage(covers, 250, 9) <= 0.97
 
     def as_if_independent(rng: np.random.Generator) -> bool:
         scores, _, _ = votes_of(rng, 60, 4, 3)
@@ -279,9 +279,13 @@ def test_the_two_way_interval_covers_and_one_way_would_not() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("prompts", "reviewers"), [(100, 4), (60, 8), (200, 12)])
-def test_the_two_way_interval_covers_in_full(prompts: int, reviewers: int) -> None:
-    found = coverage(lambda rng: covers(rng, prompts, reviewers), 2000, 11)
+@pytest.mark.parametrize(
+    ("prompts", "reviewers", "off"), [(100, 4, 0.05), (60, 8, 0.03), (200, 12, 0.02)]
+)
+def test_the_two_way_interval_covers_in_full(prompts: int, reviewers: int, off: float) -> None:
+    """The fewer people, the wider it errs."""
+    found = coverage(lambda rng: covers(rng, prompts, reviewers), 1000, 11)
+    assert found == pytest.approx(0.9, abs=off)
     assert found >= 0.88
 
 
@@ -331,6 +335,25 @@ def test_strengths_are_found_with_their_intervals() -> None:
     assert np.mean(values, axis=0) == pytest.approx([0.0, 0.6, -0.4], abs=0.06)
     for hits in inside.values():
         assert hits / 150 == pytest.approx(0.9, abs=0.07)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lean", [0.0, 0.5])
+def test_the_intervals_of_strengths_cover_in_full(lean: float) -> None:
+    """Of the strength that all votes together have, also where votes on a prompt are alike."""
+    rng = np.random.default_rng(99)
+    strengths = {"a": 0.0, "b": 0.6, "c": -0.4}
+    many = bradley_terry(list(strengths), duels(rng, strengths, 40_000, 0.8, lean))
+    assert many is not None
+    truth = {s.name: s.log_odds for s in many}
+    inside = []
+    for _ in range(1000):
+        found = bradley_terry(list(strengths), duels(rng, strengths, 80, 0.8, lean), alpha=0.05)
+        assert found is not None
+        for s in found[1:]:
+            assert s.interval is not None
+            inside.append(s.interval[0] <= truth[s.name] <= s.interval[1])
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.02)
 
 
 def test_the_maximum_is_one() -> None:

@@ -141,7 +141,7 @@ def review_start(
     )
     if file is None:
         raise ConfigError("which prompts were drawn: give --prompts or evaluation.prompts")
-    arms = _of_update(app, update) if update is not None else _of_files(images or [])
+    arms = of_update(app, update) if update is not None else _of_files(images or [])
     if len(arms) < 2:
         raise ConfigError("a review compares at least two releases")
     review = desk.open_review(
@@ -162,7 +162,8 @@ def review_start(
         out.print(f"invite people: intonaco review invite {review.review_id} NAME", markup=False)
 
 
-def _of_update(app: App, update_id: str) -> list[pictures.Drawn]:
+def of_update(app: App, update_id: str) -> list[pictures.Drawn]:
+    """What an update's evaluation drew, the champion first. Raises NotFound, StorageError."""
     update = app.ledger.get(Update, update_id)
     done = [
         e

@@ -290,7 +290,7 @@ def test_two_reviewers_see_other_orders_and_sides(review_desk: Desk) -> None:
     assert [t.item for t in ann] != [t.item for t in bob]
     assert {t.task for t in ann}.isdisjoint(t.task for t in bob)
     sides = [(t.left, next(o.left for o in bob if o.item == t.item)) for t in ann]
-    assert len(set(sides)) > 2
+    assert len(set(sides)) > 1
     d.next("bob")
     d.get(f"{d.base}/pictures/{ann[0].task}/left", "bob", status=404)  # another's pair
     mine = session.pairs(d.review, "bob")[0].task
