@@ -46,7 +46,7 @@ def serve(world: Watched, items: Iterable[ScoredRecord], *, disliked: str = "") 
     what they ask with ``disliked`` in it, votes are mostly down."""
     random = np.random.default_rng(7)
     with_votes = SegmentWriter(world.workspace.feedback, "gateway")
-    waiting: list[tuple[float, bytes]] = []
+    waiting: list[tuple[float, str]] = []
     for number, item in enumerate(items, start=1):
         world.clock.advance(0.2)
         now = world.clock.now()
