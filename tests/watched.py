@@ -72,7 +72,8 @@ class Serving(MemoryServingBackend):
 class Watched:
     """``draw`` stands in for gateway and worker of the probes: ``shift`` is what was done to the
     model behind our back, in levels; ``size`` the padded batch of the next answers, and
-    ``rounding`` what larger batches are off by."""
+    ``rounding`` what larger batches are off by. ``monitoring``, ``signals``: further lines there;
+    ``upstreams``: other people's servers, which serve then."""
 
     root: Path
     every: float = 3600.0
@@ -85,10 +86,20 @@ class Watched:
     busy: bool = False
     dead: bool = False
     drawn: list[str] = field(default_factory=list)
+    monitoring: str = ""
+    signals: str = ""
+    upstreams: str = ""
 
     def __post_init__(self) -> None:
         text = CONFIG.replace("EVERY", str(self.every)).replace("FORM", self.form)
         text = text.replace("PROBES", ", ".join(self.probes))
+        if self.monitoring:
+            text = text.replace("  signals:\n", f"  {self.monitoring}\n  signals:\n")
+        if self.signals:
+            text = text.replace("  signals:\n", f"  signals:\n    {self.signals}\n")
+        if self.upstreams:
+            http = f"serving: {{type: http, upstreams: {self.upstreams}, gateway:"
+            text = text.replace("serving: {gateway:", http)
         if self.form != "keep":  # nothing can be embedded then
             text = "\n".join(
                 line for line in text.splitlines() if "prompt_embedding" not in line

@@ -182,12 +182,14 @@ def redacted(item: ScoredRecord, form: str) -> ScoredRecord:
     return replace(item, record=replace(item.record, prompt=SECRET, prompt_form=form))
 
 
-@pytest.mark.parametrize("form", ["hash", "none"])
+@pytest.mark.parametrize("form", ["hash", "none", "text"])
 def test_nothing_of_a_redacted_prompt_is_anywhere(
     tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Kept as text, they are embedded and scored, and shown to nobody by ``show_prompts``."""
     caplog.set_level(logging.DEBUG)
-    world = Watched(tmp_path / "w", probes=())
+    shown = "show_prompts: false" if form == "text" else ""
+    world = Watched(tmp_path / "w", probes=(), monitoring=shown)
     traffic = Traffic(seed=4)
     world.serve(redacted(i, form) for i in traffic.many(420))
     world.serve(redacted(i, form) for i in traffic.many(120, new=0.5))
@@ -196,8 +198,12 @@ def test_nothing_of_a_redacted_prompt_is_anywhere(
     assert {"prompts", "errors"} <= signals
     told = [caplog.text]
     with console(world) as client:
-        for path in ("/", "/findings", "/events", "/updates", "/api/snapshot", "/api/findings"):
-            told.append(client.get(path).text)
+        pages = ("/", "/findings", "/events", "/updates", "/releases", "/partials/findings")
+        facts = ("/metrics", *(f"/api/{n}" for n in ("snapshot", "signals", "events", "updates")))
+        for path in (*pages, *facts, "/api/findings", "/api/probes", "/api/traffic"):
+            answer = client.get(path)
+            assert answer.status_code == 200
+            told.append(answer.text)
         for finding in world.findings():
             for path in (f"/findings/{finding.finding_id}", f"/api/findings/{finding.finding_id}"):
                 told.append(client.get(path).text)
@@ -208,6 +214,7 @@ def test_nothing_of_a_redacted_prompt_is_anywhere(
         told.append(run(world, "drift", command, "--json"))
     told.append(run(world, "status", "--json"))
     told.append(run(world, "events"))
+    told.append(run(world, "update", "plan", "--explain"))
     world.close()
     with sqlite3.connect(world.workspace.ledger) as ledger:
         told += list(ledger.iterdump())

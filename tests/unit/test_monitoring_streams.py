@@ -73,7 +73,13 @@ def test_vectors_and_what_is_not_there(tmp_path: Path) -> None:
         ("s.jsonl", '{"x": 1}\n{"x": NaN}', "x of row 2 is not finite"),
         ("s.jsonl", '{"x": 1, "at": 1}\n{"x": 2}', "at is missing in some rows"),
         ("s.csv", "x\nmany\n", "have to be numbers"),
-        ("s.csv", "x\n", "and .n. or .n, d. is needed"),
+        ("s.csv", "x\n", "holds no requests"),
+        ("s.jsonl", "", "holds no requests"),
+        ("s.csv", "x\n0.5\n0.6,0.7\n", "row 2 has more values than there are columns"),
+        ("s.csv", "x,at\n0.5,1\n0.6,inf\n", "at of row 2 is not finite"),
+        ("s.npz", "no zip", "is no .npz file of plain arrays"),
+        ("s.npz", "PK\x03\x04 no zip either", "is no .npz file of plain arrays"),
+        ("s.npz", "", "is no .npz file of plain arrays"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
@@ -87,11 +93,21 @@ def test_arrays_that_do_not_fit(tmp_path: Path) -> None:
         ({"x": [1.0, 2.0], "at": [1.0]}, "at has 1 values, x has 2"),
         ({"x": [1.0], "change_at": 7}, "change_at is 7"),
         ({"x": np.zeros((2, 2, 2))}, "shape"),
+        ({"x": np.zeros((2, 0))}, "shape"),
+        ({"x": [1.0, 2.0], "at": [np.nan, 1.0]}, "at of row 1 is not finite"),
+        ({"x": [1.0, 2.0], "at": [[1.0], [2.0]]}, "at has the shape"),
+        ({"x": [1.0], "change_at": [0, 0]}, "change_at is one number"),
+        ({"x": [1.0], "change_at": "soon"}, "change_at is one number"),
+        ({"x": np.array([{}], dtype=object)}, "plain arrays"),
     ]
     for given, said in arrays:
         np.savez(tmp_path / "s.npz", **given)
         with pytest.raises(ConfigError, match=said):
             streams.read(tmp_path / "s.npz")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(ConfigError, match="one array without a name"):
+        streams.read(tmp_path / "one.npz")
     with pytest.raises(ConfigError, match="does not exist"):
         streams.read(tmp_path / "no.csv")
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,27 +106,32 @@ def read(path: Path) -> Stream:
             return _of_rows(rows, path)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _read_npz(path: Path) -> Stream:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ConfigError(f"{path}: one array without a name; numpy.savez gives names")
+            with arrays:
+                found = {name: arrays[name] for name in arrays.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(f"{path}: is no .npz file of plain arrays, or is damaged") from error
     if "x" not in found:
         raise ConfigError(f"{path}: there is no array x; it has {', '.join(found) or 'none'}")
-    change = found.get("change_at")
-    at = found.get("at")
+    change, at = found.get("change_at"), found.get("at")
+    if change is not None and (change.size != 1 or change.dtype.kind not in "iuf"):
+        raise ConfigError(f"{path}: change_at is one number")
     return _checked(
         path,
         found["x"],
         None if at is None else at,
         _strings(found.get("session")),
         _strings(found.get("topic")),
-        None if change is None or float(change) < 0 else int(change),
+        None if change is None or float(change.item()) < 0 else int(change.item()),
     )
 
 
@@ -148,6 +155,8 @@ def _of_rows(rows: Iterable[Mapping[str, Json]], path: Path) -> Stream:
     columns: dict[str, list[Any]] = {"at": [], "session": [], "topic": []}
     change: int | None = None
     for number, row in enumerate(rows):
+        if None in row:  # where csv puts what no column is for
+            raise ConfigError(f"{path}: row {number + 1} has more values than there are columns")
         xs.append(_value(row, number, path))
         for name, values in columns.items():
             if row.get(name) not in (None, ""):
@@ -190,11 +199,18 @@ def _checked(
         at = None if at is None else np.asarray(at, dtype=np.float64)
     except ValueError as error:
         raise ConfigError(f"{path}: x and at have to be numbers") from error
-    if x.ndim not in (1, 2) or not len(x):
+    if not len(x):
+        raise ConfigError(f"{path}: holds no requests")
+    if x.ndim not in (1, 2) or not x.size:
         raise ConfigError(f"{path}: x has the shape {x.shape}, and [n] or [n, d] is needed")
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
         raise ConfigError(f"{path}: x of row {row + 1} is not finite")
+    if at is not None and at.ndim != 1:
+        raise ConfigError(f"{path}: at has the shape {at.shape}, and [n] is needed")
+    if at is not None and not np.isfinite(at).all():
+        row = int(np.flatnonzero(~np.isfinite(at))[0])
+        raise ConfigError(f"{path}: at of row {row + 1} is not finite")
     for name, values in (("at", at), ("session", session), ("topic", topic)):
         if values is not None and len(values) != len(x):
             raise ConfigError(f"{path}: {name} has {len(values)} values, x has {len(x)}")
