@@ -5,10 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from intonaco.codec import digest
-from intonaco.datasets import curation
+from intonaco.datasets import curation, replay
 from intonaco.errors import ConfigError
 from intonaco.executor.parts import Done, Outcome, Parts
 from intonaco.ledger import Effect
@@ -38,10 +36,12 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
             hint="label some of the requests that the finding shows and add them to data.pool",
         )
     old = curation.read_folder(p.datasets.open(base.version))
-    replay = recipe.replay if update.plan.action is Action.FINE_TUNE else None
-    seed = int(digest([update.update_id, effect.payload["name"]])[:8], 16)
-    rng = np.random.default_rng(seed)
-    items = [*fresh, *old] if replay is None else curation.mix(fresh, old, replay, rng)
+    items, mix = [*fresh, *old], None
+    if update.plan.action is Action.FINE_TUNE:
+        seed = int(digest([update.update_id, effect.payload["name"]])[:8], 16)
+        items, mix = replay.mix(
+            fresh, old, recipe.replay, sampling=recipe.replay_sampling, seed=seed
+        )
     with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
         target = Path(folder) / "items"
         curation.write_folder(items, target)
@@ -49,7 +49,8 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
             target,
             name=str(effect.payload["name"]),
             parents=(base.version,),
-            replay=replay or 0.0,
+            replay=mix.share if mix else 0.0,
+            mix=mix,
         )
     replayed = len(items) - len(fresh)
     return _have_dataset(p, version, f"{len(fresh)} new items and {replayed} of old")

@@ -24,6 +24,7 @@ from intonaco.types.releases import (
     DatasetVersion,
     Provenance,
     Release,
+    ReplayMix,
     ServingSpec,
 )
 from intonaco.types.telemetry import Sample, Tally, TrafficWindow
@@ -101,6 +102,7 @@ __all__ = [
     "Reckoning",
     "Record",
     "Release",
+    "ReplayMix",
     "Rollout",
     "RolloutStatus",
     "RolloutStep",
