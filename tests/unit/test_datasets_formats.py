@@ -154,7 +154,7 @@ def test_what_it_was_made_from_is_known_by_its_dvc_id(
     assert ids[-1] == hash_bytes("", alone.read_bytes()).md5  # DVC names a file by its md5
     assert len(ids) == 3  # and the table and the folder of shards, which gave the same
     (table / "link").symlink_to(table / "a.png")  # DVC would see the file behind it
-    with pytest.raises(ConfigError):  # nor may it be in a dataset
+    with pytest.raises(ConfigError, match=r"/link: "):  # nor may it be in a dataset
         store.put(table, name="x")
 
 

@@ -41,11 +41,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """The regular files of a folder by path. ``whole``: that is all DVC would see in it too: no
-    links and no ``.dvcignore``."""
+    """The regular files of a folder by path, and the links in it."""
 
     files: tuple[Found, ...]
-    whole: bool
+    links: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the files are all that DVC would see too."""
+        return not self.links and all(Path(f.path).name != ".dvcignore" for f in self.files)
 
 
 class Hasher:
@@ -109,9 +113,8 @@ def scan(source: Path) -> Scan:
         if source.is_dir():
             links: list[str] = []
             files = sorted(_walk(str(source), "", links), key=lambda found: found.path)
-            ignores = any(Path(found.path).name == ".dvcignore" for found in files)
-            return Scan(files=tuple(files), whole=not links and not ignores)
-        return Scan(files=(Found(path=source.name, stat=source.stat()),), whole=True)
+            return Scan(files=tuple(files), links=tuple(sorted(links)))
+        return Scan(files=(Found(path=source.name, stat=source.stat()),))
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename} does not exist") from None
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from intonaco.datasets.curation import METADATA
 from intonaco.datasets.formats import Columns, Source, free_name, metadata_lines, rewritten
-from intonaco.datasets.identity import Stored, hash_bytes
+from intonaco.datasets.identity import Stored, hash_bytes, scan
 from intonaco.datasets.objects import Objects, Progress
 from intonaco.datasets.shards import samples
 
@@ -54,6 +54,10 @@ def lay_out(
             objects.link(given[path], target)
         else:
             target.touch()  # nobody's: validation goes by the name
+    for path in scan(source.path).links:
+        target = items / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(items / "link")  # to nothing: validation says that it is a link
     (items / METADATA).write_text(metadata_lines(entries))
     return Laid(folder=items, files=given)
 
