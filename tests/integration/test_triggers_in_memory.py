@@ -81,12 +81,36 @@ def update_candidate(world: World) -> Any:
 
 def test_a_data_version_that_nobody_added_says_what_to_do(made: Callable[..., World]) -> None:
     world = made(triggers={"dvc": ("cats.dvc",)})
-    (world.root / "cats.dvc").write_text("outs:\n- md5: 0123456789abcdef.dir\n  path: cats\n")
+    (world.root / "cats.dvc").write_text(
+        "outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  path: cats\n"
+    )
     world.tick()
     assert any("intonaco dataset add" in text for text in events(world, "trigger.skipped"))
     for _ in range(5):
         world.tick(10.0)
     assert len(events(world, "trigger.skipped")) == 1
+
+
+@pytest.mark.parametrize("of_source", [False, True])
+def test_a_dvc_file_that_names_other_data_is_new_data(
+    of_source: bool, made: Callable[..., World]
+) -> None:
+    """By the id of the version's own folder, or of the shards that it was made from."""
+    world = made(triggers={"dvc": ("cats.dvc",)})
+    first = add_version(world, "cats", "some", "one")
+    file = world.root / "cats.dvc"
+    file.write_text(f"outs:\n- md5: {first.dvc_md5}.dir\n  hash: md5\n  path: cats\n")
+    world.tick()
+    version = add_version(world, "cats", "more", "pool")
+    if of_source:
+        version = replace(version, source_ids=("0123456789abcdef0123456789abcdef",))
+        with world.ledger.begin() as tx:
+            tx.put(version, id=version.version, at=world.clock.now())
+    md5 = version.source_ids[0] if of_source else f"{version.dvc_md5}.dir"
+    file.write_text(f"outs:\n- md5: {md5}\n  hash: md5\n  path: cats.tar\n")
+    world.until(lambda: len(world.updates()) == 2, ticks=30)
+    plan = world.updates()[-1].plan
+    assert (plan.cause, plan.dataset_version) == (Cause.NEW_DATA, version.version)
 
 
 def test_the_webhook_asks_and_the_policy_decides(made: Callable[..., World]) -> None:

@@ -20,7 +20,7 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from intonaco.datasets.difference import ItemDiff, compare
 from intonaco.datasets.formats import Columns, Source, metadata_lines, recognise
 from intonaco.datasets.identity import (
     Found,
+    Scan,
     Stored,
     dvc_id,
     hash_bytes,
@@ -146,9 +147,11 @@ class LocalDatasetStore:
         replay: float,
         mix: ReplayMix | None,
     ) -> DatasetVersion:
-        given, source_id = self._identify(state, source.path, progress)
+        looked = scan(source.path)
+        given = self._identify(state, source.path, looked, progress)
+        source_id = _dvc_id_of(source.path, looked, given)
         options = [columns.text, columns.image, self.on_invalid, self.rules, __version__]
-        key = digest([version_id(given.values()), *options])
+        key = digest([version_id(given.values()), looked.links, *options])
         if (before := state.made(key)) and self._whole(before):
             return self._also_from(before, source_id)
         with staging(self.root) as ours:
@@ -184,12 +187,10 @@ class LocalDatasetStore:
         return version
 
     def _identify(
-        self, state: State, path: Path, progress: Progress
-    ) -> tuple[dict[str, Stored], str | None]:
-        """Hashes of all files at a path, read only where they are not known, and the id that DVC
-        gives it; none if DVC would see other files than we do."""
+        self, state: State, path: Path, looked: Scan, progress: Progress
+    ) -> dict[str, Stored]:
+        """Hashes of all files at a path, read only where they are not known."""
         folder = path.resolve()
-        looked = scan(path)
         known = state.known(folder, looked.files)
         batch: list[tuple[Found, Stored]] = []
         read_at = self.clock.now()
@@ -204,9 +205,7 @@ class LocalDatasetStore:
             progress("read", done, len(looked.files))
         state.remember(folder, batch, read_at)
         state.keep_only(folder, known.keys())
-        if not looked.whole:
-            return known, None
-        return known, dvc_id(known.values()) if path.is_dir() else known[path.name].md5
+        return known
 
     def _heed(self, report: Report) -> None:
         if self.on_invalid == "fail":
@@ -406,6 +405,13 @@ class LocalDatasetStore:
                 hint="`intonaco dataset list` shows those there are",
             )
         return manifest
+
+
+def _dvc_id_of(path: Path, looked: Scan, files: Mapping[str, Stored]) -> str | None:
+    """The id that DVC gives a source; none if DVC would see other files in it than we do."""
+    if not looked.whole:
+        return None
+    return dvc_id(files.values()) if path.is_dir() else files[path.name].md5
 
 
 def _same(a: Path, b: Path) -> bool:
