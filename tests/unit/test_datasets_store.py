@@ -354,7 +354,9 @@ def test_other_rules_check_again(tmp_path: Path) -> None:
 
     clock = FakeClock(time.time() + 60)
     for rules in ("one", "one", "two"):
-        LocalDatasetStore(tmp_path / "store", clock, check=check, rules=rules).put(source, name="x")
+        LocalDatasetStore(tmp_path / "store", clock, check=check, checked_as=rules).put(
+            source, name="x"
+        )
     assert len(looked) == 2
 
 

@@ -85,9 +85,9 @@ class Damage:
 
 class LocalDatasetStore:
     """Datasets under ``root``. ``on_invalid``: refuse a folder with a bad item, or leave the item
-    out. ``check``: what looks at an image folder, and ``rules`` a word for what it goes by: a
-    source that passed is not checked again while the word is the same. Safe to use from several
-    processes."""
+    out. ``check``: what looks at an image folder, and ``checked_as`` a word for the rules that it
+    goes by: a source that passed is not checked again while the word is the same. Safe to use from
+    several processes."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class LocalDatasetStore:
         *,
         on_invalid: Literal["fail", "drop"] = "fail",
         check: Callable[[Path], Report] = validate,
-        rules: str = "",
+        checked_as: str = "",
     ) -> None:
         self.root = root
         self.clock = clock
         self.on_invalid = on_invalid
         self.check = check
-        self.rules = rules
+        self.checked_as = checked_as
         self.objects = Objects(root)
         self._state = root / "state.db"
 
@@ -150,7 +150,7 @@ class LocalDatasetStore:
         looked = scan(source.path)
         given = self._identify(state, source.path, looked, progress)
         source_id = _dvc_id_of(source.path, looked, given)
-        options = [columns.text, columns.image, self.on_invalid, self.rules, __version__]
+        options = [columns.text, columns.image, self.on_invalid, self.checked_as, __version__]
         key = digest([version_id(given.values()), looked.links, *options])
         if (before := state.made(key)) and self._whole(before):
             return self._also_from(before, source_id)
