@@ -328,8 +328,8 @@ def test_parquet_of_plain_bytes_with_a_named_column(
     store: LocalDatasetStore, tmp_path: Path
 ) -> None:
     kinds = [image(1), image(2, "JPEG"), image(3, "WEBP")]
-    columns = {"jpg": kinds, "mask": kinds, "caption": ["a", ["b", "c"], "d"]}
-    columns["caption"] = [["a"], ["b", "c"], ["d"]]
+    captions = [["a"], ["b", "c"], ["d"]]
+    columns: dict[str, list[Any]] = {"jpg": kinds, "mask": kinds, "caption": captions}
     file = write_parquet(tmp_path / "p.parquet", columns)
     with pytest.raises(ConfigError, match="2 columns of images: jpg, mask"):
         store.put(file, name="x")

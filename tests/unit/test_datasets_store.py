@@ -366,6 +366,13 @@ def test_a_state_that_is_no_database_is_made_anew(store: LocalDatasetStore, tmp_
     assert store.put(write_images(tmp_path / "in", ["a.png"]), name="x").items == 1
 
 
+def test_a_name_that_is_not_utf_8_is_refused(store: LocalDatasetStore, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", ["a.png"])
+    Path(os.fsdecode(bytes(source) + b"/\xff.png")).touch()
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        store.put(source, name="x")
+
+
 def test_two_processes_put_the_same_at_once(tmp_path: Path) -> None:
     source = write_images(tmp_path / "in", [f"{i}.png" for i in range(30)])
     store = LocalDatasetStore(tmp_path / "store", FakeClock(time.time() + 60))

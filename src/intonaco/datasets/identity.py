@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from intonaco.codec import digest
 from intonaco.errors import ConfigError
 
 CHUNK = 1 << 20
@@ -92,8 +91,11 @@ def hash_file(file: Path, path: str) -> Stored:
 
 
 def version_id(files: Iterable[Stored]) -> str:
-    """sha256 of the canonical JSON of the sorted (path, sha256) pairs."""
-    return digest(sorted([file.path, file.sha256] for file in files))
+    """sha256 of the canonical JSON of the sorted (path, sha256) pairs, as ``codec.digest`` of them,
+    which takes seconds for 100,000."""
+    pairs = sorted([file.path, file.sha256] for file in files)
+    text = json.dumps(pairs, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def dvc_tree(files: Iterable[Stored]) -> bytes:
@@ -124,6 +126,12 @@ def scan(source: Path) -> Scan:
 def _walk(folder: str, prefix: str, links: list[str]) -> Iterator[Found]:
     with os.scandir(folder) as entries:
         for entry in entries:
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError:
+                raise ConfigError(
+                    f"{folder} has a file whose name is not UTF-8: {entry.name!a}"
+                ) from None
             if entry.is_symlink():
                 links.append(prefix + entry.name)
             elif entry.is_dir():

@@ -53,7 +53,8 @@ class Objects:
     def has(self, file: Stored) -> bool:
         """Whether its content is here and as it was. One without its seal is read again; a broken
         one counts as missing, and adding it puts it right."""
-        return intact(self.path(file.sha256), file)
+        # Of 100,000 paths, putting each together as a Path takes longer than looking at the files.
+        return intact(f"{self.root}/objects/{file.sha256[:2]}/{file.sha256[2:]}", file)
 
     def add(
         self,
@@ -113,19 +114,19 @@ class Objects:
                 temporary.rename(target)
 
 
-def intact(path: Path, file: Stored) -> bool:
+def intact(path: str, file: Stored) -> bool:
     """Whether the file at a path has the content and its seal. Without the seal it is read: a right
     one is sealed again, a wrong one logged."""
     try:
-        found = path.lstat()
+        found = os.lstat(path)
     except FileNotFoundError:
         return False
     if found.st_size == file.size and found.st_mtime_ns == SEAL_NS:
         return True
-    if found.st_size != file.size or not has_content(path, file):
+    if found.st_size != file.size or not has_content(Path(path), file):
         log.warning("%s was changed", path, extra={"action": "dataset.changed"})
         return False
-    seal(path)
+    seal(Path(path))
     return True
 
 

@@ -262,7 +262,7 @@ class LocalDatasetStore:
         if not tree.is_dir():  # trees can be built again, so they may be deleted to save room
             self._build_tree(version, files)
         for file in files:
-            if intact(tree / file.path, file):
+            if intact(f"{tree}/{file.path}", file):
                 continue
             if not self.objects.has(file):
                 raise StorageError(
