@@ -55,6 +55,14 @@ def add_version(world: World, name: str, folder: str, origin: str) -> DatasetVer
 
 def test_a_new_dataset_version_is_learnt_once(made: Callable[..., World]) -> None:
     world = made(triggers={"datasets": ("cats",)})
+    config = world.parts.config
+    recipes = {
+        name: recipe.model_copy(update={"replay_sampling": "topic"})
+        for name, recipe in config.training.recipes.items()
+    }
+    training = config.training.model_copy(update={"recipes": recipes})
+    world.parts = replace(world.parts, config=config.model_copy(update={"training": training}))
+    world.controller = world._controller()
     world.tick()
     version = add_version(world, "cats", "more", "pool")
     world.tick(6.0)
@@ -65,7 +73,10 @@ def test_a_new_dataset_version_is_learnt_once(made: Callable[..., World]) -> Non
     assert update.plan.dataset_version == version.version
     world.until(lambda: world.updates()[-1].phase is Phase.ROLLOUT)
     learnt = world.ledger.get(DatasetVersion, str(update_candidate(world).dataset_version))
-    assert learnt.items > version.items  # with a replay of the old
+    assert learnt.items > version.items  # with a replay of the old, and how it was drawn
+    assert learnt.mix is not None
+    assert (learnt.mix.sampling, learnt.mix.share) == ("topic", learnt.replay)
+    assert learnt.mix.replayed == learnt.items - learnt.mix.new > 0
     assert world.command("update.cancel", update=update.update_id)["ok"]
     world.until(lambda: world.updates()[-1].phase.final)
     world.controller = world._controller()  # started again: nothing fires twice

@@ -36,7 +36,13 @@ ImageColumn = Annotated[
     str | None, typer.Option(help="Where the images are, if a parquet file has several columns.")
 ]
 SHOWN = 20  # names of a kind, for a person
-STEPS = {"read": "reading", "unpack": "unpacking", "store": "storing", "verify": "verifying"}
+STEPS = {
+    "read": "reading",
+    "unpack": "unpacking",
+    "check": "checking",
+    "store": "storing",
+    "verify": "verifying",
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -269,6 +275,6 @@ def _bar(quiet: bool) -> Iterator[Progress]:
             if what not in tasks:
                 tasks[what] = shown.add_task(STEPS[what], total=total or None)
             if done == total or done % 64 == 0:  # drawing each would cost more than the work
-                shown.update(tasks[what], completed=done)
+                shown.update(tasks[what], completed=done, total=total or None)
 
         yield progress

@@ -34,7 +34,7 @@ SEAL_NS = 946_684_800 * 10**9  # 1 January 2000: zip and others cannot say much 
 BATCH_FILES = 4096
 BATCH_BYTES = 256 << 20
 
-Progress = Callable[[str, int, int], None]  # what is done, how many of how many
+Progress = Callable[[str, int, int], None]  # what is done, how many of how many (0: not known)
 
 
 def silent(what: str, done: int, total: int) -> None:

@@ -156,7 +156,9 @@ class LocalDatasetStore:
             return self._also_from(before, source_id)
         with staging(self.root) as ours:
             laid = lay_out(source, given, columns, self.objects, ours, progress)
+            progress("check", 0, 0)
             report = replace(self.check(laid.folder), folder=source.path)
+            progress("check", 1, 1)
             self._heed(report)
             metadata = self._metadata(laid.folder, report)
             files = [hash_bytes(METADATA, metadata)]
