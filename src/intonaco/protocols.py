@@ -24,6 +24,7 @@ from intonaco.types import (
     Json,
     Observed,
     Release,
+    ReplayMix,
     RoutingTable,
     ServingStatus,
 )
@@ -79,9 +80,11 @@ class DatasetStore(Protocol):
         name: str,
         parents: Sequence[str] = (),
         replay: float = 0.0,
+        mix: ReplayMix | None = None,
     ) -> DatasetVersion:
         """Add a folder of images with ``metadata.jsonl``; the same content gives the same version.
-        Atomic. Raises ConfigError that names the offending file."""
+        ``replay`` and ``mix`` are kept with it. Atomic. Raises ConfigError that names the offending
+        file."""
         ...
 
     def open(self, version: str) -> Path:

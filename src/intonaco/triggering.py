@@ -8,17 +8,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from intonaco import commands, experience, loop
 from intonaco.codec import as_json, decode, digest
 from intonaco.data_checks import DataChecks
+from intonaco.datasets.dvc import read_dvc_file
 from intonaco.decision import triggers
 from intonaco.decision.policy import TriggerFacts, decide
 from intonaco.decision.triggers import News, Sign, State
 from intonaco.environments import EnvironmentStore
 from intonaco.environments.lock import parse
-from intonaco.errors import Conflict, IntonacoError
+from intonaco.errors import ConfigError, Conflict, IntonacoError
 from intonaco.executor import Parts
 from intonaco.executor.data import dataset_of
 from intonaco.types import Action, Cause, DatasetVersion, Diagnosis, Plan
@@ -211,19 +210,19 @@ def signs(parts: Parts) -> Iterator[Sign]:
 
 
 def _dvc(path: str, file: Path, versions: list[DatasetVersion]) -> Sign:
-    """A .dvc file names its data by DVC's id, which our versions of the same data have too."""
+    """A .dvc file names its data by DVC's id, which our versions of the same data have too, or
+    what they were made from has."""
     key = f"dvc:{path}"
     try:
-        written = yaml.safe_load(file.read_text())
-        md5 = str(written["outs"][0]["md5"]).removesuffix(".dir")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
-        return Sign(key=key, problem=f"{path} cannot be read: {type(error).__name__}")
-    found = next((v for v in reversed(versions) if v.dvc_md5 == md5), None)
+        md5 = read_dvc_file(file).md5
+    except ConfigError as error:
+        return Sign(key=key, problem=f"{path} cannot be read: {error}")
+    found = next((v for v in reversed(versions) if md5 in (v.dvc_md5, *v.source_ids)), None)
     if found is None:
         return Sign(
             key=key,
-            problem=f"no dataset version has the data {md5[:10]} of {path}: `intonaco dataset add` "
-            "it",
+            problem=f"no dataset version has the data {md5[:10]} of {path}: `intonaco dataset pull"
+            f" {path}`, or `intonaco dataset add` the folder that it names",
         )
     return Sign(key=key, fingerprint=found.version)
 

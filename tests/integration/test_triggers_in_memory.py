@@ -56,6 +56,14 @@ def add_version(world: World, name: str, folder: str, origin: str) -> DatasetVer
 
 def test_a_new_dataset_version_is_learnt_once(made: Callable[..., World]) -> None:
     world = made(triggers={"datasets": ("cats",)})
+    config = world.parts.config
+    recipes = {
+        name: recipe.model_copy(update={"replay_sampling": "topic"})
+        for name, recipe in config.training.recipes.items()
+    }
+    training = config.training.model_copy(update={"recipes": recipes})
+    world.parts = replace(world.parts, config=config.model_copy(update={"training": training}))
+    world.controller = world._controller()
     world.tick()
     version = add_version(world, "cats", "more", "pool")
     world.tick(6.0)
@@ -66,7 +74,10 @@ def test_a_new_dataset_version_is_learnt_once(made: Callable[..., World]) -> Non
     assert update.plan.dataset_version == version.version
     world.until(lambda: world.updates()[-1].phase is Phase.ROLLOUT)
     learnt = world.ledger.get(DatasetVersion, str(update_candidate(world).dataset_version))
-    assert learnt.items > version.items  # with a replay of the old
+    assert learnt.items > version.items  # with a replay of the old, and how it was drawn
+    assert learnt.mix is not None
+    assert (learnt.mix.sampling, learnt.mix.share) == ("topic", learnt.replay)
+    assert learnt.mix.replayed == learnt.items - learnt.mix.new > 0
     assert world.command("update.cancel", update=update.update_id)["ok"]
     world.until(lambda: world.updates()[-1].phase.final)
     world.controller = world._controller()  # started again: nothing fires twice
@@ -82,7 +93,9 @@ def update_candidate(world: World) -> Any:
 
 def test_a_data_version_that_nobody_added_says_what_to_do(made: Callable[..., World]) -> None:
     world = made(triggers={"dvc": ("cats.dvc",)})
-    (world.root / "cats.dvc").write_text("outs:\n- md5: 0123456789abcdef.dir\n  path: cats\n")
+    (world.root / "cats.dvc").write_text(
+        "outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  path: cats\n"
+    )
     world.tick()
     assert any("intonaco dataset add" in text for text in events(world, "trigger.skipped"))
     for _ in range(5):
@@ -218,6 +231,28 @@ def test_what_triggers_announced_stands_beside_the_causes(
     found(world, "two")
     world.until(lambda: len(diagnoses(world, Cause.CONCEPT_DRIFT)) > 1, ticks=200)
     assert diagnoses(world, Cause.CONCEPT_DRIFT)[-1].also == ()
+
+
+@pytest.mark.parametrize("of_source", [False, True])
+def test_a_dvc_file_that_names_other_data_is_new_data(
+    of_source: bool, made: Callable[..., World]
+) -> None:
+    """By the id of the version's own folder, or of the shards that it was made from."""
+    world = made(triggers={"dvc": ("cats.dvc",)})
+    first = add_version(world, "cats", "some", "one")
+    file = world.root / "cats.dvc"
+    file.write_text(f"outs:\n- md5: {first.dvc_md5}.dir\n  hash: md5\n  path: cats\n")
+    world.tick()
+    version = add_version(world, "cats", "more", "pool")
+    if of_source:
+        version = replace(version, source_ids=("0123456789abcdef0123456789abcdef",))
+        with world.ledger.begin() as tx:
+            tx.put(version, id=version.version, at=world.clock.now())
+    md5 = version.source_ids[0] if of_source else f"{version.dvc_md5}.dir"
+    file.write_text(f"outs:\n- md5: {md5}\n  hash: md5\n  path: cats.tar\n")
+    world.until(lambda: len(world.updates()) == 2, ticks=30)
+    plan = world.updates()[-1].plan
+    assert (plan.cause, plan.dataset_version) == (Cause.NEW_DATA, version.version)
 
 
 def test_the_webhook_asks_and_the_policy_decides(made: Callable[..., World]) -> None:

@@ -1,11 +1,10 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from intonaco.datasets.curation import Item, mix, read_folder, select_moved, write_folder
+from intonaco.datasets.curation import Item, read_folder, select_moved, write_folder
 from intonaco.errors import ConfigError
 from intonaco.types import ClusterMove
 
@@ -60,45 +59,6 @@ def test_shapes_that_do_not_agree_are_refused() -> None:
         select_moved([item("a")], np.zeros((2, 2)), [cluster((0.0, 0.0), moved=True)])
     with pytest.raises(ValueError, match="3 numbers"):
         select_moved([item("a")], np.zeros((1, 2)), [cluster((0.0, 0.0, 0.0), moved=True)])
-
-
-def written(folder: Path, prefix: str, n: int) -> list[Item]:
-    """Items whose images exist and differ."""
-    items = [item(f"{prefix}{i}", folder=str(folder)) for i in range(n)]
-    for one in items:
-        one.file.write_text(one.file.name)
-    return items
-
-
-@pytest.mark.parametrize("replay", [0.0, 0.1, 0.3, 0.5, 0.9])
-def test_mix_has_the_share_of_old_data(replay: float, tmp_path: Path) -> None:
-    new, old = written(tmp_path, "n", 20), written(tmp_path, "o", 200)
-    mixed = mix(new, old, replay, np.random.default_rng(0))
-    drawn = [one for one in mixed if one in old]
-    assert [one for one in mixed if one in new] == new
-    assert len({one.file for one in drawn}) == len(drawn)
-    assert abs(len(drawn) / len(mixed) - replay) < 0.02
-
-
-def test_mix_draws_from_all_old_items_and_by_seed(tmp_path: Path) -> None:
-    new, old = written(tmp_path, "n", 10), written(tmp_path, "o", 20)
-    draws = [mix(new, old, 0.3, np.random.default_rng(s)) for s in range(100)]
-    assert {one for draw in draws for one in draw} == {*new, *old}
-    assert draws[0] == mix(new, old, 0.3, np.random.default_rng(0))
-
-
-def test_mix_takes_what_old_data_there_is(tmp_path: Path) -> None:
-    new, (good, learned, private) = written(tmp_path, "n", 10), written(tmp_path, "o", 3)
-    learned.file.write_bytes(new[0].file.read_bytes())
-    old = [good, learned, replace(private, consent=False)]
-    assert mix(new, old, 0.5, np.random.default_rng(0)) == [*new, good]
-    assert mix(new, [], 0.5, np.random.default_rng(0)) == new
-
-
-@pytest.mark.parametrize("replay", [-0.1, 1.0])
-def test_mix_refuses_other_shares(replay: float) -> None:
-    with pytest.raises(ValueError, match="replay"):
-        mix([item("a")], [], replay, np.random.default_rng(0))
 
 
 def files(tmp_path: Path) -> list[Item]:

@@ -74,6 +74,7 @@ class Recipe(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     caption_dropout: Share = 0.1
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.3  # share of real old data mixed in
+    replay_sampling: Literal["uniform", "topic"] = "uniform"  # every item alike, or every topic
     vae: VaeRecipe | None = None  # train the VAE too (from scratch)
     lora: LoraRecipe | None = None
     seed: int = 0

@@ -91,31 +91,6 @@ def select_moved(
     return [item for item, n in zip(items, nearest, strict=True) if clusters[n].moved]
 
 
-def mix(
-    new_items: Sequence[Item],
-    old_items: Sequence[Item],
-    replay: float,
-    rng: np.random.Generator,
-) -> list[Item]:
-    """All new items and as many old ones, drawn without replacement, as make up a share ``replay``
-    of the whole; fewer where there are not that many. An old item with the same image as a new one
-    is not drawn: what one update learned is old data to the next, and may be in the pool still.
-
-    Replay of real old data keeps a fine-tune from forgetting (Rolnick et al. 2019,
-    arXiv:1811.11682). Old items without consent are not drawn. Raises ValueError unless
-    0 <= replay < 1, ConfigError that names an image that cannot be read.
-    """
-    if not 0 <= replay < 1:
-        raise ValueError(f"replay {replay} is not in [0, 1)")
-    if replay == 0:
-        return list(new_items)
-    known = {_digest(item.file) for item in new_items}
-    old = [item for item in old_items if item.consent and _digest(item.file) not in known]
-    wanted = round(sum(item.consent for item in new_items) * replay / (1 - replay))
-    drawn = rng.permutation(len(old))[:wanted]
-    return [*new_items, *(old[int(i)] for i in np.sort(drawn))]
-
-
 def write_folder(items: Sequence[Item], target: Path) -> int:
     """Write an image folder of the items that have consent, replacing ``target``; returns how many.
 

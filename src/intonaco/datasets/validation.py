@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from intonaco.codec import digest
 from intonaco.config import Data, Kind, Policy
 from intonaco.datasets.alike import earlier_alike
 from intonaco.datasets.curation import METADATA
@@ -81,6 +82,18 @@ class Rules:
     unit: str = "characters"
     most: int = 2000
     held_out: HeldOut = HeldOut()
+
+    @property
+    def digest(self) -> str:
+        """Names all that decides what is found, but for the way that captions are counted."""
+        held = self.held_out
+        return digest(
+            [
+                self.data.model_dump(mode="json"),
+                [self.min_side, self.unit, self.most],
+                [held.digests, held.hashes, sorted(held.prompts)],
+            ]
+        )
 
     def problem(self, file: str, kind: Kind, detail: str, other: str = "") -> Problem:
         policy = self.data.policy(kind)

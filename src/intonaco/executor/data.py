@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from intonaco.codec import digest
-from intonaco.datasets import checking, curation
+from intonaco.config import Recipe
+from intonaco.datasets import checking, curation, replay
 from intonaco.datasets.generated import bound_generated
 from intonaco.datasets.validation import validate
 from intonaco.errors import ConfigError
@@ -21,6 +24,7 @@ from intonaco.types import (
     Action,
     DatasetVersion,
     Finding,
+    ReplayMix,
     Update,
 )
 
@@ -47,9 +51,9 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
             "data.pool: no labelled item belongs to what moved",
             hint="label some of the requests that the finding shows and add them to data.pool",
         )
-    replay = recipe.replay if update.plan.action is Action.FINE_TUNE else None
+    recipe_of_replay = recipe if update.plan.action is Action.FINE_TUNE else None
     seed = int(digest([update.update_id, effect.payload["name"]])[:8], 16)
-    items, replay = _mixed(p, fresh, old, replay, np.random.default_rng(seed))
+    items, mix = _mixed(p, fresh, old, recipe_of_replay, seed)
     replayed = len(items) - len({i.file for i in items} & {i.file for i in fresh})
     with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
         target = Path(folder) / "items"
@@ -59,7 +63,8 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
             target,
             name=str(effect.payload["name"]),
             parents=(base.version,),
-            replay=replay or 0.0,
+            replay=mix.share if mix else 0.0,
+            mix=mix,
         )
     text = f"{len(items) - replayed} new items and {replayed} of old{out}"
     if generated := sum(item.generated for item in items):
@@ -71,20 +76,31 @@ def _mixed(
     p: Parts,
     fresh: list[curation.Item],
     old: list[curation.Item],
-    replay: float | None,
-    rng: np.random.Generator,
-) -> tuple[list[curation.Item], float | None]:
+    recipe: Recipe | None,
+    seed: int,
+) -> tuple[list[curation.Item], ReplayMix | None]:
     """New items with old ones as the recipe says (None: all), and with more real old ones where a
-    model made too many; and the share of old ones that came of it."""
-    items = [*fresh, *old] if replay is None else curation.mix(fresh, old, replay, rng)
+    model made too many; and the mix that came of it."""
+    items, mix = [*fresh, *old], None
+    if recipe is not None:
+        items, mix = replay.mix(
+            fresh, old, recipe.replay, sampling=recipe.replay_sampling, seed=seed
+        )
     if not any(item.generated for item in items):
-        return items, replay
+        return items, mix
     most = p.config.data.curation.max_generated
-    bounded = bound_generated(items, old, most, rng)
-    if replay is not None and len(bounded) != len(items):
+    bounded = bound_generated(items, old, most, np.random.default_rng(seed))
+    if mix is not None and len(bounded) != len(items):
         new = {item.file for item in fresh}
-        replay = round(sum(i.file not in new for i in bounded) / max(1, len(bounded)), 4)
-    return bounded, replay
+        drawn = [item for item in bounded if item.file not in new]
+        mix = replace(
+            mix,
+            share=round(len(drawn) / max(1, len(bounded)), 4),
+            new=len(bounded) - len(drawn),
+            replayed=len(drawn),
+            topics=dict(sorted(Counter(item.topic for item in drawn).items())),
+        )
+    return bounded, mix
 
 
 def _without_withdrawn(p: Parts, items: list[curation.Item]) -> list[curation.Item]:
@@ -150,14 +166,20 @@ def check(p: Parts, effect: Effect) -> Outcome:
 
 
 def _put(
-    p: Parts, folder: Path, *, name: str, parents: Sequence[str] = (), replay: float = 0.0
+    p: Parts,
+    folder: Path,
+    *,
+    name: str,
+    parents: Sequence[str] = (),
+    replay: float = 0.0,
+    mix: ReplayMix | None = None,
 ) -> tuple[DatasetVersion, str]:
     """A checked version of a folder, and what the check left out of it. Raises ConfigError that
     names the first offending file."""
     pipeline = checking.pipeline_of(p.config, p.workspace, p.ledger)
     rules = checking.rules_of(p.config, p.workspace, pipeline)
     now = p.clock.now()
-    store = partial(p.datasets.put, name=name, parents=parents, replay=replay)
+    store = partial(p.datasets.put, name=name, parents=parents, replay=replay, mix=mix)
     version, report = checking.put(store, folder, rules, p.workspace, now)
     counts = ", ".join(f"{n} {kind}" for kind, n in sorted(report.counts.items()))
     return version, f" (the check left out {counts})" if counts else ""

@@ -14,7 +14,7 @@ from intonaco.codec import digest
 from intonaco.errors import ConfigError, NotFound
 from intonaco.protocols import DatasetStore
 from intonaco.testing import require
-from intonaco.types import DatasetDiff, DatasetVersion
+from intonaco.types import DatasetDiff, DatasetVersion, ReplayMix
 
 METADATA = "metadata.jsonl"
 
@@ -28,7 +28,13 @@ class MemoryDatasetStore:
         self._versions: dict[str, DatasetVersion] = {}
 
     def put(
-        self, folder: Path, *, name: str, parents: Sequence[str] = (), replay: float = 0.0
+        self,
+        folder: Path,
+        *,
+        name: str,
+        parents: Sequence[str] = (),
+        replay: float = 0.0,
+        mix: ReplayMix | None = None,
     ) -> DatasetVersion:
         files = {
             p.relative_to(folder).as_posix(): p.read_bytes()
@@ -48,6 +54,7 @@ class MemoryDatasetStore:
                 topics=Counter(str(i["topic"]) for i in items if "topic" in i),
                 parents=tuple(parents),
                 replay=replay,
+                mix=mix,
                 created_at=float(len(self._versions)),
             )
         return self._versions[version]
@@ -140,11 +147,13 @@ def check_dataset_store(make: Callable[[], DatasetStore], folder: Path) -> None:
     require(found == given, f"open gives {sorted(found)}, put was given {sorted(given)}")
 
     changed = sample_dataset(folder / "changed", items=4, shade=9)
-    second = store.put(changed, name="second", parents=(first.version,), replay=0.5)
+    mix = ReplayMix(share=0.5, sampling="topic", seed=3, new=2, replayed=2, topics={"0": 2})
+    second = store.put(changed, name="second", parents=(first.version,), replay=0.5, mix=mix)
     require(second.version != first.version, "another content got the same version")
     require(second.dvc_md5 != first.dvc_md5, "another content got the same DVC id")
     require(second.parents == (first.version,), f"its parents came back as {second.parents}")
     require(second.replay == 0.5, f"its replay came back as {second.replay}")
+    require(second.mix == mix, f"its mix came back as {second.mix}")
     require(
         store.diff(first.version, second.version)
         == DatasetDiff(added=("003.png",), removed=(), changed=("000.png", METADATA)),
@@ -160,8 +169,8 @@ def check_dataset_store(make: Callable[[], DatasetStore], folder: Path) -> None:
         require("000.png" in str(error), f"the error does not name the missing file: {error}")
     else:
         raise AssertionError("an item without its image was taken")
-    listed = {v.version for v in make().list()}
-    require(listed == {first.version, second.version}, "a restart lists other versions")
+    listed = {v.version: v for v in make().list()}
+    require(listed == {v.version: v for v in (first, second)}, "a restart lists other versions")
 
     unknown: dict[str, Callable[[], object]] = {
         "open": lambda: store.open("0" * 64),

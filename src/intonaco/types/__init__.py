@@ -24,6 +24,7 @@ from intonaco.types.releases import (
     DatasetVersion,
     Provenance,
     Release,
+    ReplayMix,
     ServingSpec,
 )
 from intonaco.types.reviews import (
@@ -114,6 +115,7 @@ __all__ = [
     "Reckoning",
     "Record",
     "Release",
+    "ReplayMix",
     "Review",
     "ReviewArm",
     "ReviewItem",

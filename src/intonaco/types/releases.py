@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from intonaco.types.vocabulary import Json
 
@@ -58,11 +59,26 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayMix:
+    """How old data was mixed in against forgetting, so that it can be drawn again: ``share`` asked
+    for (where a model made too many of the new items, the share that it then came to), ``sampling``, ``seed``; ``new`` and ``replayed`` items drawn, the latter ``topics``."""
+
+    share: float
+    sampling: Literal["uniform", "topic"]
+    seed: int
+    new: int
+    replayed: int
+    topics: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetVersion:
     """A content-addressed set of (image, caption) items.
 
     ``version`` is the sha256 of the sorted list of (path, sha256) pairs, metadata included;
-    ``dvc_md5`` the id that DVC gives the same tree (without the ``.dir`` ending).
+    ``dvc_md5`` the id that DVC gives the same tree (without the ``.dir`` ending), ``source_ids``
+    those that it gives to what the version was made from, where that is something else: shards,
+    parquet files, a table of metadata, a folder of which items were left out.
     """
 
     version: str
@@ -74,6 +90,8 @@ class DatasetVersion:
     parents: tuple[str, ...] = ()
     replay: float = 0.0  # share of items replayed from the parents
     created_at: float = 0.0
+    source_ids: tuple[str, ...] = ()
+    mix: ReplayMix | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
