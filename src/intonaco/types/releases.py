@@ -61,7 +61,8 @@ class Release:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayMix:
     """How old data was mixed in against forgetting, so that it can be drawn again: ``share`` asked
-    for (where a model made too many of the new items, the share that it then came to), ``sampling``, ``seed``; ``new`` and ``replayed`` items drawn, the latter ``topics``."""
+    for (where a model made too many of the new items, the share that it then came to),
+    ``sampling``, ``seed``; ``new`` and ``replayed`` items drawn, the latter by ``topics``."""
 
     share: float
     sampling: Literal["uniform", "topic"]
