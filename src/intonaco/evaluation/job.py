@@ -25,27 +25,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
-import io
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from intonaco.codec import as_json, digest
-from intonaco.environments import EnvironmentStore, environment_lock
-from intonaco.evaluation import benchmark
-from intonaco.evaluation.arms import ArmImages, Costs, Reference
+from intonaco.codec import as_json
+from intonaco.evaluation.arms import ArmImages, Reference
 from intonaco.evaluation.cache import EvaluationCache
 from intonaco.evaluation.comparison import (
     FRECHET,
@@ -54,10 +47,10 @@ from intonaco.evaluation.comparison import (
     describe,
     served_slices,
 )
-from intonaco.evaluation.drawing import ApartSampler
-from intonaco.evaluation.elsewhere import ServerSampler
+from intonaco.evaluation.drawers import Drawers
 from intonaco.evaluation.features import load_extractor
 from intonaco.evaluation.gate import GateDecision
+from intonaco.evaluation.keeping import save_images
 from intonaco.evaluation.looking import Looking
 from intonaco.evaluation.material import (
     MOST_TRAINING,
@@ -69,7 +62,7 @@ from intonaco.evaluation.material import (
 from intonaco.evaluation.metrics import frechet_distance, precision_recall
 from intonaco.evaluation.order import CHAMPION, ArmSpec, Order
 from intonaco.evaluation.parts import by_kind, by_secrecy, prompt_rows
-from intonaco.evaluation.prompts import Shot, leaked, shots_digest, version_of
+from intonaco.evaluation.prompts import leaked, shots_digest, version_of
 from intonaco.evaluation.report import write_report
 from intonaco.evaluation.reproducing import here
 from intonaco.evaluation.sampling import (
@@ -78,18 +71,16 @@ from intonaco.evaluation.sampling import (
     Sampler,
     generate,
     latency_kind,
-    time_pair,
 )
-from intonaco.evaluation.served import ServedArm, time_in_turns
+from intonaco.evaluation.timing import Stopwatch
 from intonaco.evaluation.verdicts import decided
 from intonaco.jobs import JobFolder, main
 from intonaco.monitoring.heads import Heads
 from intonaco.protocols import FeatureExtractor
 from intonaco.types import Json
-from intonaco.workspace import Workspace, write_atomic, write_json
+from intonaco.workspace import write_atomic, write_json
 
 log = logging.getLogger(__name__)
-GRID_COLUMNS = 8
 SMALL = 96  # pixels: shown larger than they are, with their pixels
 
 
@@ -101,15 +92,6 @@ class Measured:
     scores: ArmImages
     tensor_bytes: int | None
     sampler: Drawer | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """``figures``: for the report; None where arms were not timed in workers."""
-
-    costs: Costs
-    kind: str
-    figures: Mapping[str, Json] | None = None
 
 
 class Evaluation:
@@ -137,12 +119,14 @@ class Evaluation:
         self.skipped = self.look.skipped
         self.keep = order.keep
         self.success = tuple(self.payload.get("success") or order.settings.success)
-        self.environments = self._environments()
         self.notes: list[str] = []
         self._generated = 0
         self._kinds: set[str] = set()
         self._resources = contextlib.ExitStack()
-        self._served_champion: ServedArm | None = None
+        self.drawers = Drawers(
+            order, self._resources, lambda text: job.progress("environment", 0, 1, text)
+        )
+        self.stopwatch = Stopwatch(order, self.drawers, job.root, self._resources)
 
     def run(self) -> Mapping[str, Json]:
         """The report; its pictures and pages are written on the way."""
@@ -180,7 +164,11 @@ class Evaluation:
                 if champion is None:
                     found = describe(one.scores, slices=self.keep, alpha=alpha, floor=None)
                 else:
-                    timing = self.time(spec, champion, one, alpha)
+                    timing = self.stopwatch.time(
+                        spec, (champion.sampler, one.sampler), alpha, self._timing(spec)
+                    )
+                    if timing.figures is None:
+                        self.skipped["latency_p95"] = "arms were not timed in workers of their own"
                     self._kinds.add(timing.kind)
                     if timing.figures is not None:
                         benchmarks[spec.name] = timing.figures
@@ -277,22 +265,24 @@ class Evaluation:
 
         def draw() -> Images:
             nonlocal sampler
-            sampler = self._sampler(spec)
+            sampler = self.drawers.sampler(spec)
             return generate(sampler, all_shots, order.batch_size, report)
 
-        images: Images = self.cache.images(self._key(spec), len(all_shots), draw)
+        images: Images = self.cache.images(self.drawers.key(spec), len(all_shots), draw)
         report(len(all_shots))
-        if sampler is None and not self._timed_in_workers(spec):
-            sampler = self._sampler(spec)  # the images were there, but it is to be timed
+        if sampler is None and not self.drawers.timed_in_workers:
+            sampler = self.drawers.sampler(spec)  # the images were there, but it is to be timed
         tensor_bytes = None if sampler is None else sampler.tensor_bytes
-        if self._timed_in_workers(spec) and isinstance(sampler, Sampler):
+        if self.drawers.timed_in_workers and isinstance(sampler, Sampler):
             sampler = None  # its memory is the worker's
             gc.collect()
             if order.device.startswith("cuda"):
                 torch.cuda.empty_cache()
         self.job.progress("features", self._generated, total, f"{spec.name}: looking at the images")
         scores = self.look.arm(images)
-        self._save(spec.name, images, all_shots)
+        save_images(
+            self.job.out, spec.name, images, all_shots, slices=order.slices, hidden=order.hidden
+        )
         return Measured(images=images, scores=scores, tensor_bytes=tensor_bytes, sampler=sampler)
 
     def _reference(self) -> Reference:
@@ -334,152 +324,9 @@ class Evaluation:
                 "distance and recall flatter who learnt them"
             )
 
-    # ------------------------------------------------------------------ what it costs
-
-    def time(self, spec: ArmSpec, champion: Measured, measured: Measured, alpha: float) -> Timing:
-        """Both arms in turns: in workers of their own where that can be, else here."""
-        order = self.order
-        rounds = order.latency_rounds
-        some = order.shots[:: max(1, len(order.shots) // rounds)]
-
-        def report(done: int, of: int) -> None:
-            text = f"{spec.name}: timing, {done} of {of}"
-            self.job.progress("latency", done, of, text)
-
-        if champion.sampler is None or measured.sampler is None:
-            return self._time_in_workers(spec, some, report, alpha)
-        timing = time_pair(
-            champion.sampler, measured.sampler, some, rounds, lambda n: report(n, rounds)
-        )
-        kind = latency_kind(order.device)
-        costs = Costs(
-            log_ratios=timing.log_ratios,
-            champion_seconds=timing.champion_seconds,
-            candidate_seconds=timing.candidate_seconds,
-            memory=(champion.sampler.tensor_bytes, measured.sampler.tensor_bytes),
-        )
-        self.skipped["latency_p95"] = "arms were not timed in workers of their own"
-        return Timing(
-            costs=costs, kind="wall seconds of a server's answer" if order.not_ours else kind
-        )
-
-    def _time_in_workers(
-        self, spec: ArmSpec, some: Sequence[Shot], report: Any, alpha: float
-    ) -> Timing:
-        order, wanted = self.order, self.order.benchmark
-        assert order.champion is not None
-        assert wanted is not None
-        report(0, order.latency_rounds + wanted.waves)
-        if self._served_champion is None:
-            self._served_champion = self._serve(order.champion)
-            self._resources.callback(self._served_champion.close)
-        with contextlib.closing(self._serve(spec)) as served:
-            device = served.attest().device
-            timed = time_in_turns(
-                self._served_champion,
-                served,
-                some,
-                rounds=order.latency_rounds,
-                waves=wanted.waves,
-                concurrency=wanted.concurrency,
-                report=report,
-            )
-            memory = (self._served_champion.memory(), served.memory())
-        cpu = device.startswith("cpu")
-        figures = benchmark.summary(
-            timed,
-            memory,
-            cpu=cpu,
-            alpha=alpha,
-            hourly_price=wanted.hourly_price,
-            currency=wanted.currency,
-        )
-        return Timing(
-            costs=benchmark.costs(timed, memory, figures, cpu=cpu),
-            kind=figures["compared_by"],
-            figures={**figures, "device": device},
-        )
-
-    def _serve(self, spec: ArmSpec) -> ServedArm:
-        wanted = self.order.benchmark
-        assert wanted is not None
-        job = hashlib.sha256(str(self.job.root).encode()).hexdigest()[:8]
-        return ServedArm.start(
-            Workspace(wanted.workspace),
-            str(spec.release_id),
-            name=f"benchmark-{job}-{spec.name}",
-            generation=spec.generation,
-            worker=wanted.worker,
-            log_file=self.job.root / f"worker-{spec.name}.txt",
-            environments=self._store(),
-            environment=spec.environment,
-            concurrency=wanted.concurrency,
-        )
-
-    def _timed_in_workers(self, spec: ArmSpec) -> bool:
-        """Whether no arm needs its sampler after its images are drawn."""
-        order = self.order
-        if order.champion is None:
-            return True  # there is nobody to time it against
-        return order.benchmark is not None and all(
-            arm.upstream is None and arm.release_id for arm in order.arms
-        )
-
-    # ------------------------------------------------------------------ who draws
-
-    def _store(self) -> EnvironmentStore | None:
-        given = self.order.environments
-        if not given:
-            return None
-        return EnvironmentStore(
-            Workspace(Path(given["workspace"])),
-            base=str(given["base"]),
-            timeout_s=float(given["timeout_s"]),
-        )
-
-    def _environments(self) -> EnvironmentStore | None:
-        """Where arms are drawn in processes of their own: needed if one names another environment
-        than this, and then done for all, so that their times are alike."""
-        if all(a.environment in ("", environment_lock()) for a in self.order.arms):
-            return None
-        return self._store()
-
-    def _sampler(self, spec: ArmSpec) -> Drawer:
-        order = self.order
-        if spec.upstream is not None:
-            server = ServerSampler.start(spec.folder, spec.generation, spec.upstream)
-            self._resources.callback(server.close)
-            return server
-        if self.environments is None:
-            return Sampler.load(spec.folder, spec.generation, dtype=spec.dtype, device=order.device)
-        self.job.progress("environment", 0, 1, f"{spec.name}: in an environment of its own")
-        sampler = ApartSampler.start(
-            spec.folder,
-            spec.generation,
-            dtype=spec.dtype,
-            device=order.device,
-            threads=order.threads,
-            environments=self.environments,
-            environment=spec.environment or environment_lock(),
-        )
-        self._resources.callback(sampler.close)
-        return sampler
-
-    def _key(self, spec: ArmSpec) -> str | None:
-        """Names everything that decides an arm's images; None if they cannot be kept."""
-        if spec.release_id is None or spec.upstream is not None:
-            return None  # what a server draws today it need not draw tomorrow
-        return digest(
-            {
-                "release": spec.release_id,
-                "generation": dict(spec.generation),
-                "dtype": spec.dtype,
-                "device": self.order.device,
-                "batch_size": self.order.batch_size,
-                "shots": shots_digest(self.order.shots_of(spec)),
-                # where it is drawn, which is here if nothing says how to build another
-                "environment": (self.environments and spec.environment) or environment_lock(),
-            }
+    def _timing(self, spec: ArmSpec) -> Callable[[int, int], None]:
+        return lambda done, of: self.job.progress(
+            "latency", done, of, f"{spec.name}: timing, {done} of {of}"
         )
 
     # ------------------------------------------------------------------ what is written
@@ -560,40 +407,6 @@ class Evaluation:
             {name: one.images for name, one in measured.items()},
             self.job.out / "report.html",
         )
-
-    def _save(self, name: str, images: Images, all_shots: Sequence[Shot]) -> None:
-        raw = _npz(
-            images=images,
-            prompt_ids=np.array([s.prompt.prompt_id for s in all_shots]),
-            slices=np.array([s.prompt.slice for s in all_shots]),
-            seeds=np.array([s.seed for s in all_shots], dtype=np.int64),
-        )
-        write_atomic(self.job.out / "images" / f"{name}.npz", raw)
-        shown = [i for i, s in enumerate(all_shots) if s.prompt.prompt_id not in self.order.hidden]
-        grid = sample_grid(images[shown], [all_shots[i] for i in shown], self.order.slices)
-        picture = io.BytesIO()
-        Image.fromarray(grid).save(picture, format="PNG")
-        write_atomic(self.job.out / "grids" / f"{name}.png", picture.getvalue())
-
-
-def sample_grid(images: Images, all_shots: Sequence[Shot], slices: Sequence[str]) -> Images:
-    """One row a slice, images of different prompts side by side, uint8 [rows, columns, 3]."""
-    height, width = images.shape[1:3]
-    grid = np.zeros((len(slices) * height, GRID_COLUMNS * width, 3), dtype=np.uint8)
-    for row, name in enumerate(slices):
-        of_slice = [i for i, s in enumerate(all_shots) if s.prompt.slice == name]
-        firsts = list({all_shots[i].prompt.prompt_id: i for i in reversed(of_slice)}.values())[::-1]
-        shown = [*firsts, *(i for i in of_slice if i not in firsts)][:GRID_COLUMNS]
-        for column, i in enumerate(shown):
-            top, left = row * height, column * width
-            grid[top : top + height, left : left + width] = images[i]
-    return grid
-
-
-def _npz(**arrays: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # it has one of another type
-    return buffer.getvalue()
 
 
 def run(job: JobFolder) -> Mapping[str, Json]:
