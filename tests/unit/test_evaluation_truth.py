@@ -48,7 +48,8 @@ def test_a_thousand_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
     truth within two points of 90 %, or more often where it is meant to."""
     truth = find_truth(World(), identical=1000, at_margin=200, seed=20)
     tell(truth, capsys)
-    assert truth.false_pass <= 0.05
+    passes, runs = (sum(x) for x in zip(*truth.at_margin.values(), strict=True))
+    assert passes <= most(runs, 0.05)
     for name, (passes, runs) in truth.at_margin.items():
         assert passes <= most(runs, 0.05), name
     assert truth.false_fail <= 0.05
