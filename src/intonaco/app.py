@@ -20,7 +20,7 @@ from intonaco.executor import Parts
 from intonaco.executor.service import smoke_test
 from intonaco.folders import check_adapters, check_folder
 from intonaco.ledger import Ledger
-from intonaco.plugins import OTEL, need_extra, resolve
+from intonaco.plugins import OTEL, WANDB, need_extra, resolve
 from intonaco.protocols import Matrix, Notifier, Registry, ServingBackend, Tracker, TrainingBackend
 from intonaco.releases import ReleaseStore
 from intonaco.sources import HUB, check_path, is_remote
@@ -33,7 +33,11 @@ from intonaco.workspace import Workspace
 SERVING = {"local": "intonaco.app:_local_serving", "http": "intonaco.app:_http_serving"}
 TRAINING = {"local": "intonaco.app:_local_training"}
 REGISTRIES = {"mlflow": "intonaco.app:_mlflow_registry", "none": "intonaco.app:_no_registry"}
-TRACKERS = {"mlflow": "intonaco.app:_mlflow_tracker", "none": "intonaco.app:_no_tracker"}
+TRACKERS = {
+    "mlflow": "intonaco.app:_mlflow_tracker",
+    "none": "intonaco.app:_no_tracker",
+    "wandb": "intonaco.app:_wandb_tracker",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,8 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         ("tracking", config.tracker.type, TRACKERS),
     ):
         attempt(resolve, kind, name, builtins)
+    if config.tracker.type == "wandb":
+        attempt(need_extra, "tracker.type wandb", *WANDB)
     attempt(Keys.of, config.serving.gateway.api_keys, os.environ)
     for specs in config.serving.faults.values():
         for spec in specs:
@@ -319,3 +325,11 @@ def _no_tracker(config: Config, workspace: Workspace, clock: Clock) -> Tracker:
     from intonaco.tracking.none import NullTracker
 
     return NullTracker()
+
+
+def _wandb_tracker(config: Config, workspace: Workspace, clock: Clock) -> Tracker:
+    need_extra("tracker.type wandb", *WANDB)
+    from intonaco.tracking.wandb import WandbTracker
+
+    project = config.tracker.project or config.service
+    return WandbTracker(project, (workspace.root / "wandb").resolve())

@@ -16,6 +16,7 @@ from typing import Any
 from intonaco.errors import ConfigError
 
 OTEL = ("opentelemetry.exporter.otlp.proto.http", "otel")
+WANDB = ("wandb.sdk", "wandb")
 
 
 def need_extra(field: str, module: str, extra: str) -> None:

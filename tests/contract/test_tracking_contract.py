@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from intonaco.app import check
+from intonaco.config import parse
+from intonaco.errors import ConfigError
 from intonaco.mlflow_client import connect, quote
 from intonaco.protocols import Tracker
 from intonaco.testing.tracking import MemoryTracker, Points, check_tracker
 from intonaco.tracking.mlflow import MlflowTracker
 from intonaco.tracking.none import NullTracker
+from intonaco.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +109,108 @@ def test_an_outage_is_told_once_and_costs_nothing(
         tracker.log("r", metrics={"loss": 2.0}, step=1)
     assert caplog.records[-1].getMessage() == "tracking works again, 6 calls were dropped"
     assert _points(uri, "outage", "r") == {"loss": [(1, 2.0)]}
+
+
+# The real package, from the extra `wandb`, which `make test` does not install.
+needs_wandb = pytest.mark.skipif(
+    find_spec("wandb") is None or find_spec("wandb.sdk") is None,
+    reason="wandb is not installed (pip install 'intonaco[wandb]')",
+)
+
+
+def _written_offline(folder: Path, run: str) -> tuple[Points, dict[str, Any], int]:
+    """Of a run: its points, its parameters, how many files it kept, from wandb's own log."""
+    from wandb.proto import wandb_internal_pb2 as messages
+    from wandb.sdk.internal.datastore import DataStore
+
+    points: dict[str, list[tuple[int, float]]] = {}
+    params: dict[str, Any] = {}
+    name, files = "", 0
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        store = DataStore()
+        store.open_for_scan(str(file))
+        while (raw := store.scan_data()) is not None:
+            record = messages.Record()
+            record.ParseFromString(raw)
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                name = record.run.display_name
+            if name != run:
+                continue
+            if kind == "config":
+                params |= {u.key: json.loads(u.value_json) for u in record.config.update}
+            if kind == "artifact":
+                files += len(record.artifact.manifest.contents)
+            if kind == "history":
+                values = {
+                    "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                    for item in record.history.item
+                }
+                step = int(values.pop("step"))
+                for key, value in values.items():
+                    if not key.startswith("_") and isinstance(value, int | float):
+                        points.setdefault(key, []).append((step, float(value)))
+        store.close()
+    return points, params, files
+
+
+@needs_wandb
+def test_wandb_offline_keeps_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from intonaco.tracking.wandb import WandbTracker
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "kept"
+    tracker = WandbTracker("contract", folder)
+    assert isinstance(tracker, Tracker)
+
+    def points(run: str) -> Points:
+        tracker.close()
+        return _written_offline(folder, run)[0]
+
+    with caplog.at_level(logging.WARNING, "intonaco"):
+        check_tracker(tracker, tmp_path, points)
+    assert ["not there" in r.getMessage() for r in caplog.records] == [True]
+    params = _written_offline(folder, "update-1/fine_tune")[1]
+    assert params == {"steps": 100, "lora": {"rank": 4}, "none": None}
+    assert len(_written_offline(folder, "update-1/full")[1]) == 120
+    assert _written_offline(folder, "update-1/full")[2] == 2
+
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    Image.new("RGB", (8, 8)).save(samples / "00000004.png")
+    tracker.log("pictures", artifacts=samples / "00000004.png", step=4)
+    for n in range(6):  # more than are held open
+        tracker.log(f"run {n}", metrics={"loss": float(n)}, step=n)
+    tracker.close()
+    assert list(folder.glob("wandb/offline-run-*/files/media/images/samples_*.png"))
+    for n in range(6):
+        assert _written_offline(folder, f"run {n}")[0] == {"loss": [(n, float(n))]}
+
+
+@pytest.mark.parametrize(
+    ("tracker", "problem"),
+    [
+        ({"type": "mlflow", "project": "p"}, "project is not read by type 'mlflow'"),
+        ({"type": "wandb", "uri": "http://u"}, "uri is not read by type 'wandb'"),
+        ({"type": "none", "uri": "http://u"}, "uri is not read by type 'none'"),
+    ],
+)
+def test_a_tracker_is_configured_with_what_it_reads(tracker: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse(json.dumps({"service": "s", "tracker": tracker}))
+
+
+def test_wandb_is_checked_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse("service: s\ntracker: {type: wandb, project: p}\n")
+    monkeypatch.setattr("intonaco.plugins.find_spec", lambda name: None)
+    (problem,) = check(config, Workspace(tmp_path))
+    assert "needs the extra 'wandb'" in problem
+    monkeypatch.setattr("intonaco.plugins.find_spec", lambda name: True)
+    assert check(config, Workspace(tmp_path)) == []
 
 
 class _Raises(MemoryTracker):

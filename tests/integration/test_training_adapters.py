@@ -20,7 +20,7 @@ from intonaco import config
 from intonaco.clock import FakeClock
 from intonaco.codec import encode
 from intonaco.executor import Done, Failed, Outcome, Parts
-from intonaco.executor.models import train
+from intonaco.executor.training import train
 from intonaco.folders import ADAPTER_FILE
 from intonaco.jobs import JobFolder, job_folder
 from intonaco.ledger import Effect, Ledger

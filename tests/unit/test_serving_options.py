@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from intonaco.app import check, notes
 from intonaco.config import Recipe, Serving, Worker
 from intonaco.environments.store import Choice, Way
 from intonaco.errors import ConfigError
-from intonaco.executor.models import _adapters_of
+from intonaco.executor.training import Base, base_of, base_of_release, beside
 from intonaco.releases import ReleaseStore, read_serving_spec
 from intonaco.serving import device_check, local
 from intonaco.serving.worker.devices import resolve_device
@@ -111,9 +112,12 @@ def test_an_unknown_option_is_refused_at_once() -> None:
 def test_a_training_is_told_of_the_champions_adapters(tmp_path: Path) -> None:
     """It would start from the base without them."""
     champion = release(tmp_path, "style")
-    assert _adapters_of(Recipe(), champion) == {"adapters": ["style"], "fused": False}
-    assert _adapters_of(Recipe(), None) == {}
-    assert _adapters_of(Recipe(init="a folder"), champion) == {}
+    store: Any = SimpleNamespace(releases=ReleaseStore(Workspace(tmp_path), "s"))
+    assert beside(base_of_release(store, champion)) == {"adapters": ["style"], "fused": False}
+    store.workspace = Workspace(tmp_path)
+    assert base_of(store, Recipe(), champion) == base_of_release(store, champion)
+    assert base_of(store, Recipe(init="module:callable"), champion) == Base(folder=None)
+    assert beside(base_of(store, Recipe(init="a folder"), champion)) == {}
 
 
 @pytest.mark.parametrize(("device", "wrong"), [("cuda", True), ("mps", True), ("auto", False)])

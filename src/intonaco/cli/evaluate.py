@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import webbrowser
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,15 +12,14 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from intonaco.app import App
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
+from intonaco.cli.jobs import wait_for
 from intonaco.codec import as_json as to_json
 from intonaco.codec import digest
 from intonaco.config import Evaluation, Extractor, Margins
-from intonaco.errors import BackendError, ConfigError, Conflict, NotFound
+from intonaco.errors import ConfigError, Conflict, NotFound
 from intonaco.evaluation import gate, power
 from intonaco.evaluation.gate import GateDecision
 from intonaco.evaluation.verdicts import decided, results_of
@@ -29,11 +27,10 @@ from intonaco.evaluation.wording import amount, change, metric_name
 from intonaco.executor import Parts
 from intonaco.executor.data import dataset_of
 from intonaco.executor.evaluating import extractor_digest, payload, slices_of, tracked
-from intonaco.jobs import JobFolder, job_folder
-from intonaco.types import Action, JobSpec, JobState, Json, MetricResult, Release, Update, Verdict
+from intonaco.jobs import job_folder
+from intonaco.types import Action, JobSpec, Json, MetricResult, Release, Update, Verdict
 
 ENTRYPOINT = "intonaco.evaluation.job"
-POLL_S = 0.2
 REASONS = 6
 AGAIN = "again"  # the champion under other seeds
 CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 3, Verdict.ERROR: 4}
@@ -127,44 +124,8 @@ def run(
 def _run_job(p: Parts, spec: JobSpec, *, quiet: bool) -> Path:
     """Run a job to its end, with a bar; its ``out`` folder. Ctrl-C cancels it. Raises
     BackendError."""
-    handle = p.training.submit(spec)
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("starting", total=None, text="")
-        try:
-            while (status := p.training.poll(handle)).state is JobState.RUNNING:
-                done = status.progress
-                if done:
-                    bar.update(
-                        task,
-                        description=str(done.get("phase", "")),
-                        completed=int(done.get("step", 0)),
-                        total=int(done.get("total", 0)) or None,
-                        text=str(done.get("text", "")),
-                    )
-                time.sleep(POLL_S)
-        except KeyboardInterrupt:
-            p.training.cancel(handle)
-            raise
-    folder = job_folder(p.workspace, spec.key)
-    if status.state is not JobState.SUCCEEDED:
-        said = JobFolder(folder).read("error")
-        raise BackendError(
-            status.error or f"the evaluation was {status.state}",
-            backend="local",
-            retriable=False,
-            hint=str(said.get("hint") or f"its log is {folder / 'log.txt'}"),
-        )
-    return folder / "out"
+    wait_for(p, p.training.submit(spec), what="the evaluation", quiet=quiet)
+    return job_folder(p.workspace, spec.key) / "out"
 
 
 def _release(p: Parts, beginning: str) -> Release:

@@ -19,6 +19,7 @@ from intonaco.cli import (
     inspect,
     review,
     steer,
+    train,
     workspace,
 )
 from intonaco.errors import IntonacoError
@@ -54,6 +55,7 @@ steer.add_to(app)
 drift.add_to(app)
 decide.add_to(app)
 data.add_to(app)
+train.add_to(app)
 review.add_to(app)
 evaluate.add_to(app)
 environment.add_to(app)

@@ -71,8 +71,20 @@ class RegistryConfig(Section):
 
 
 class TrackerConfig(Section):
+    """``uri``: of MLflow's server, else the workspace's own database. ``project``: of wandb, else
+    the service's name."""
+
     type: str = "mlflow"
     uri: str | None = None
+    project: str | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_reads(self) -> TrackerConfig:
+        unread = {"mlflow": ("project",), "wandb": ("uri",), "none": ("uri", "project")}
+        for name in unread.get(self.type, ()):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is not read by type {self.type!r}; leave it out")
+        return self
 
 
 class Person(Section):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from intonaco.errors import BackendError, IntonacoError
-from intonaco.executor import data, models, probes, proof, review, service
+from intonaco.executor import data, models, probes, proof, review, service, training
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.ledger import Effect
 
@@ -24,7 +24,7 @@ class Executor:
         self.parts = parts
         self._kinds: Mapping[str, Callable[[Parts, Effect], Outcome]] = {
             "dataset": data.dataset,
-            "train": models.train,
+            "train": training.train,
             "assemble": models.assemble,
             "evaluate": proof.evaluate,
             "review": review.review,

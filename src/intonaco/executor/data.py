@@ -36,7 +36,7 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     if base is None:
         if p.config.data.train is None:
             raise ConfigError("data.train: not given, and there is no release to start from")
-        version, out = _put(p, p.workspace.resolve(p.config.data.train), name="train")
+        version, out = put_checked(p, p.workspace.resolve(p.config.data.train), name="train")
         return _have_dataset(p, version, f"{version.items} items of data.train{out}")
     curated = curating.curated(p, update)
     if isinstance(curated, Pending):
@@ -58,7 +58,7 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
         target = Path(folder) / "items"
         curation.write_folder(items, target)
-        version, out = _put(
+        version, out = put_checked(
             p,
             target,
             name=str(effect.payload["name"]),
@@ -165,7 +165,7 @@ def check(p: Parts, effect: Effect) -> Outcome:
     )
 
 
-def _put(
+def put_checked(
     p: Parts,
     folder: Path,
     *,

@@ -1,4 +1,4 @@
-"""Effects that make releases: training and assembling."""
+"""Effects that make releases without training, and what all makers of releases share."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from intonaco.config import Recipe
 from intonaco.environments import EnvironmentStore
 from intonaco.errors import ConfigError
-from intonaco.executor.jobs import job_ceiling, job_seconds, run_job
-from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
-from intonaco.jobs import job_folder
+from intonaco.executor.parts import Done, Outcome, Parts
 from intonaco.ledger import Effect
 from intonaco.releases import check_folder, read_serving_spec
 from intonaco.sources import local_folder
 from intonaco.types import (
-    JobSpec,
     Json,
     Provenance,
     Release,
@@ -28,108 +24,6 @@ from intonaco.types import (
     Update,
 )
 from intonaco.upstreams import read_facts, serving_spec, write_facts
-
-
-def train(p: Parts, effect: Effect) -> Outcome:
-    update = p.ledger.get(Update, effect.subject)
-    candidate = update.candidate(str(effect.payload["name"]))
-    recipe = p.config.training.recipes[candidate.name]
-    champion = p.releases.get(update.champion) if update.champion else None
-    spec = JobSpec(
-        key=effect.key,
-        entrypoint="intonaco.training.job",
-        payload={
-            "recipe": recipe.model_dump(mode="json"),
-            "dataset": str(p.datasets.open(str(candidate.dataset_version)).resolve()),
-            "base": _base(p, recipe, champion),
-            **_adapters_of(recipe, champion),
-            **_held_out(p, recipe),
-            "dataset_version": candidate.dataset_version,
-            "cache": str(p.workspace.encoded.resolve()),
-            "cache_gb": p.config.training.cache_gb,
-            **job_ceiling(p.config, update, candidate.name),
-        },
-        max_seconds=job_seconds(p.config, update, candidate.name),
-    )
-    status = run_job(p, spec)
-    if isinstance(status, Pending | Failed):
-        return status
-    folder = job_folder(p.workspace, effect.key) / str(status.result["pipeline"])
-    generation = champion.serving.generation if champion else p.config.model.generation.model_dump()
-    adapters = tuple(status.result.get("adapters", ()))
-    serving = read_serving_spec(
-        folder,
-        generation=generation,
-        **_options(p),
-        adapters=adapters,
-        fused=recipe.method == "lora" and not adapters,
-    )
-    release = p.releases.add(
-        folder,
-        serving,
-        Provenance(
-            created_at=p.clock.now(),
-            parent=update.champion,
-            recipe=candidate.name,
-            dataset_version=candidate.dataset_version,
-            training_job=effect.key,
-            update_id=update.update_id,
-            code_revision=code_revision(),
-            note=update.plan.reason,
-        ),
-    )
-    _have_release(p, release)
-    seconds = status.seconds
-    cost = seconds / 3600 * p.config.decision.budget.hourly_price
-    p.tracker.log(
-        effect.key,
-        params={"recipe": candidate.name, **recipe.model_dump(mode="json")},
-        metrics={
-            "seconds": seconds,
-            "cost": cost,
-            **{k: float(v) for k, v in status.result.items() if isinstance(v, int | float)},
-        },
-    )
-    return Done(
-        {
-            "release_id": release.release_id,
-            "seconds": seconds,
-            "cost": cost,
-            "stopped": status.result.get("stopped"),
-        }
-    )
-
-
-def _base(p: Parts, recipe: Recipe, champion: Release | None) -> str | None:
-    if recipe.init == "champion":
-        if champion is None:
-            raise ConfigError(
-                "training.recipes: init is 'champion', but there is no champion yet",
-                hint="give a folder or module:callable as init of the recipe",
-            )
-        return str(p.releases.folder(champion).resolve())
-    if ":" in recipe.init:
-        return None
-    return str(p.workspace.resolve(recipe.init).resolve())
-
-
-def _adapters_of(recipe: Recipe, champion: Release | None) -> Mapping[str, Json]:
-    """What stands beside the weights that the recipe starts from."""
-    if recipe.init != "champion" or champion is None:
-        return {}
-    return {"adapters": list(champion.serving.adapters), "fused": champion.serving.fused}
-
-
-def _held_out(p: Parts, recipe: Recipe) -> Mapping[str, Json]:
-    """Where the items are that the recipe wants its loss on. Raises ConfigError."""
-    if recipe.validation is None:
-        return {}
-    if p.config.data.reference is None:
-        raise ConfigError(
-            "training.recipes: validation needs data.reference",
-            hint="name a folder of held-out items, or take validation out of the recipe",
-        )
-    return {"validation": str(p.workspace.resolve(p.config.data.reference).resolve())}
 
 
 def assemble(p: Parts, effect: Effect) -> Outcome:
@@ -156,7 +50,7 @@ def assemble(p: Parts, effect: Effect) -> Outcome:
             spec = read_serving_spec(
                 folder,
                 generation=generation,
-                **(_options_of(serving) if serving else _options(p)),
+                **(_options_of(serving) if serving else options(p)),
                 adapters=serving.adapters if serving else p.config.model.adapters,
                 fused=serving.fused if serving else p.config.model.fused,
                 environment=_environment(p, change.get("environment"), champion),
@@ -174,7 +68,7 @@ def assemble(p: Parts, effect: Effect) -> Outcome:
                 note=update.plan.reason,
             ),
         )
-    _have_release(p, release)
+    have_release(p, release)
     return Done({"release_id": release.release_id, "dataset_version": dataset_version})
 
 
@@ -222,7 +116,7 @@ def _weights(p: Parts, champion: Release | None) -> Path:
     return folder
 
 
-def _options(p: Parts) -> dict[str, Any]:
+def options(p: Parts) -> dict[str, Any]:
     """Those of the configuration that are facts of a release."""
     model = p.config.model
     return {
@@ -243,7 +137,7 @@ def _options_of(serving: ServingSpec) -> dict[str, Any]:
     }
 
 
-def _have_release(p: Parts, release: Release) -> None:
+def have_release(p: Parts, release: Release) -> None:
     with p.ledger.begin() as tx:
         tx.put(release, id=release.release_id, at=release.provenance.created_at)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -13,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from intonaco.mlflow_client import connect, is_server, quote
+from intonaco.tracking.guarded import GuardedTracker
 from intonaco.types import Json
-
-log = logging.getLogger(__name__)
 
 RUN_NAME = "intonaco.run"
 _PARAM_CHARS = 500  # what every MLflow server that is still about accepts
@@ -23,13 +20,11 @@ _BATCH = 100
 _FORBIDDEN = re.compile(r"[^\w\-./ ]")
 
 
-class MlflowTracker:
+class MlflowTracker(GuardedTracker):
     """Runs of one experiment of MLflow.
 
     A run is found again by its name, so a restart goes on with it. Values go in batches: one call
-    per metric is many times slower. While the tracker fails, calls are dropped for
-    ``pause_seconds`` at a time, so that a server that is down does not slow its callers; the first
-    failure is told by a warning, the end of the outage by another.
+    per metric is many times slower.
     """
 
     def __init__(
@@ -41,40 +36,11 @@ class MlflowTracker:
         pause_seconds: float = 60.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(pause_seconds=pause_seconds, monotonic=monotonic)
         self.uri = uri
         self.experiment = experiment
         self.artifacts = artifacts
-        self.dropped = 0  # calls lost in the present outage
-        self._pause = pause_seconds
-        self._monotonic = monotonic
-        self._retry_at: float | None = None
         self._runs: dict[str, str] = {}
-        self._told: set[str] = set()  # runs whose refused values were warned about
-        self._lock = threading.Lock()
-
-    def log(
-        self,
-        run: str,
-        *,
-        params: Mapping[str, Json] | None = None,
-        metrics: Mapping[str, float] | None = None,
-        step: int | None = None,
-        artifacts: Path | None = None,
-    ) -> None:
-        """Add to a run. A parameter keeps its first value, as MLflow has it. Never raises."""
-        with self._lock:
-            if self._retry_at is not None and self._monotonic() < self._retry_at:
-                self.dropped += 1
-                return
-            try:
-                self._log(run, params or {}, metrics or {}, step or 0, artifacts)
-            except Exception as error:
-                if _is_callers_fault(error):
-                    self._refused(run, error)
-                else:
-                    self._failed(error)
-            else:
-                self._worked()
 
     def _log(
         self,
@@ -130,43 +96,9 @@ class MlflowTracker:
             location = self.artifacts.resolve().as_uri()
         return str(client.create_experiment(self.experiment, artifact_location=location))
 
-    def _refused(self, run: str, error: Exception) -> None:
-        if run not in self._told:
-            self._told.add(run)
-            log.warning(
-                "run %s is not exported in full: %s",
-                run,
-                str(error).partition("\n")[0],
-                extra={"action": "tracking.refused", "run": run},
-            )
-
-    def _failed(self, error: Exception) -> None:
-        self.dropped += 1
-        if self._retry_at is None:
-            log.warning(
-                "tracking is down, runs are not exported: %s",
-                str(error).partition("\n")[0],
-                extra={"action": "tracking.down"},
-            )
-        self._retry_at = self._monotonic() + self._pause
-
-    def _worked(self) -> None:
-        if self._retry_at is not None:
-            log.warning(
-                "tracking works again, %d calls were dropped",
-                self.dropped,
-                extra={"action": "tracking.up"},
-            )
-        self._retry_at = None
-        self.dropped = 0
-
-
-def _is_callers_fault(error: Exception) -> bool:
-    """A value that MLflow refuses, or a file that is not there: no outage, the next call may do."""
-    code = getattr(error, "error_code", "")
-    return code == "INVALID_PARAMETER_VALUE" or isinstance(
-        error, (TypeError, ValueError, FileNotFoundError)
-    )
+    def _is_callers_fault(self, error: Exception) -> bool:
+        code = getattr(error, "error_code", "")
+        return code == "INVALID_PARAMETER_VALUE" or super()._is_callers_fault(error)
 
 
 def _key(name: str) -> str:

@@ -5,7 +5,7 @@ folder, or null to build one with the recipe's ``init``); and where they apply `
 ``fused`` (of the base, as in its release), ``seed`` (else the recipe's), ``dataset_version`` (its
 id, else its files are digested), ``validation`` (image folder of held-out items), ``cache`` (folder
 shared by jobs, else one of the job's own) and ``cache_gb``, ``max_seconds``, ``max_money``,
-``hourly_price``.
+``hourly_price``; ``by_hand`` is for ``intonaco train`` alone, and not read here.
 Result: ``pipeline`` (folder, relative to the job's), ``adapters`` (beside its weights), steps,
 steps_asked, kept_step, stopped, seconds, cpu_seconds, images_per_second, loss_first, loss_last,
 validation_loss, items.
