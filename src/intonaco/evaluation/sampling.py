@@ -145,7 +145,9 @@ def time_pair(
     report: Callable[[int], None],
 ) -> Timing:
     """Time of one image, in ``rounds`` of champion, candidate, candidate, champion on one shot, so
-    that a drift of the machine's speed falls on both alike. A first image of each is thrown away.
+    that a drift of the machine's speed falls on both alike; each second round begins with the
+    candidate, since the first image of a round is drawn with colder caches. A first image of each
+    is thrown away.
 
     On a CPU the process's CPU seconds count, since other processes' load would be noise; on CUDA
     wall seconds, the device waited for.
@@ -155,12 +157,14 @@ def time_pair(
     ratios, of_champion, of_candidate = [], [], []
     for number in range(rounds):
         shot = [shots[number % len(shots)]]
-        first, second, third, fourth = (
-            sampler.seconds(shot) for sampler in (champion, candidate, candidate, champion)
-        )
-        ratios.append(math.log((second + third) / (first + fourth)))
-        of_champion += [first, fourth]
-        of_candidate += [second, third]
+        outer, inner = (champion, candidate) if number % 2 == 0 else (candidate, champion)
+        first, second, third, fourth = (s.seconds(shot) for s in (outer, inner, inner, outer))
+        a, b = [first, fourth], [second, third]
+        if outer is not champion:
+            a, b = b, a
+        ratios.append(math.log(sum(b) / sum(a)))
+        of_champion += a
+        of_candidate += b
         report(number + 1)
     return Timing(
         log_ratios=tuple(ratios),
