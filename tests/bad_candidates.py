@@ -325,4 +325,4 @@ def write_items(folder: Path, pictures: Sequence[Any], topics: Sequence[str]) ->
 
 def _tensor(image: Image.Image) -> torch.Tensor:
     """[3, h, w] in -1 to 1."""
-    return torch.from_numpy(np.asarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
