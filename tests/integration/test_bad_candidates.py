@@ -69,7 +69,7 @@ def neither_better_nor_worse(decision: GateDecision) -> bool:
 
 
 class TestSmall:
-    """About 30 s of one core, most of it training."""
+    """About 35 s of one core, most of it training."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -119,7 +119,7 @@ class TestSmall:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 class TestAll:
-    """About 150 s of one core."""
+    """About 220 s of one core."""
 
     @pytest.fixture(scope="class")
     @classmethod
