@@ -183,3 +183,14 @@ def test_a_run_says_what_it_needs(root: Path) -> None:
 def test_folders_need_an_extractor(root: Path) -> None:
     with pytest.raises(ConfigError, match="no extractor"):
         ask(root, "compare", str(root / "a"), str(root / "b"))
+
+
+def test_a_report_of_another_extractor_is_judged_by_nobody(root: Path) -> None:
+    put(root, report_of("new", every_guardrail()))
+    pinned = "service: sample\nextractor: {path: clip, digest: %s}\n"
+    (root / "intonaco.yaml").write_text(pinned % ("d" * 64))
+    assert ask(root, "compare", "r1")[0] == 0
+    (root / "intonaco.yaml").write_text(pinned % ("e" * 64))
+    code, text = ask(root, "compare", "r1")
+    assert code == 4
+    assert "was measured with extractor dddddddddddd" in text

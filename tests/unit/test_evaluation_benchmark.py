@@ -42,6 +42,17 @@ def test_a_machine_that_slows_down_favours_nobody() -> None:
         assert ratios == pytest.approx([math.log(1.2)] * 8, abs=1e-12)
 
 
+def test_the_first_of_a_round_favours_nobody() -> None:
+    """The first drawing of each round costs a tenth more, whoever it is."""
+    rounds = []
+    for number in range(8):
+        costs = iter([1.1, 1.0, 1.0, 1.0])
+        rounds.append(benchmark.in_turns(number, costs.__next__, costs.__next__))
+    ratios = benchmark.log_ratios(rounds)
+    assert sum(ratios) == pytest.approx(0.0, abs=1e-12)
+    assert max(ratios) > 0 > min(ratios)
+
+
 @pytest.mark.parametrize(("q", "n"), [(0.5, 25), (0.95, 80), (0.95, 200)])
 def test_a_quantiles_bounds_hold_at_their_level(q: float, n: int) -> None:
     rng = np.random.default_rng(3)

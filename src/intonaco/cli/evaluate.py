@@ -103,7 +103,7 @@ def run(
     )
     folder = _run_job(p, JobSpec(key=key, entrypoint=ENTRYPOINT, payload=made), quiet=as_json)
     facts = _read(folder)
-    decisions = decided(facts, app.config.evaluation)
+    decisions = decided(facts, app.config.evaluation, extractor=extractor_digest(p))
     p.tracker.log(
         key,
         params={"release": candidate.release_id, "against": champion or "none"},
@@ -306,7 +306,8 @@ def compare(
     if second is None:
         folder = _find(app, first)
         facts: Mapping[str, Json] = _read(folder)
-        decisions = decided(facts, app.config.evaluation)
+        judge = extractor_digest(app.parts()) if app.config.extractor is not None else None
+        decisions = decided(facts, app.config.evaluation, extractor=judge)
         page: Path | None = folder / "report.html"
     else:
         facts, decisions = _compare_folders(

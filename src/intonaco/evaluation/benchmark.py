@@ -1,14 +1,15 @@
 """What drawing an image costs: time, throughput, memory, money. Pure, NumPy only.
 
-Arms are timed in turns of A B B A, so that a drift of the machine's speed falls on both alike; a
-round's log ratio compares them on one prompt and seed. Warm-up is not among the figures.
+Arms are timed in turns of A B B A and B A A B, so that a drift of the machine's speed falls on both
+alike; a round's log ratio compares them on one prompt and seed. Warm-up is not among the figures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from intonaco.evaluation.arms import Costs
 from intonaco.evaluation.intervals import Interval, hodges_lehmann
 from intonaco.types import Json
 
+Value = TypeVar("Value")
 CHAMPION_SLOTS = (0, 3)  # of A B B A
 CANDIDATE_SLOTS = (1, 2)
-ORDER = ("champion", "candidate", "candidate", "champion")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,18 @@ def quantile(values: Sequence[float], q: float, alpha: float) -> Quantile:
 def _binomial(k: int, n: int, p: float) -> float:
     ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def in_turns(
+    number: int, champion: Callable[[], Value], candidate: Callable[[], Value]
+) -> tuple[Value, Value, Value, Value]:
+    """What came of champion, candidate, candidate, champion in round ``number``, each arm's in
+    their order. Every second round is B A A B: the first of a round follows a pause and costs
+    more, which would always fall on the same arm."""
+    if number % 2 == 0:
+        return champion(), candidate(), candidate(), champion()
+    b, a, later_a, later_b = candidate(), champion(), champion(), candidate()
+    return a, b, later_b, later_a
 
 
 def log_ratios(rounds: Sequence[Sequence[float]]) -> tuple[float, ...]:

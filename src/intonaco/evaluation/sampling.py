@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from intonaco.codec import decode
 from intonaco.errors import BackendError
+from intonaco.evaluation.benchmark import in_turns
 from intonaco.evaluation.prompts import Shot
 from intonaco.folders import ADAPTERS, check_folder
 from intonaco.lora import load_all
@@ -144,8 +146,8 @@ def time_pair(
     rounds: int,
     report: Callable[[int], None],
 ) -> Timing:
-    """Time of one image, in ``rounds`` of champion, candidate, candidate, champion on one shot, so
-    that a drift of the machine's speed falls on both alike. A first image of each is thrown away.
+    """Time of one image, in ``rounds`` of one shot in turns (``benchmark.in_turns``), so that a
+    drift of the machine's speed falls on both alike. A first image of each is thrown away.
 
     On a CPU the process's CPU seconds count, since other processes' load would be noise; on CUDA
     wall seconds, the device waited for.
@@ -155,8 +157,8 @@ def time_pair(
     ratios, of_champion, of_candidate = [], [], []
     for number in range(rounds):
         shot = [shots[number % len(shots)]]
-        first, second, third, fourth = (
-            sampler.seconds(shot) for sampler in (champion, candidate, candidate, champion)
+        first, second, third, fourth = in_turns(
+            number, partial(champion.seconds, shot), partial(candidate.seconds, shot)
         )
         ratios.append(math.log((second + third) / (first + fourth)))
         of_champion += [first, fourth]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -25,7 +26,7 @@ from intonaco.codec import decode, encode
 from intonaco.environments import EnvironmentStore, environment_lock
 from intonaco.environments.build import FLAGS, tail, variables
 from intonaco.errors import BackendError, StorageError
-from intonaco.evaluation.benchmark import ORDER, Drawn, Memory, Timed
+from intonaco.evaluation.benchmark import Drawn, Memory, Timed, in_turns
 from intonaco.evaluation.prompts import Shot
 from intonaco.forkserver import spawn
 from intonaco.messages import (
@@ -249,27 +250,32 @@ def time_in_turns(
     concurrency: int,
     report: Callable[[int, int], None],
 ) -> Timed:
-    """Time both arms in turns of champion, candidate, candidate, champion: ``rounds`` of one image,
+    """Time both arms in turns (``benchmark.in_turns``): ``rounds`` of one image,
     then ``waves`` of ``concurrency`` images asked for at once. One of each is drawn before and not
     counted. ``report``: (done, of) rounds and waves."""
-    arms = {"champion": champion, "candidate": candidate}
     timed = Timed(concurrency=concurrency)
     total = rounds + waves
     with ThreadPoolExecutor(max_workers=concurrency) as pool:
-        for arm in arms.values():
+        for arm in (champion, candidate):
             arm.draw(shots[0])
         for number in range(rounds):
             shot = shots[number % len(shots)]
-            first, second, third, fourth = (arms[name].draw(shot) for name in ORDER)
-            timed.rounds.append((first, second, third, fourth))
+            timed.rounds.append(
+                in_turns(number, partial(champion.draw, shot), partial(candidate.draw, shot))
+            )
             report(number + 1, total)
         if waves:
-            for arm in arms.values():
+            for arm in (champion, candidate):
                 arm.wave(_some(shots, 0, concurrency), pool)
         for number in range(waves):
             several = _some(shots, number + 1, concurrency)
-            a, b, c, d = (arms[name].wave(several, pool) for name in ORDER)
-            timed.waves.append((a, b, c, d))
+            timed.waves.append(
+                in_turns(
+                    number,
+                    partial(champion.wave, several, pool),
+                    partial(candidate.wave, several, pool),
+                )
+            )
             report(rounds + number + 1, total)
     return timed
 

@@ -17,9 +17,12 @@ from intonaco.types import Assessment, Json, MetricResult, Verdict
 PICTURES = "pictures"  # kind of a report that no gate can judge
 
 
-def decided(report: Mapping[str, Json], settings: Evaluation) -> dict[str, GateDecision]:
+def decided(
+    report: Mapping[str, Json], settings: Evaluation, *, extractor: str | None = None
+) -> dict[str, GateDecision]:
     """The gate's verdict on each candidate of a report, with what the report says was fixed before
-    it was made: attempts, alphas, and whether something had to improve."""
+    it was made: attempts, alphas, and whether something had to improve. ``extractor``: digest of
+    the one that the service is judged by; None is not checked."""
     if report.get("kind") == PICTURES:
         return {name: of_pictures(results_of(report, name)) for name in report["candidates"]}
     fixed: Mapping[str, Json] = report.get("expected") or {}
@@ -34,6 +37,7 @@ def decided(report: Mapping[str, Json], settings: Evaluation) -> dict[str, GateD
                 for name, number in numbers.items()
                 if name in alphas
             },
+            extractor=extractor,
             superiority=fixed.get("superiority"),
         ),
     )
