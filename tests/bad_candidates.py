@@ -256,7 +256,7 @@ def blurring(world: World) -> Release:
                 rows = torch.randint(0, len(pixels), (16,), generator=generator)
                 loss = F.l1_loss(vae.decode(latents[rows]).sample, soft[rows])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
                 optimizer.step()
 
     return world.changed("blur", change)

@@ -103,8 +103,10 @@ class TestSmall:
         """The job insists on the service's; a report made with another by other ways is an error,
         for the champion against itself too."""
         swapped = extractor(world.root / "swapped", world.data, seed=1, steps=5)
+        configured = world.p.config.extractor
+        assert configured is not None
         other = {
-            **world.p.config.extractor.model_dump(),
+            **configured.model_dump(),
             "path": str(world.root / "swapped" / str(swapped["path"])),
         }
         asked = {"itself": world.champion}
