@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def a_review(
     )
 
 
-def draw(file: Path, name: str, prompts: list[Prompt], side: int) -> None:
+def draw(
+    file: Path, name: str, prompts: list[Prompt], side: int, hidden: Collection[str] = ()
+) -> None:
     """Pictures in which a person sees which arm it is, as an evaluation saves them."""
     images = []
     for number, _ in enumerate(prompts):
@@ -73,4 +76,5 @@ def draw(file: Path, name: str, prompts: list[Prompt], side: int) -> None:
         prompt_ids=np.array([p.prompt_id for p in prompts]),
         slices=np.array([p.slice for p in prompts]),
         seeds=np.arange(len(prompts)),
+        hidden=np.array([p.prompt_id in hidden for p in prompts]),
     )

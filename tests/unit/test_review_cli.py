@@ -185,3 +185,14 @@ def test_tables_for_people(workspace: Workspace) -> None:
         done = CliRunner().invoke(app, ["review", *words, "-w", str(workspace.root)])
         assert done.exit_code == 0, done.output
         assert begun["id"] in done.output
+
+
+def test_hidden_prompts_are_not_shown(workspace: Workspace) -> None:
+    hidden = {p.prompt_id for p in PROMPTS[:9]}
+    for name in ("champion", "third"):
+        draw(workspace.root / f"{name}.npz", name, PROMPTS, 24, hidden)
+    run(workspace, "review", "start", *images(workspace, "champion", "third"))
+    ledger = Ledger.open(workspace.ledger, "svc")
+    (review,) = ledger.all(Review)
+    ledger.close()
+    assert {item.prompt_id for item in review.items} == {"p9", "p10", "p11"}

@@ -27,12 +27,13 @@ def save_images(
     slices: Sequence[str],
     hidden: Collection[str],
 ) -> None:
-    """``images/NAME.npz`` and, of the prompts that are not ``hidden``, ``grids/NAME.png``."""
+    """``images/NAME.npz``, which says what is ``hidden``, and of the rest ``grids/NAME.png``."""
     raw = _npz(
         images=images,
         prompt_ids=np.array([s.prompt.prompt_id for s in all_shots]),
         slices=np.array([s.prompt.slice for s in all_shots]),
         seeds=np.array([s.seed for s in all_shots], dtype=np.int64),
+        hidden=np.array([s.prompt.prompt_id in hidden for s in all_shots], dtype=np.bool_),
     )
     write_atomic(out / "images" / f"{name}.npz", raw)
     shown = [i for i, s in enumerate(all_shots) if s.prompt.prompt_id not in hidden]

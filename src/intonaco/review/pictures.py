@@ -26,7 +26,8 @@ TILES = 6  # a side, of a scrambled picture
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
     """An arm with the file that an evaluation saved of it: npz of ``images`` [n, h, w, 3] uint8,
-    ``prompt_ids``, ``slices`` and ``seeds`` [n]."""
+    ``prompt_ids``, ``slices`` and ``seeds`` [n], and optionally ``hidden`` [n]: whether nobody may
+    see the prompt."""
 
     arm: ReviewArm
     file: Path
@@ -35,9 +36,10 @@ class Drawn:
 def choose(
     arms: Sequence[Drawn], prompts: Sequence[Prompt], *, key: str, limit: int
 ) -> tuple[ReviewItem, ...]:
-    """One picture of each prompt that every arm drew with the same seed, at most ``limit`` prompts,
-    slices in turn; which ones depends on ``key`` alone. Raises ConfigError if there is none or a
-    prompt's text is not known, StorageError for a file that cannot be read."""
+    """One picture of each prompt that every arm drew with the same seed and that is not hidden, at
+    most ``limit`` prompts, slices in turn; which ones depends on ``key`` alone. Raises ConfigError
+    if there is none or a prompt's text is not known, StorageError for a file that cannot be read.
+    """
     known = {p.prompt_id: p for p in prompts}
     drawn = [_shots(d.file) for d in arms]
     common = set(drawn[0]).intersection(*drawn[1:])
@@ -130,12 +132,22 @@ def scrambled(raw: bytes, key: str, item: str) -> bytes:
 
 
 def _shots(file: Path) -> dict[tuple[str, int], tuple[int, str]]:
-    """(prompt_id, seed) to (row, slice)."""
+    """(prompt_id, seed) to (row, slice), of what may be shown."""
     ids, slices, seeds = (_read(file, name) for name in ("prompt_ids", "slices", "seeds"))
+    hidden = _read(file, "hidden") if _has(file, "hidden") else np.zeros(len(ids), dtype=np.bool_)
     return {
         (str(p), int(seed)): (row, str(s))
-        for row, (p, s, seed) in enumerate(zip(ids, slices, seeds, strict=True))
+        for row, (p, s, seed, secret) in enumerate(zip(ids, slices, seeds, hidden, strict=True))
+        if not secret
     }
+
+
+def _has(file: Path, name: str) -> bool:
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            return name in kept
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise StorageError(f"{file} is no file of drawn pictures: {error}") from error
 
 
 def _read(file: Path, name: str) -> NDArray[np.generic]:
