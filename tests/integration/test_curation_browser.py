@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,7 +110,11 @@ def test_items_are_dropped_by_click_and_key_and_the_word_is_given(
     with Browser(tmp_path / "profile") as browser:
         browser.open(url)
         assert browser.run("document.querySelector('.count').textContent") == "9 of 9 are kept."
-        assert browser.run("[...document.images].slice(1).every((i) => i.naturalWidth === 64)")
+        arrived = "[...document.images].slice(1).every((i) => i.naturalWidth === 64)"
+        end = time.monotonic() + 60
+        while not browser.run(arrived):  # the page is there before its pictures
+            assert time.monotonic() < end
+            time.sleep(0.05)
         assert browser.run("document.querySelector('main b b')") is None
         browser.click("#item-000000000002 img")
         assert dropped(browser) == [2]

@@ -75,7 +75,13 @@ def ask(root: Path, *arguments: str) -> str:
 
 def begin(root: Path, *arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "intonaco.cli.main", "train", "-w", str(root), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        # a shell's background job ignores it, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def until(look: Callable[[], Any], what: str) -> Any:
