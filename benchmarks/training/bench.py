@@ -30,8 +30,8 @@ from PIL import Image
 
 FULL_NAMES = True
 EFFORT = float(os.environ.get("TRAINING_EFFORT", "1"))
-ROUNDS = 10
-STEPS = 4
+ROUNDS = 6
+STEPS = 16
 PICTURES = 16
 SHAPES = {"sd15": (128, 4), "demo": (32, 32)}  # pixels a side, batch
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from intonaco.codec import digest
 from intonaco.config import Config
 from intonaco.evaluation import gate
-from intonaco.evaluation.attempts import Attempt, attempts
+from intonaco.evaluation.attempts import attempt, attempts
+from intonaco.evaluation.verdicts import with_review
 from intonaco.ledger import Effect, EffectStatus
 from intonaco.rollout.machine import steps_for
 from intonaco.types import (
@@ -268,7 +269,7 @@ def _gate(update: Update, facts: Facts, now: float) -> Step:
         and any(d.verdict is Verdict.PASS for d in decisions.values())
     ):
         return _to(update, Phase.REVIEW, now, "nobody has reviewed it")
-    decisions = with_review(decisions, review)
+    decisions = with_review(decisions, review.result if review else None)
     candidates = tuple(
         replace(
             c,
@@ -303,36 +304,11 @@ def _expected(update: Update, facts: Facts) -> gate.Expected:
     alpha, fixed = facts.config.evaluation.alpha, asked.result.get("expected", {})
     numbers: Mapping[str, int] = asked.effect.payload.get("attempts", {})
     return gate.Expected(
-        attempts={
-            c.name: Attempt(number=n, alpha=alpha / 2 ** (n - 1))
-            for c in update.candidates
-            for n in [numbers.get(c.name, 1)]
-        },
+        attempts={c.name: attempt(numbers.get(c.name, 1), alpha) for c in update.candidates},
         extractor=fixed.get("extractor"),
         shots=fixed.get("shots"),
         superiority=gate.wants_superiority(update.plan.action),
     )
-
-
-def with_review(
-    decisions: Mapping[str, gate.GateDecision], review: EffectStatus | None
-) -> Mapping[str, gate.GateDecision]:
-    """Decisions of the gate with what people said added: the worse of both verdicts, both reasons.
-    A candidate that passed and was not reviewed where others were is an ERROR."""
-    if review is None:
-        return decisions
-    verdicts, reasons = (review.result.get(name, {}) for name in ("verdicts", "reasons"))
-    found = {}
-    for name, decided in decisions.items():
-        if decided.verdict is not Verdict.PASS:
-            found[name] = decided
-            continue
-        verdict = Verdict(verdicts[name]) if name in verdicts else Verdict.ERROR
-        reason = f"review: {reasons.get(name, 'it was not reviewed')}"
-        before = (reason, *decided.reasons) if verdict is not Verdict.PASS else decided.reasons
-        after = () if verdict is not Verdict.PASS else (reason,)
-        found[name] = replace(decided, verdict=verdict, reasons=(*before, *after))
-    return found
 
 
 def _register(update: Update, facts: Facts, now: float) -> Step:

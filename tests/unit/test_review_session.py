@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from intonaco.evaluation.gate import GateDecision
-from intonaco.ledger import Effect, EffectStatus
-from intonaco.loop import with_review
+from intonaco.evaluation.verdicts import with_review
 from intonaco.review.result import Answered, result_of, review_verdict
 from intonaco.review.session import (
     BROKEN,
@@ -385,16 +384,12 @@ def test_the_gate_takes_the_worse_of_both_and_says_both() -> None:
     passed = GateDecision(verdict=Verdict.PASS, reasons=("measured: fine",), metrics=())
     failed = GateDecision(verdict=Verdict.FAIL, reasons=("measured: slow",), metrics=())
     decisions = {"a": passed, "b": passed, "c": passed, "d": failed}
-    effect = Effect(key="k", kind="review", subject="u")
     told = {
         "verdicts": {"a": "pass", "b": "fail"},
         "reasons": {"a": "preferred", "b": "not preferred"},
     }
-    review = EffectStatus(
-        effect=effect, status="done", result=told, error="", attempts=0, updated_at=0.0
-    )
     assert with_review(decisions, None) == decisions
-    found = with_review(decisions, review)
+    found = with_review(decisions, told)
     assert {n: d.verdict for n, d in found.items()} == {
         "a": Verdict.PASS,
         "b": Verdict.FAIL,

@@ -272,18 +272,7 @@ class _Console:
     # ------------------------------------------------------------------ files
 
     def image(self, request: Request) -> Response:
-        file = images.find(self.workspace.images, request.path_params["path"])
-        try:
-            content = None if file is None else file.read_bytes()
-        except OSError:  # deleted this moment
-            content = None
-        if file is None or content is None:
-            raise HTTPException(404, "no such picture")
-        return Response(
-            content,
-            media_type=images.PICTURES[file.suffix.lower()],
-            headers={"cache-control": "private, max-age=3600"},
-        )
+        return images.answer(self.workspace.images, request.path_params["path"])
 
     def livez(self, request: Request) -> Response:
         return PlainTextResponse("ok")

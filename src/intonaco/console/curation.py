@@ -78,18 +78,7 @@ class CurationPages:
         return readmodel.proposal_card(self.ledger, self.workspace, self.config, update_id)
 
     def picture(self, request: Request) -> Response:
-        file = images.find(proposals.root(self.workspace), request.path_params["path"])
-        try:
-            content = None if file is None else file.read_bytes()
-        except OSError:  # deleted this moment
-            content = None
-        if file is None or content is None:
-            raise HTTPException(404, "no such picture")
-        return Response(
-            content,
-            media_type=images.PICTURES[file.suffix.lower()],
-            headers={"cache-control": "private, max-age=3600"},
-        )
+        return images.answer(proposals.root(self.workspace), request.path_params["path"])
 
     async def word(self, request: Request) -> Response:
         """Approve or reject a proposal; what comes of it is among the events."""

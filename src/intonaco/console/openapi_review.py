@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from intonaco.console.schemas import (
+    COUNT,
+    MAYBE_NUMBER,
+    MAYBE_TEXT,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    TRUTH,
+    Json,
+    all_of,
+    list_of,
+    ref,
+)
 
-Json = dict[str, Any]
-
-TEXT: Json = {"type": "string"}
-MAYBE_TEXT: Json = {"type": ["string", "null"]}
-NUMBER: Json = {"type": "number"}
-MAYBE_NUMBER: Json = {"type": ["number", "null"]}
-COUNT: Json = {"type": "integer", "minimum": 0}
-TRUTH: Json = {"type": "boolean"}
-OBJECT: Json = {"type": "object"}
 CHOICE: Json = {"enum": ["left", "right", "tie"]}
 KEY: Json = {"type": "string", "pattern": "^[A-Za-z0-9-]{8,64}$"}
 INTERVAL: Json = {"type": ["array", "null"], "items": NUMBER}
@@ -39,7 +42,7 @@ def paths() -> Json:
             "get": _operation(
                 "reviews",
                 "Reviews, newest first, without what open ones say",
-                {"200": _json("The facts.", {"type": "array", "items": _ref("ListedReview")})},
+                {"200": _json("The facts.", list_of("ListedReview"))},
                 400, 405, 500, 503,
             )
         },
@@ -66,7 +69,7 @@ def paths() -> Json:
             "post": _operation(
                 "reviewEnter",
                 "Hand the token of a link over for a cookie",
-                {"200": _json("Who it is; the cookie is set.", _all(name=TEXT, role=TEXT))},
+                {"200": _json("Who it is; the cookie is set.", all_of(name=TEXT, role=TEXT))},
                 400, 401, 404, 405, 413, 415, 500, 503,
                 body={"type": "object", "properties": {"token": TEXT}, "required": ["token"]},
             )
@@ -75,7 +78,7 @@ def paths() -> Json:
             "get": _operation(
                 "reviewNext",
                 "What the asking reviewer is to see now, and after that",
-                {"200": _json("The pairs.", _ref("NextPairs"))},
+                {"200": _json("The pairs.", ref("NextPairs"))},
                 400, 401, 403, 404, 405, 500, 503,
             )
         },
@@ -84,7 +87,7 @@ def paths() -> Json:
                 "reviewVote",
                 "A vote, or a skip. It is in the ledger when this answers; the same key again "
                 "changes nothing",
-                {"200": _json("What comes next.", _ref("NextPairs"))},
+                {"200": _json("What comes next.", ref("NextPairs"))},
                 400, 401, 403, 404, 405, 409, 413, 415, 500, 503,
                 body={
                     "type": "object",
@@ -103,7 +106,7 @@ def paths() -> Json:
             "post": _operation(
                 "reviewUndo",
                 "Take the last vote or skip back, once for a key",
-                {"200": _json("What comes next.", _ref("NextPairs"))},
+                {"200": _json("What comes next.", ref("NextPairs"))},
                 400, 401, 403, 404, 405, 409, 413, 415, 500, 503,
                 body={"type": "object", "properties": {"key": KEY}, "required": ["key"]},
             )
@@ -112,7 +115,7 @@ def paths() -> Json:
             "get": _operation(
                 "reviewResult",
                 "What the votes say; as long as the review is open without the releases' names",
-                {"200": _json("The facts.", _ref("ReviewResult"))},
+                {"200": _json("The facts.", ref("ReviewResult"))},
                 400, 401, 403, 404, 405, 500, 503,
             )
         },
@@ -128,7 +131,7 @@ def _operation(
     parameters: tuple[str, ...] = (),
     media: str = "application/json",
 ) -> Json:
-    error: Json = {media: {"schema": _ref("Error")} if media == "application/json" else {}}
+    error: Json = {media: {"schema": ref("Error")} if media == "application/json" else {}}
     bad = {str(s): {"description": ERRORS[s], "content": error} for s in statuses}
     named = (*(() if name == "reviews" else ("review_id",)), *parameters)
     found: Json = {
@@ -155,14 +158,6 @@ def _json(text: str, schema: Json) -> Json:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _all(**properties: Json) -> Json:
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
 _LISTED: Json = {
     "id": TEXT,
     "open": TRUTH,
@@ -181,7 +176,7 @@ _LISTED: Json = {
     "verdicts": {"type": "object", "additionalProperties": TEXT},
     "reasons": {"type": "object", "additionalProperties": TEXT},
 }
-_ANSWER = _all(
+_ANSWER = all_of(
     first=TEXT,
     second=TEXT,
     question=TEXT,
@@ -200,8 +195,8 @@ _ANSWER = _all(
 )
 
 SCHEMAS: Json = {
-    "ListedReview": _all(**_LISTED),
-    "ReviewResult": _all(
+    "ListedReview": all_of(**_LISTED),
+    "ReviewResult": all_of(
         **_LISTED,
         unblinded=TRUTH,
         margin=NUMBER,
@@ -215,14 +210,14 @@ SCHEMAS: Json = {
         ranking={"type": ["array", "null"], "items": OBJECT},
         skips=COUNT,
     ),
-    "NextPairs": _all(
+    "NextPairs": all_of(
         reviewer=TEXT,
         over=TRUTH,
         done=COUNT,
         left=COUNT,
         can_undo=TRUTH,
         guide=TEXT,
-        questions={"type": "array", "items": _all(name=TEXT, text=TEXT)},
-        tasks={"type": "array", "items": _all(task=TEXT, prompt=TEXT, left=TEXT, right=TEXT)},
+        questions={"type": "array", "items": all_of(name=TEXT, text=TEXT)},
+        tasks={"type": "array", "items": all_of(task=TEXT, prompt=TEXT, left=TEXT, right=TEXT)},
     ),
 }

@@ -23,6 +23,11 @@ class Attempt:
     number: int = 1
 
 
+def attempt(number: int, alpha: float) -> Attempt:
+    """The ``number``-th candidate for a trigger, from 1; the first is judged at ``alpha``."""
+    return Attempt(number=number, alpha=alpha / 2 ** (number - 1))
+
+
 def attempts(names: Sequence[str], earlier: int, alpha: float) -> dict[str, Attempt]:
     """Of the candidates of an update, in the order of its recipes; ``earlier`` were judged for the
     same trigger before.
@@ -30,10 +35,7 @@ def attempts(names: Sequence[str], earlier: int, alpha: float) -> dict[str, Atte
     >>> [a.alpha for a in attempts(["with-replay", "without-replay"], 1, 0.05).values()]
     [0.025, 0.0125]
     """
-    return {
-        name: Attempt(number=number, alpha=alpha / 2 ** (number - 1))
-        for number, name in enumerate(names, earlier + 1)
-    }
+    return {name: attempt(number, alpha) for number, name in enumerate(names, earlier + 1)}
 
 
 def trigger(plan: Plan, diagnoses: Mapping[str, Diagnosis]) -> str:

@@ -1,10 +1,12 @@
 """Verdicts on reports as they lie: of a whole evaluation by the gate, of pictures alone by the
-guardrails that pictures can be held to. Nothing is promoted by either. Pure."""
+guardrails that pictures can be held to; and with what people said. Nothing is promoted by any of
+them. Pure."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from intonaco.codec import decode
 from intonaco.config import Evaluation
@@ -74,3 +76,25 @@ def of_pictures(results: Sequence[MetricResult]) -> GateDecision:
     return GateDecision(
         verdict=said[0][0], reasons=tuple(text for _, text in said), metrics=tuple(results)
     )
+
+
+def with_review(
+    decisions: Mapping[str, GateDecision], review: Mapping[str, Json] | None
+) -> Mapping[str, GateDecision]:
+    """Decisions of the gate with what people said added: the worse of both verdicts, both reasons.
+    ``review``: "verdicts" and "reasons" by candidate; None if nobody was asked. A candidate that
+    passed and was not reviewed where others were is an ERROR."""
+    if review is None:
+        return decisions
+    verdicts, reasons = (review.get(name, {}) for name in ("verdicts", "reasons"))
+    found = {}
+    for name, decision in decisions.items():
+        if decision.verdict is not Verdict.PASS:
+            found[name] = decision
+            continue
+        verdict = Verdict(verdicts[name]) if name in verdicts else Verdict.ERROR
+        reason = f"review: {reasons.get(name, 'it was not reviewed')}"
+        passed = verdict is Verdict.PASS
+        said = (*decision.reasons, reason) if passed else (reason, *decision.reasons)
+        found[name] = replace(decision, verdict=verdict, reasons=said)
+    return found

@@ -18,6 +18,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (its customary name)
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from intonaco.config import Recipe, Samples, Validation
 from intonaco.errors import BackendError, ConfigError
@@ -119,7 +120,7 @@ def train_denoiser(
                 meter.add(errors, losses)
             torch.nn.utils.clip_grad_norm_(run.parameters, recipe.gradient_clip)
             run.optimizer.step()
-            run.average.step(run.parameters)
+            run.follow()
             meter.end_step(objective.shares(draw.times))
             run.step += 1
 
@@ -232,6 +233,13 @@ class _Run:
             average=EMAModel(parameters, decay=recipe.ema_decay, foreach=True),
             random=torch.Generator().manual_seed(seed),
         )
+
+    def follow(self) -> None:
+        """A step of the average. What ``EMAModel.step`` does, in one pass over the weights."""
+        self.average.optimization_step += 1
+        decay = self.average.get_decay(self.average.optimization_step)
+        follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has none there
+        follow(self.average.shadow_params, self.parameters, None)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Tensors on the CPU, and what is no tensor."""

@@ -6,6 +6,7 @@ unit only so many count in a cohort.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -14,11 +15,11 @@ from intonaco.monitoring.sources.base import Reading, Source
 from intonaco.types import Finding
 
 
-class _OfCohort(Source):
+class _OfCohort(Source, ABC):
     what: ClassVar[str] = ""
 
-    def value(self, image: Mature) -> float | None:
-        raise NotImplementedError
+    @abstractmethod
+    def value(self, image: Mature) -> float | None: ...
 
     def of_cohort(self, image: Mature) -> Iterable[Reading]:
         value = self.value(image)

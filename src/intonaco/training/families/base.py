@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from intonaco.errors import ConfigError
 Tensors = Mapping[str, Tensor]
 
 
-class Family:
+class Family(ABC):
     """One pipeline, seen as the training loop needs it.
 
     A *condition* is what the denoiser is told of the text: named tensors with one row a text. A
@@ -97,21 +98,21 @@ class Family:
         """Image tokens of latents of that size: what a dynamic shift of times goes by."""
         return (height // self.granularity) * (width // self.granularity)
 
+    @abstractmethod
     def encode(self, texts: Sequence[str]) -> Tensors:
         """The conditions of texts, by the pipeline's own ``encode_prompt``, as in service."""
-        raise NotImplementedError
 
     def empty(self) -> Tensors:
         """The condition (one row) that stands for no text: what classifier-free guidance of the
         pipeline is guided away from."""
         return self.encode([""])
 
+    @abstractmethod
     def predict(
         self, denoiser: Any, noisy: Tensor, timestep: Tensor, condition: Tensors, frames: Tensor
     ) -> Tensor:
         """What the denoiser says [b, c, h, w] of noisy latents [b, c, h, w] at timesteps [b], with
         conditions and frames [b, 6]. ``denoiser``: the family's own, or a wrapper of it."""
-        raise NotImplementedError
 
     def sample(
         self,
