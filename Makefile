@@ -38,11 +38,17 @@ lint: .venv/.stamp  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Tests within one process share the cores; those that start processes of their own do not.
+INSIDE := -n logical --dist loadfile tests/unit tests/contract tests/docs
+WHOLE := tests/integration tests/e2e
+
 test: lint  ## lint, then the tests that take minutes
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -m "not slow" $(INSIDE) $(ARGS)
+	$(BIN)/pytest -m "not slow" $(WHOLE) $(ARGS)
 
 verify: lint  ## lint, then all tests: full simulations and the crash matrix too
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(INSIDE) $(ARGS)
+	$(BIN)/pytest $(WHOLE) $(ARGS)
 
 fuzz: .venv/.stamp  ## schemathesis against a running gateway and console; ARGS='--examples 500'
 	$(BIN)/python -m tests.fuzz $(ARGS)

@@ -210,6 +210,7 @@ def wait_for_gateway(workspace: Workspace, up: subprocess.Popen[str]) -> str:
     raise AssertionError("the gateway was not ready in time")
 
 
+@pytest.mark.slow
 def test_a_controller_killed_in_the_middle_of_an_update_changes_nothing(tmp_path: Path) -> None:
     """Whether or not this seed's story ends well (see ``finished``): one champion, and each
     candidate trained once."""
