@@ -182,7 +182,7 @@ def test_a_review_that_runs_out_of_time_is_inconclusive(world: Reviewed) -> None
     update = ended(world)
     assert update.phase is Phase.REJECTED
     assert update.candidates[0].verdict is Verdict.INCONCLUSIVE
-    assert "nobody decided it in time: 1 of at least 2 reviewers" in update.candidates[0].reasons[0]
+    assert "its time is up: 1 of at least 2 reviewers" in update.candidates[0].reasons[0]
     (closed,) = world.ledger.events(kind="review.closed")
     assert closed.actor == "controller"
 

@@ -17,7 +17,7 @@ from intonaco.ledger import Ledger
 from intonaco.ledger import votes as rows
 from intonaco.ledger.schema import metadata
 from intonaco.review import desk, pictures, session
-from intonaco.types import Review, Verdict
+from intonaco.types import Review, Verdict, Vote
 from intonaco.workspace import Workspace
 
 DIALECT = sa.make_url("postgresql://").get_dialect()()
@@ -77,6 +77,44 @@ def test_two_that_close_at_once_close_once(ledger: Ledger, review: Review) -> No
         )
     assert len({e.closed_at for e in ends}) == 1
     assert len(ledger.events(kind="review.closed")) == 1
+
+
+def test_a_review_gets_more_time_and_is_ended_by_hand(ledger: Ledger, review: Review) -> None:
+    longer = desk.extend(ledger, review, 3600.0, now=START, actor="lea")
+    assert longer.deadline == review.deadline + 3600
+    assert desk.settle(ledger, review.review_id, review.deadline + 1).closed_at is None
+    late = desk.extend(ledger, review, 60.0, now=longer.deadline + 100, actor="lea")
+    assert late.deadline == longer.deadline + 160  # from now, where its time was up
+    closed = desk.end(ledger, late, "enough", now=START + 5, actor="lea")
+    assert closed.closed_because == "ended by lea: enough"
+    assert closed.verdicts == {"sharpened-lora": Verdict.INCONCLUSIVE}
+    for more in (
+        lambda: desk.extend(ledger, late, 60.0, now=START, actor="lea"),
+        lambda: desk.end(ledger, closed, "", now=START, actor="lea"),
+    ):
+        with pytest.raises(Conflict, match="is over: ended by lea"):
+            more()
+    assert [e.actor for e in ledger.events(kind="review.extended")] == ["lea", "lea"]
+    assert [e.actor for e in ledger.events(kind="review.closed")] == ["lea"]
+
+
+def test_a_vote_that_comes_while_it_ends_is_in_the_verdict_or_refused(
+    ledger: Ledger, review: Review, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows.votes
+    late: list[int] = []
+
+    def slow(which: Ledger, review_id: str) -> list[Vote]:
+        found = before(which, review_id)
+        if not late:
+            late.append(0)
+            late.append(cast(ledger, review, "just-in-time"))
+        return found
+
+    monkeypatch.setattr(rows, "votes", slow)
+    closed = desk.settle(ledger, review.review_id, review.deadline)
+    assert "judged" not in closed.reasons["sharpened-lora"]  # the vote is in what is told
+    assert len(before(ledger, review.review_id)) == 1
 
 
 def test_a_vote_on_what_is_not_ones_own_is_refused(ledger: Ledger, review: Review) -> None:

@@ -186,6 +186,7 @@ _ANSWER = all_of(
     prompts=COUNT,
     share=MAYBE_NUMBER,
     interval=INTERVAL,
+    level=NUMBER,
     wilson=INTERVAL,
     two_way=INTERVAL,
     decided=TRUTH,
