@@ -224,6 +224,17 @@ def test_what_the_gate_refuses_is_not_shown_to_people(tmp_path: Path) -> None:
     world.close()
 
 
+def test_a_further_candidate_for_a_trigger_is_asked_about_at_half_the_alpha(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Reviewed(tmp_path)
+    world.first_release()
+    monkeypatch.setattr(Controller, "_earlier", lambda self, update: 1)
+    world.technique()
+    assert world.the_review().alpha == world.parts.config.evaluation.alpha / 2
+    world.close()
+
+
 def test_a_cancelled_update_closes_its_review(world: Reviewed) -> None:
     review = world.the_review()
     assert world.command("update.cancel", update=review.update_id)["ok"]
