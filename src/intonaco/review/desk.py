@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from intonaco.config import ReviewConfig
-from intonaco.errors import Conflict, NotFound
+from intonaco.errors import ConfigError, Conflict, NotFound
 from intonaco.evaluation.prompts import Prompt
 from intonaco.ledger import Ledger
 from intonaco.ledger import votes as rows
 from intonaco.review import pictures, session
 from intonaco.review.result import result_of
-from intonaco.types import Act, Invitation, Review, Vote
+from intonaco.types import TIE, Act, Invitation, Review, Vote
 from intonaco.workspace import Workspace
 
 DECIDED = "decided"
@@ -41,6 +41,14 @@ def open_review(
     known = ledger.find(Review, review_id)
     if known is not None and known.review_id == review_id:
         return known
+    names = [d.arm.name for d in arms]
+    reserved = {TIE, session.BROKEN}
+    if len(set(names)) < len(names) or reserved & set(names):
+        raise ConfigError(
+            f"releases called {', '.join(names)} cannot be compared: each needs a name of its own, "
+            f"and none of {', '.join(sorted(reserved))}",
+            hint="give the recipe another name",
+        )
     key = hmac.digest(workspace.instance_key(), f"review {review_id}".encode(), "sha256").hex()
     items = pictures.choose(arms, prompts, key=key, limit=settings.prompts)
     review = Review(
