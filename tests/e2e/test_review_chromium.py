@@ -223,7 +223,7 @@ def test_forty_votes_by_two_people_and_a_server_that_dies(world: Reviewed, tmp_p
     assert world.updates()[-1].candidates[0].verdict is Verdict.PASS
 
 
-def test_a_pair_whose_picture_never_comes_can_be_skipped(world: Reviewed, tmp_path: Path) -> None:
+def test_a_pair_whose_picture_never_comes_can_be_skipped_and_a_double_click_is_one_answer(world: Reviewed, tmp_path: Path) -> None:
     review = world.the_review()
     token = desk.invite(world.ledger, review, "ann", "reviewer", now=world.clock.now(), actor="x")
     task = session.pairs(review, "ann")[0]
@@ -237,5 +237,14 @@ def test_a_pair_whose_picture_never_comes_can_be_skipped(world: Reviewed, tmp_pa
         page.press("ArrowLeft")  # of no effect: it was not seen
         page.press("s")
         page.until(READY.format(session.pairs(review, "ann")[1].task))
-    (vote,) = rows.votes(world.ledger, review.review_id)
-    assert (vote.act, vote.task) == (Act.SKIP, task.task)
+        for count in (2, 1):  # the rest of a double click; a click
+            page.value(
+                "document.getElementById('choose-tie').dispatchEvent("
+                f"new MouseEvent('click', {{detail: {count}, bubbles: true}}))"
+            )
+            sent = page.value("document.getElementById('choose-tie').disabled")  # until it is saved
+            assert sent is (count == 1)
+        until(lambda: len(rows.votes(world.ledger, review.review_id)), lambda n: n == 2)
+    skip, vote = rows.votes(world.ledger, review.review_id)
+    assert (skip.act, skip.task) == (Act.SKIP, task.task)
+    assert vote.act is Act.VOTE

@@ -255,8 +255,10 @@
     frame.addEventListener("mousemove", (e) => { if (pair.classList.contains("zoomed")) zoom(e); });
     frame.addEventListener("scroll", () => { for (const other of document.querySelectorAll(".frame")) if (other !== frame) { other.scrollTop = frame.scrollTop; other.scrollLeft = frame.scrollLeft; } });
   }
-  buttons.forEach((b, k) => b.addEventListener("click", () => choose(["left", "tie", "right"][k])));
-  at("skip").addEventListener("click", skip);
+  // The second click of a double one is not an answer to the pair that the first one brought.
+  const once = (act) => (e) => { if (e.detail < 2 || asked > 0) act(); };
+  buttons.forEach((b, k) => b.addEventListener("click", once(() => choose(["left", "tie", "right"][k]))));
+  at("skip").addEventListener("click", once(skip));
   at("undo").addEventListener("click", undo);
   at("undo-over").addEventListener("click", undo);
   at("zoom").addEventListener("click", toggle);
