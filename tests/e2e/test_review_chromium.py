@@ -223,7 +223,9 @@ def test_forty_votes_by_two_people_and_a_server_that_dies(world: Reviewed, tmp_p
     assert world.updates()[-1].candidates[0].verdict is Verdict.PASS
 
 
-def test_a_pair_whose_picture_never_comes_can_be_skipped_and_a_double_click_is_one_answer(world: Reviewed, tmp_path: Path) -> None:
+def test_a_pair_whose_picture_never_comes_can_be_skipped_and_a_double_click_is_one_answer(
+    world: Reviewed, tmp_path: Path
+) -> None:
     review = world.the_review()
     token = desk.invite(world.ledger, review, "ann", "reviewer", now=world.clock.now(), actor="x")
     task = session.pairs(review, "ann")[0]
