@@ -9,19 +9,24 @@ an environment of its own, ``.venv-fuzz``.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.fixtures_serving import tiny_service, until
+from tests.reviewed import a_review
 from tests.unit.console.conftest import SERVICE, fill
 
 from intonaco.ledger import Ledger
+from intonaco.review import session
 from intonaco.workspace import Workspace
 
 SCHEMATHESIS = "schemathesis==4.32.5"
@@ -31,6 +36,8 @@ service: tiny
 model: {name: tiny, generation: {steps: 2, guidance_scale: 1.5, width: 32, height: 32}}
 serving: {gateway: {port: 0, limits: {images: 3}}}
 """
+# Of the console, who has a word there, and which addresses each is sent to besides.
+ROLES = {"trigger": "trigger", "curate": "curat|proposed", "reviewer": "review", "lead": "review"}
 # What a schema cannot say (a size in multiples of eight, a token that was really given out) is
 # refused although the schema allows it.
 LEFT_OUT = "positive_data_acceptance"
@@ -39,6 +46,8 @@ SETTINGS = """
 [checks]
 negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 409, 413, 415, 429]
 """
+# Of three values, two are real ones: addresses that only ever answer 404 try nothing.
+REAL = "{{ dictionary = {name}, probability = 0.67 }}"
 
 
 def outside() -> dict[str, str]:
@@ -70,9 +79,23 @@ def console(root: Path) -> Iterator[str]:
     """URL of a console of a service in the middle of an update."""
     workspace = Workspace(root / "console")
     workspace.root.mkdir()
-    workspace.config_file.write_text(f"service: {SERVICE}\nconsole: {{port: 0}}\n")
+    people = [
+        {"name": role, "role": role, "sha256": hashlib.sha256(role.encode()).hexdigest()}
+        for role in ROLES
+    ]
+    workspace.config_file.write_text(
+        f"service: {SERVICE}\nconsole: {json.dumps({'port': 0, 'people': people})}\n"
+    )
     ledger = Ledger.open(workspace.ledger, SERVICE)
     fill(ledger, workspace)
+    review = a_review(workspace, ledger, now=time.time(), side=24, prompts=200)
+    real = {
+        "review_id": [review.review_id],
+        "task": [t.task for t in session.pairs(review, "reviewer")],
+        "update_id": ["u2"],
+        "finding_id": ["f1"],
+    }
+    (root / "schemathesis.toml").write_text(SETTINGS + dictionaries(real))
     ledger.close()
     process = subprocess.Popen(
         [sys.executable, "-m", "intonaco.console.main", "--workspace", str(workspace.root)]
@@ -88,6 +111,20 @@ def console(root: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+def dictionaries(real: Mapping[str, list[str]]) -> str:
+    """Settings by which parameters and fields of these names get values that are there."""
+    values = [f"[dictionaries.{n}]\nvalues = {json.dumps(v)}\n" for n, v in real.items()]
+    uses = [f'"path.{n}" = {REAL.format(name=json.dumps(n))}\n' for n in real]
+    uses.append(f'"body.task" = {REAL.format(name=json.dumps("task"))}\n')
+    return "\n".join(("", *values, "[parameters]", *uses))
+
+
+def send(command: Sequence[str], folder: str) -> bool:
+    """Whether something was found."""
+    ended = subprocess.run(command, cwd=folder, env={**outside(), "NO_PROXY": "127.0.0.1"})
+    return ended.returncode != 0
 
 
 def main() -> int:
@@ -113,8 +150,11 @@ def main() -> int:
                 *("--generation-database", "none"),
                 "--continue-on-failure",
             ]
-            ended = subprocess.run(command, cwd=folder, env={**outside(), "NO_PROXY": "127.0.0.1"})
-            found += ended.returncode != 0
+            found += send(command, folder)
+            for role, where in ROLES.items() if name == "console" else ():
+                print(f"{name} as {role}", flush=True)
+                who = ("--header", f"Authorization: Bearer {role}")
+                found += send([*command, *who, "--include-path-regex", where], folder)
     return 1 if found else 0
 
 

@@ -21,7 +21,7 @@ from tests.integration.test_review_in_memory import Reviewed
 
 from intonaco.clock import FakeClock
 from intonaco.ledger import votes as rows
-from intonaco.review import desk, session
+from intonaco.review import desk, pictures, session
 from intonaco.review.result import result_of
 from intonaco.review.session import BROKEN, Task
 from intonaco.types import Act, Phase, Review, TaskKind, Verdict
@@ -221,3 +221,32 @@ def test_forty_votes_by_two_people_and_a_server_that_dies(world: Reviewed, tmp_p
     assert closed.verdicts == {"fewer": Verdict.PASS}
     world.until(lambda: world.updates()[-1].phase not in (Phase.REVIEW, Phase.GATE))
     assert world.updates()[-1].candidates[0].verdict is Verdict.PASS
+
+
+def test_a_pair_whose_picture_never_comes_can_be_skipped_and_a_double_click_is_one_answer(
+    world: Reviewed, tmp_path: Path
+) -> None:
+    review = world.the_review()
+    token = desk.invite(world.ledger, review, "ann", "reviewer", now=world.clock.now(), actor="x")
+    task = session.pairs(review, "ann")[0]
+    pictures.place(world.workspace, review, task.left, task.item).unlink()
+    with serving(world) as server, chromium(tmp_path / "profile") as browser:
+        page = browser.page(width=390, height=844)
+        page.open(f"{server.url}/review/{review.review_id}#{token}")
+        page.until("!document.getElementById('skip').disabled")
+        assert "skipped" in page.value("document.getElementById('status').textContent")
+        assert page.value("document.getElementById('choose-left').disabled")
+        page.press("ArrowLeft")  # of no effect: it was not seen
+        page.press("s")
+        page.until(READY.format(session.pairs(review, "ann")[1].task))
+        for count in (2, 1):  # the rest of a double click; a click
+            page.value(
+                "document.getElementById('choose-tie').dispatchEvent("
+                f"new MouseEvent('click', {{detail: {count}, bubbles: true}}))"
+            )
+            sent = page.value("document.getElementById('choose-tie').disabled")  # until it is saved
+            assert sent is (count == 1)
+        until(lambda: len(rows.votes(world.ledger, review.review_id)), lambda n: n == 2)
+    skip, vote = rows.votes(world.ledger, review.review_id)
+    assert (skip.act, skip.task) == (Act.SKIP, task.task)
+    assert vote.act is Act.VOTE

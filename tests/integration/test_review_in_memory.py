@@ -182,7 +182,7 @@ def test_a_review_that_runs_out_of_time_is_inconclusive(world: Reviewed) -> None
     update = ended(world)
     assert update.phase is Phase.REJECTED
     assert update.candidates[0].verdict is Verdict.INCONCLUSIVE
-    assert "nobody decided it in time: 1 of at least 2 reviewers" in update.candidates[0].reasons[0]
+    assert "its time is up: 1 of at least 2 reviewers" in update.candidates[0].reasons[0]
     (closed,) = world.ledger.events(kind="review.closed")
     assert closed.actor == "controller"
 
@@ -221,6 +221,17 @@ def test_what_the_gate_refuses_is_not_shown_to_people(tmp_path: Path) -> None:
     world.technique()
     assert ended(world).candidates[0].verdict is Verdict.FAIL
     assert world.ledger.all(Review) == []
+    world.close()
+
+
+def test_a_further_candidate_for_a_trigger_is_asked_about_at_half_the_alpha(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Reviewed(tmp_path)
+    world.first_release()
+    monkeypatch.setattr(Controller, "_earlier", lambda self, update: 1)
+    world.technique()
+    assert world.the_review().alpha == world.parts.config.evaluation.alpha / 2
     world.close()
 
 

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from tests.reviewed import START, a_review
 from typer.testing import CliRunner
 
 from intonaco.cli.main import app
 from intonaco.codec import encode
 from intonaco.environments import EnvironmentStore, capture
 from intonaco.environments.build import MARKER
+from intonaco.ledger import Ledger
 from intonaco.releases import ReleaseStore, read_serving_spec
+from intonaco.review import desk
 from intonaco.sources import fetch
 from intonaco.types import Provenance
 from intonaco.workspace import Workspace, write_atomic
@@ -114,3 +117,20 @@ def test_what_evaluations_keep_too_long_goes(tmp_path: Path) -> None:
     assert (kept / "features" / "large.npz").exists()
     gc(tmp_path, "--yes")
     assert {f.stem for f in kept.glob("*/*.npz")} == {"new", "used"}
+
+
+def test_pictures_of_reviews_that_are_over_go(tmp_path: Path) -> None:
+    (tmp_path / "intonaco.yaml").write_text("service: sample\n")
+    workspace = Workspace(tmp_path)
+    ledger = Ledger.open(workspace.ledger, "sample")
+    over, open_ = (
+        a_review(workspace, ledger, prompts=2, side=16, review_id=name * 12) for name in "ab"
+    )
+    desk.settle(ledger, over.review_id, START + 9e6)
+    ledger.close()
+    folders = [workspace.reviews / r.review_id for r in (over, open_)]
+    (found,) = json.loads(gc(tmp_path, "--json"))["found"]
+    assert (found["what"], found["path"]) == ("review", str(folders[0]))
+    assert folders[0].exists()
+    assert json.loads(gc(tmp_path, "--yes", "--json"))["bytes"] > 0
+    assert [f.exists() for f in folders] == [False, True]

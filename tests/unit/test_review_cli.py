@@ -129,7 +129,18 @@ def test_exit_codes_say_the_verdict(workspace: Workspace) -> None:
     old = a_review(workspace, ledger, now=1.0, review_id="0dd" * 4)
     ledger.close()
     timed_out = run(workspace, "review", "result", old.review_id, code=3)
-    assert timed_out["closed_because"] == "nobody decided it in time"
+    assert timed_out["closed_because"] == "its time is up"
+
+
+def test_more_time_and_an_end_by_hand(workspace: Workspace) -> None:
+    begun = run(workspace, "review", "start", *images(workspace, "champion", "sharpened-lora"))
+    longer = run(workspace, "review", "extend", begun["id"], "--hours", "24")
+    assert longer["deadline"] == pytest.approx(begun["deadline"] + 86_400)
+    ended = run(workspace, "review", "close", begun["id"], "--reason", "no one has time", code=3)
+    assert ended["verdicts"] == {"sharpened-lora": "inconclusive"}
+    assert ended["closed_because"].endswith(": no one has time")
+    with pytest.raises(Conflict, match="is over"):
+        run(workspace, "review", "extend", begun["id"], "--hours", "1")
 
 
 def test_three_releases_are_ranked(workspace: Workspace) -> None:

@@ -7,17 +7,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateTable
-from tests.reviewed import START, a_review
+from tests.reviewed import COLOURS, START, a_review
 
-from intonaco.errors import Conflict, NotFound
+from intonaco.config import ReviewConfig
+from intonaco.errors import ConfigError, Conflict, NotFound, StorageError
+from intonaco.evaluation.prompts import Prompt
 from intonaco.ledger import Ledger
 from intonaco.ledger import votes as rows
 from intonaco.ledger.schema import metadata
 from intonaco.review import desk, pictures, session
-from intonaco.types import Review, Verdict
+from intonaco.review.pictures import Drawn
+from intonaco.types import Review, ReviewArm, Verdict, Vote
 from intonaco.workspace import Workspace
 
 DIALECT = sa.make_url("postgresql://").get_dialect()()
@@ -77,6 +81,69 @@ def test_two_that_close_at_once_close_once(ledger: Ledger, review: Review) -> No
         )
     assert len({e.closed_at for e in ends}) == 1
     assert len(ledger.events(kind="review.closed")) == 1
+
+
+@pytest.mark.parametrize("name", ["tie", "broken"])
+def test_a_release_is_not_called_as_an_answer_is(tmp_path: Path, ledger: Ledger, name: str) -> None:
+    """Votes for it would be read as ties, its pictures be taken for scrambled ones."""
+    COLOURS[name] = (1, 2, 3)
+    with pytest.raises(ConfigError, match=f"called champion, {name} cannot be compared"):
+        a_review(Workspace(tmp_path), ledger, prompts=2, side=16, arms={"champion": "a", name: "b"})
+    assert ledger.all(Review) == []
+
+
+def test_pictures_of_another_form_are_refused(tmp_path: Path, ledger: Ledger) -> None:
+    drawn = Drawn(arm=ReviewArm(name="champion", release_id=""), file=tmp_path / "grey.npz")
+    images = np.zeros((1, 8, 8, 1), dtype=np.uint8)
+    np.savez(drawn.file, images=images, prompt_ids=["p"], slices=["s"], seeds=[0])
+    with pytest.raises(StorageError, match=r"not \[1, 8, 8, 1\] of uint8"):
+        desk.open_review(
+            ledger,
+            Workspace(tmp_path),
+            ReviewConfig(),
+            review_id="f" * 12,
+            arms=[drawn],
+            prompts=[Prompt(prompt_id="p", prompt="x", slice="s")],
+            alpha=0.05,
+            now=START,
+            actor="x",
+        )
+
+
+def test_a_review_gets_more_time_and_is_ended_by_hand(ledger: Ledger, review: Review) -> None:
+    longer = desk.extend(ledger, review, 3600.0, now=START, actor="lea")
+    assert longer.deadline == review.deadline + 3600
+    assert desk.settle(ledger, review.review_id, review.deadline + 1).closed_at is None
+    late = desk.extend(ledger, review, 60.0, now=longer.deadline + 100, actor="lea")
+    assert late.deadline == longer.deadline + 160  # from now, where its time was up
+    closed = desk.end(ledger, late, "enough", now=START + 5, actor="lea")
+    assert closed.closed_because == "ended by lea: enough"
+    assert closed.verdicts == {"sharpened-lora": Verdict.INCONCLUSIVE}
+    with pytest.raises(Conflict, match="is over: ended by lea"):
+        desk.extend(ledger, late, 60.0, now=START, actor="lea")
+    with pytest.raises(Conflict, match="is over: ended by lea"):
+        desk.end(ledger, closed, "", now=START, actor="lea")
+    assert [e.actor for e in ledger.events(kind="review.extended")] == ["lea", "lea"]
+    assert [e.actor for e in ledger.events(kind="review.closed")] == ["lea"]
+
+
+def test_a_vote_that_comes_while_it_ends_is_in_the_verdict_or_refused(
+    ledger: Ledger, review: Review, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows.votes
+    late: list[int] = []
+
+    def slow(which: Ledger, review_id: str) -> list[Vote]:
+        found = before(which, review_id)
+        if not late:
+            late.append(0)
+            late.append(cast(ledger, review, "just-in-time"))
+        return found
+
+    monkeypatch.setattr(rows, "votes", slow)
+    closed = desk.settle(ledger, review.review_id, review.deadline)
+    assert "judged" not in closed.reasons["sharpened-lora"]  # the vote is in what is told
+    assert len(before(ledger, review.review_id)) == 1
 
 
 def test_a_vote_on_what_is_not_ones_own_is_refused(ledger: Ledger, review: Review) -> None:

@@ -289,6 +289,12 @@ def test_the_two_way_interval_covers_in_full(prompts: int, reviewers: int, off: 
     assert found >= 0.88
 
 
+def test_the_two_way_interval_of_votes_that_are_all_the_same_is_none() -> None:
+    """Not from 100 % to 100 %: that would be told as certainty."""
+    votes = ([1.0] * 40, [n // 2 for n in range(40)], ["ann", "bob"] * 20)
+    assert two_way(*votes, alpha=0.05, draws=200, rng=np.random.default_rng(0)) is None
+
+
 def test_the_two_way_interval_of_one_person_is_none() -> None:
     rng = np.random.default_rng(0)
     assert two_way([1, 0, 1], [1, 2, 3], ["a"] * 3, alpha=0.05, draws=50, rng=rng) is None

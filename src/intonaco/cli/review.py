@@ -1,4 +1,4 @@
-"""review list, show, start, result, invite, revoke."""
+"""review list, show, start, result, invite, revoke, extend, close."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def add_to(app: typer.Typer) -> None:
     reviews.command("result")(review_result)
     reviews.command("invite")(review_invite)
     reviews.command("revoke")(review_revoke)
+    reviews.command("extend")(review_extend)
+    reviews.command("close")(review_close)
     app.add_typer(reviews, name="review")
 
 
@@ -216,10 +218,7 @@ def review_result(
         print_json(facts)
     else:
         _print_result(facts)
-    verdicts = list(found.verdicts.values())
-    code = 1 if Verdict.FAIL in verdicts else max((EXIT[v] for v in verdicts), default=0)
-    if code:
-        raise typer.Exit(code)
+    _exit(found)
 
 
 def _print_result(facts: Mapping[str, Any]) -> None:
@@ -304,6 +303,51 @@ def review_revoke(
         tx.event(now, "review.revoked", found.review_id, f"the link of {name} ended", actor=actor())
     text = f"the link of {name} ended"
     print_json({"ok": True, "text": text}) if as_json else out.print(text, markup=False)
+
+
+def review_extend(
+    review: ReviewId,
+    hours: Annotated[float, typer.Option(help="So many hours more than it has.", min=0.01)],
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Give an open review more time."""
+    app = opened(workspace)
+    found = app.ledger.get(Review, review)
+    now = app.clock.now()
+    longer = desk.extend(app.ledger, found, hours * 3600, now=now, actor=actor())
+    if as_json:
+        print_json({"review": longer.review_id, "deadline": longer.deadline})
+    else:
+        out.print(f"review {longer.review_id} ends in {ago(longer.deadline - now)}", markup=False)
+
+
+def review_close(
+    review: ReviewId,
+    reason: Annotated[str, typer.Option(help="Kept with the verdict.")] = "",
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """End an open review now, by the votes that are there: what they do not show is inconclusive,
+    and then the update that waits for it is not promoted. Ends as `review result` does."""
+    app = opened(workspace)
+    found = app.ledger.get(Review, review)
+    closed = desk.end(app.ledger, found, reason, now=app.clock.now(), actor=actor())
+    if as_json:
+        print_json(readmodel.plain(readmodel.review_brief(app.ledger, closed)))
+    else:
+        out.print(
+            f"review {closed.review_id}: {_state(readmodel.review_brief(app.ledger, closed))}",
+            markup=False,
+        )
+    _exit(closed)
+
+
+def _exit(review: Review) -> None:
+    verdicts = list(review.verdicts.values())
+    code = 1 if Verdict.FAIL in verdicts else max((EXIT[v] for v in verdicts), default=0)
+    if code:
+        raise typer.Exit(code)
 
 
 def _address(app: App) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, p
 from intonaco.cli.environment import named_by_releases, store_of
 from intonaco.evaluation.cache import EvaluationCache
 from intonaco.releases import ReleaseStore
+from intonaco.types import Review
 
 BUSY_S = 3600.0
 Yes = Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")]
@@ -27,11 +29,16 @@ def add_to(app: typer.Typer) -> None:
 
 def gc(workspace: Folder = HERE, yes: Yes = False, as_json: AsJson = False) -> None:
     """Free the disk of what no release needs: environments that were built (their locks stay),
-    models that were fetched, and what evaluations keep beyond evaluation.cache_gb and
-    evaluation.cache_days. What is in use, or was within the hour, stays. All of it is made again
-    when it is needed."""
+    models that were fetched, what evaluations keep beyond evaluation.cache_gb and
+    evaluation.cache_days, all of which is made again when it is needed; and the pictures of reviews
+    that are over, which nobody is shown any more. What is in use, or was within the hour, stays."""
     app = opened(workspace)
-    found = [*_environments(app, yes), *_models(app, yes), *_evaluations(app, yes)]
+    found = [
+        *_environments(app, yes),
+        *_models(app, yes),
+        *_evaluations(app, yes),
+        *_reviews(app, yes),
+    ]
     if as_json:
         print_json({"removed": yes, "found": found, "bytes": sum(f["bytes"] for f in found)})
         return
@@ -82,4 +89,18 @@ def _evaluations(app: App, remove: bool) -> list[dict[str, Any]]:
         if remove:
             file.unlink(missing_ok=True)
         told.append({"what": "evaluation", "path": str(file), "bytes": size})
+    return told
+
+
+def _reviews(app: App, remove: bool) -> list[dict[str, Any]]:
+    now = app.clock.now()
+    told = []
+    for review in app.ledger.all(Review):
+        folder = app.workspace.reviews / review.review_id
+        if review.closed_at is None or now - review.closed_at < BUSY_S or not folder.is_dir():
+            continue
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        if remove:
+            shutil.rmtree(folder)
+        told.append({"what": "review", "path": str(folder), "bytes": size})
     return told

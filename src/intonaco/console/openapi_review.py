@@ -16,6 +16,7 @@ from intonaco.console.schemas import (
     ref,
 )
 
+SIDE: Json = {"enum": ["left", "right"]}
 CHOICE: Json = {"enum": ["left", "right", "tie"]}
 KEY: Json = {"type": "string", "pattern": "^[A-Za-z0-9-]{8,64}$"}
 INTERVAL: Json = {"type": ["array", "null"], "items": NUMBER}
@@ -137,7 +138,10 @@ def _operation(
     found: Json = {
         "operationId": name,
         "summary": summary,
-        "parameters": [{"name": n, "in": "path", "required": True, "schema": TEXT} for n in named],
+        "parameters": [
+            {"name": n, "in": "path", "required": True, "schema": SIDE if n == "side" else TEXT}
+            for n in named
+        ],
         "responses": {**good, **bad},
     }
     if body is not None:
@@ -186,6 +190,7 @@ _ANSWER = all_of(
     prompts=COUNT,
     share=MAYBE_NUMBER,
     interval=INTERVAL,
+    level=NUMBER,
     wilson=INTERVAL,
     two_way=INTERVAL,
     decided=TRUTH,

@@ -30,7 +30,12 @@ def review(p: Parts, effect: Effect) -> Outcome:
     if p.ledger.find(Review, found) is None:
         if update.phase is not Phase.REVIEW:
             return Failed("the update went on without a review")
-        evaluated = p.ledger.effects(update.update_id)[str(effect.payload["evaluation"])].result
+        asked = p.ledger.effects(update.update_id)[str(effect.payload["evaluation"])]
+        evaluated = asked.result
+        # People are asked at the alpha of this attempt, as the gate is: those of an update's
+        # candidates halve one after the other, and a review shares the first of them.
+        alphas = asked.effect.payload.get("alphas") or {}
+        alpha = max(map(float, alphas.values()), default=p.config.evaluation.alpha)
         if p.config.evaluation.prompts is None:
             raise ConfigError("evaluation.prompts is needed to review")
         names = [CHAMPION, *(str(name) for name in effect.payload["candidates"])]
@@ -43,7 +48,7 @@ def review(p: Parts, effect: Effect) -> Outcome:
             review_id=found,
             arms=list(pictures.of_report(folder, evaluated["report"], names)),
             prompts=read_prompts(p.workspace.resolve(p.config.evaluation.prompts)),
-            alpha=p.config.evaluation.alpha,
+            alpha=alpha,
             now=now,
             actor="controller",
             update_id=update.update_id,

@@ -260,7 +260,8 @@ class Ledger:
 
 def sqlite_engine(path: Path) -> Engine:
     """WAL, a busy time-out, and transactions that take the write lock when they begin."""
-    engine = sa.create_engine(f"sqlite:///{path}")
+    # Errors are logged, and the rows that they are about name reviewers, sides and prompts.
+    engine = sa.create_engine(f"sqlite:///{path}", hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, record: Any) -> None:

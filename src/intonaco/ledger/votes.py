@@ -20,10 +20,19 @@ from intonaco.types import Invitation, Review, Vote
 
 def votes(ledger: Ledger, review_id: str) -> list[Vote]:
     """All acts of a review's reviewers, in the order in which they were written."""
-    v = t.votes.c
-    query = sa.select(t.votes).where(v.service_id == ledger.service_id, v.review_id == review_id)
     with ledger.engine.execution_options(intonaco_read_only=True).connect() as connection:
-        return [_vote(row) for row in connection.execute(query.order_by(v.vote_id)).mappings()]
+        return _votes(connection, ledger.service_id, review_id)
+
+
+def votes_of(tx: Transaction, review_id: str) -> list[Vote]:
+    """As ``votes``, within a write."""
+    return _votes(tx.connection, tx.service_id, review_id)
+
+
+def _votes(connection: sa.Connection, service_id: str, review_id: str) -> list[Vote]:
+    v = t.votes.c
+    query = sa.select(t.votes).where(v.service_id == service_id, v.review_id == review_id)
+    return [_vote(row) for row in connection.execute(query.order_by(v.vote_id)).mappings()]
 
 
 def cast(
@@ -37,19 +46,14 @@ def cast(
     """Write what ``make`` says, given the votes of this moment, unless this reviewer's ``key`` is
     written already; the row as it stands in the ledger, committed. Raises Conflict if the review is
     closed, and whatever ``make`` raises; then nothing is written."""
-    v = t.votes.c
-    mine = sa.and_(v.service_id == ledger.service_id, v.review_id == review_id)
     try:
         with ledger.begin() as tx:
             known = _known(tx, review_id, reviewer, key)
             if known is not None:
                 return known
-            if _review(tx, review_id).closed_at is not None:
+            if review(tx, review_id).closed_at is not None:
                 raise Conflict("this review is over")
-            before = tx.connection.execute(
-                sa.select(t.votes).where(mine).order_by(v.vote_id)
-            ).mappings()
-            vote = replace(make([_vote(row) for row in before]), reviewer=reviewer, key=key, at=at)
+            vote = replace(make(votes_of(tx, review_id)), reviewer=reviewer, key=key, at=at)
             inserted = tx.connection.execute(
                 t.votes.insert().values(
                     service_id=ledger.service_id,
@@ -70,20 +74,30 @@ def cast(
         return known
 
 
-def close(tx: Transaction, review: Review, now: float, text: str, actor: str) -> bool:
-    """Write a review's end with its event; False if it has ended already."""
-    if _review(tx, review.review_id).closed_at is not None:
-        return False
-    tx.put(review, id=review.review_id, at=review.created_at, status="closed")
+def close(tx: Transaction, closed: Review, now: float, text: str, actor: str) -> None:
+    """Write a review's end with its event."""
+    tx.put(closed, id=closed.review_id, at=closed.created_at, status="closed")
     tx.event(
         now,
         "review.closed",
-        review.review_id,
+        closed.review_id,
         text,
         actor=actor,
-        data={"update_id": review.update_id, "verdicts": dict(review.verdicts)},
+        data={"update_id": closed.update_id, "verdicts": dict(closed.verdicts)},
     )
-    return True
+
+
+def extend(tx: Transaction, longer: Review, now: float, actor: str) -> None:
+    """Write a review's later deadline with its event."""
+    tx.put(longer, id=longer.review_id, at=longer.created_at, status="open")
+    tx.event(
+        now,
+        "review.extended",
+        longer.review_id,
+        "it has more time",
+        actor=actor,
+        data={"update_id": longer.update_id, "deadline": longer.deadline},
+    )
 
 
 def invite(tx: Transaction, review_id: str, name: str, role: str, sha256: str, at: float) -> None:
@@ -153,7 +167,8 @@ def _known(tx: Transaction, review_id: str, reviewer: str, key: str) -> Vote | N
     return _vote(row) if row is not None else None
 
 
-def _review(tx: Transaction, review_id: str) -> Review:
+def review(tx: Transaction, review_id: str) -> Review:
+    """A review by its whole id, within a write."""
     d = t.documents.c
     row = tx.connection.execute(
         sa.select(d.body).where(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from intonaco.ledger import Ledger
 from intonaco.ledger import votes as rows
 from intonaco.readmodel.plain import Facts, plain
+from intonaco.review.desk import DECIDED
 from intonaco.review.result import Answered, Result, result_of
 from intonaco.review.session import labels
 from intonaco.review.statistics import Interval
@@ -23,7 +24,7 @@ def reviews(ledger: Ledger) -> list[Facts]:
 def review_brief(ledger: Ledger, review: Review) -> Facts:
     """What is asked, how far it is, and how it ended."""
     votes = rows.votes(ledger, review.review_id)
-    result = result_of(review, votes, over=review.closed_because, draws=0)
+    result = result_of(review, votes, over=_over(review), draws=0)
     return {
         "id": review.review_id,
         "open": review.closed_at is None,
@@ -48,7 +49,7 @@ def review_result(ledger: Ledger, review: Review, *, unblinded: bool | None = No
     """What the votes say so far, or said in the end. ``unblinded``: with the releases' names, None
     for once the review is closed."""
     votes = rows.votes(ledger, review.review_id)
-    result = result_of(review, votes, over=review.closed_because)
+    result = result_of(review, votes, over=_over(review))
     open_ = unblinded if unblinded is not None else review.closed_at is not None
     own: Mapping[str, str] = {arm.name: arm.name for arm in review.arms}
     names = own if open_ else labels(review)
@@ -80,6 +81,11 @@ def review_result(ledger: Ledger, review: Review, *, unblinded: bool | None = No
     return facts
 
 
+def _over(review: Review) -> str:
+    """Why it ended without being decided; a decision rests on whole prompts only."""
+    return "" if review.closed_because == DECIDED else review.closed_because
+
+
 def _answer(a: Answered, review: Review, names: Mapping[str, str], open_: bool) -> Facts:
     candidate, champion = names[a.candidate], names[review.arms[0].name]
     # Blind, the letters alone decide which of the two comes first.
@@ -95,6 +101,7 @@ def _answer(a: Answered, review: Review, names: Mapping[str, str], open_: bool) 
         "prompts": p.prompts,
         "share": None if p.mean is None else (1 - p.mean if turned else p.mean),
         "interval": _turn(p.interval if p.prompts else None, turned),
+        "level": 1 - 2 * p.alpha,  # of the intervals
         "wilson": _turn(a.wilson, turned),
         "two_way": _turn(a.two_way, turned),
         "decided": p.shown_above or p.shown_below,

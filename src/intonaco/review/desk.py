@@ -9,14 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from intonaco.config import ReviewConfig
-from intonaco.errors import Conflict, NotFound
+from intonaco.errors import ConfigError, Conflict, NotFound
 from intonaco.evaluation.prompts import Prompt
 from intonaco.ledger import Ledger
 from intonaco.ledger import votes as rows
 from intonaco.review import pictures, session
 from intonaco.review.result import result_of
-from intonaco.types import Act, Invitation, Review, Vote
+from intonaco.types import TIE, Act, Invitation, Review, Vote
 from intonaco.workspace import Workspace
+
+DECIDED = "decided"
+TIME_UP = "its time is up"
+ALL_IN = "all votes are in"
 
 
 def open_review(
@@ -37,6 +41,14 @@ def open_review(
     known = ledger.find(Review, review_id)
     if known is not None and known.review_id == review_id:
         return known
+    names = [d.arm.name for d in arms]
+    reserved = {TIE, session.BROKEN}
+    if len(set(names)) < len(names) or reserved & set(names):
+        raise ConfigError(
+            f"releases called {', '.join(names)} cannot be compared: each needs a name of its own, "
+            f"and none of {', '.join(sorted(reserved))}",
+            hint="give the recipe another name",
+        )
     key = hmac.digest(workspace.instance_key(), f"review {review_id}".encode(), "sha256").hex()
     items = pictures.choose(arms, prompts, key=key, limit=settings.prompts)
     review = Review(
@@ -72,38 +84,71 @@ def open_review(
     return review
 
 
-def settle(ledger: Ledger, review_id: str, now: float, *, over: str = "") -> Review:
+def settle(
+    ledger: Ledger, review_id: str, now: float, *, over: str = "", actor: str = "controller"
+) -> Review:
     """Close a review that is decided, has all its votes, or has run out of time; or that is
-    ``over`` for another reason. The review as it stands then. Raises NotFound."""
+    ``over`` for another reason, which is ``actor``'s. The review as it stands then. Raises
+    NotFound."""
     review = ledger.get(Review, review_id)
     if review.closed_at is not None:
         return review
-    votes = rows.votes(ledger, review.review_id)
-    result = result_of(review, votes, draws=0)
-    actor = "reviewers"
-    if over or now >= review.deadline:
-        over, actor = over or "nobody decided it in time", "controller"
-    elif not result.decided:
-        if result.votes < result.wanted:
+    if _ended(review, rows.votes(ledger, review.review_id), now, over) is None:
+        return review
+    with ledger.begin() as tx:  # once more with the lock: another vote may have come
+        review = rows.review(tx, review.review_id)
+        if review.closed_at is not None:
             return review
-        over = "all votes are in"
-    else:
-        over = ""
+        closed = _ended(review, rows.votes_of(tx, review.review_id), now, over)
+        if closed is None:
+            return review
+        text = "; ".join(f"{n}: {v}, {closed.reasons[n]}" for n, v in closed.verdicts.items())
+        by_votes = closed.closed_because in (DECIDED, ALL_IN)
+        rows.close(tx, closed, now, text, "reviewers" if by_votes else actor)
+        return closed
+
+
+def _ended(review: Review, votes: Sequence[Vote], now: float, over: str) -> Review | None:
+    """A review with its end, or None if it goes on."""
+    result = result_of(review, votes, draws=0)
+    if not over and now >= review.deadline:
+        over = TIME_UP
+    elif not over and not result.decided:
+        if result.votes < result.wanted:
+            return None
+        over = ALL_IN
     if over:
         result = result_of(review, votes, over=over, draws=0)
-    verdicts = {name: v for name, v in result.verdicts.items() if v is not None}
-    closed = replace(
+    return replace(
         review,
         closed_at=now,
-        closed_because=over or "decided",
-        verdicts=verdicts,
+        closed_because=over or DECIDED,
+        verdicts={name: v for name, v in result.verdicts.items() if v is not None},
         reasons=dict(result.reasons),
     )
-    text = "; ".join(f"{n}: {v}, {closed.reasons[n]}" for n, v in verdicts.items())
+
+
+def end(ledger: Ledger, review: Review, why: str, *, now: float, actor: str) -> Review:
+    """Close a review by hand: what its votes show stands, what they do not is inconclusive. Raises
+    Conflict if it is over."""
+    _still_open(review)
+    over = f"ended by {actor}: {why}" if why else f"ended by {actor}"
+    return settle(ledger, review.review_id, now, over=over, actor=actor)
+
+
+def extend(ledger: Ledger, review: Review, seconds: float, *, now: float, actor: str) -> Review:
+    """Give a review so many more seconds. Raises Conflict if it is over."""
     with ledger.begin() as tx:
-        if rows.close(tx, closed, now, text, actor):
-            return closed
-    return ledger.get(Review, review_id)
+        review = rows.review(tx, review.review_id)
+        _still_open(review)
+        longer = replace(review, deadline=max(now, review.deadline) + seconds)
+        rows.extend(tx, longer, now, actor)
+    return longer
+
+
+def _still_open(review: Review) -> None:
+    if review.closed_at is not None:
+        raise Conflict(f"review {review.review_id} is over: {review.closed_because}")
 
 
 def vote(
@@ -159,8 +204,7 @@ def _cast(
 def invite(ledger: Ledger, review: Review, name: str, role: str, *, now: float, actor: str) -> str:
     """A token for one person and this review; an earlier one of that name ends. Only its digest is
     kept. Raises Conflict if the review is over."""
-    if review.closed_at is not None:
-        raise Conflict(f"review {review.review_id} is over: {review.closed_because}")
+    _still_open(review)
     token = secrets.token_urlsafe(24)
     with ledger.begin() as tx:
         rows.invite(tx, review.review_id, name, role, digest(token), now)

@@ -82,6 +82,11 @@ def store(workspace: Workspace, review: Review, arms: Sequence[Drawn]) -> None:
     for drawn in arms:
         rows = _shots(drawn.file)
         images = _read(drawn.file, "images")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise StorageError(
+                f"{drawn.file}: images are [n, height, width, 3] of uint8, "
+                f"not {list(images.shape)} of {images.dtype}"
+            )
         for item in review.items:
             file = place(workspace, review, drawn.arm.name, item.item)
             if not file.exists():

@@ -74,7 +74,7 @@ class Result:
     """``agreement``: Krippendorff's α (ordinal: against, tie, for) by question. ``verdicts`` and
     ``reasons`` by candidate; None while it is open."""
 
-    votes: int  # of pairs, that count
+    votes: int  # of pairs, that count, at most as many a pair as were asked for
     wanted: int  # of pairs, in all
     reviewers: tuple[ReviewerRow, ...]
     answers: tuple[Answered, ...]
@@ -171,8 +171,9 @@ def result_of(
             mine, counted=enough, review=review, over=over
         )
     pairs = len(review.arms) * (len(review.arms) - 1) // 2
+    of_pairs = Counter((v.item, frozenset((v.left, v.right))) for v in counted)
     return Result(
-        votes=len(counted),
+        votes=sum(min(n, review.votes_per_pair) for n in of_pairs.values()),
         wanted=len(review.items) * pairs * review.votes_per_pair,
         reviewers=rows,
         answers=tuple(answers),
@@ -204,8 +205,11 @@ def _answered(
     by_prompt: dict[str, list[float]] = {}
     whole: list[str] = []  # prompts in the order in which they got their last vote
     for _, prompt, score in scored:
-        by_prompt.setdefault(prompt, []).append(score)
-        if len(by_prompt[prompt]) == review.votes_per_pair * asked[prompt]:
+        known_of = by_prompt.setdefault(prompt, [])
+        if len(known_of) == review.votes_per_pair * asked[prompt]:
+            continue  # one too many, cast by two at once: what was looked at must not change
+        known_of.append(score)
+        if len(known_of) == review.votes_per_pair * asked[prompt]:
             whole.append(prompt)
     if over:
         whole += [p for p in by_prompt if p not in set(whole)]

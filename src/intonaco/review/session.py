@@ -123,8 +123,9 @@ def find(review: Review, reviewer: str, votes: Sequence[Vote], task: str) -> Tas
     if period:
         shown = sum(v.kind is TaskKind.PAIR for v in mine)
         for number in range(shown // period + 2):  # the one that comes next, too
-            if _name(review, reviewer, "check", str(number)) == task:
-                return _check(review, reviewer, mine, number)
+            check = _check(review, reviewer, mine, number)
+            if check is not None and check.task == task:
+                return check
     return None
 
 
@@ -211,6 +212,9 @@ def _check(review: Review, reviewer: str, mine: Sequence[Vote], number: int) -> 
         if not voted:
             return None
         again = voted[draw % len(voted)]
+        # What was taken back changes which pair is repeated: another pair has another id, so
+        # neither a browser's cache nor a late answer takes the one for the other.
+        name = _name(review, reviewer, "check", str(number), again.task)
         return Task(task=name, kind=kind, item=again.item, left=again.right, right=again.left)
     item = review.items[draw % len(review.items)].item
     arm = review.arms[draw // len(review.items) % len(review.arms)].name
@@ -246,11 +250,13 @@ class Attention:
 
     @property
     def set_aside(self) -> bool:
-        """The rule: at least three checks, and more than a third of them failed. Failed repeats
-        count for a third at most, so who is only torn between close pictures is not set aside."""
+        """The rule: at least three checks, and more than a third of them failed, or more than half
+        of the scrambled ones: who calls everything a tie fails no other. Failed repeats count for
+        a third at most, so who is only torn between close pictures is not set aside."""
         repeats = self.by_kind[TaskKind.REPEAT][0]
         counted = self.failed - repeats + min(repeats, self.shown // 3)
-        return self.shown >= 3 and 3 * counted > self.shown
+        blind, scrambled = self.by_kind[TaskKind.BROKEN]
+        return self.shown >= 3 and (3 * counted > self.shown or 2 * blind > scrambled)
 
 
 def attention(votes: Sequence[Vote], reviewer: str) -> Attention:

@@ -71,13 +71,14 @@ def two_way(
     reviewers. (A bootstrap that draws both at once counts the noise of single votes three times:
     A. B. Owen, Annals of Applied Statistics 1 (2007) 386.)
 
-    None with fewer than two prompts or two reviewers: one person says nothing about others. Ends
-    are cut at 0 and 1.
+    None with fewer than two prompts or two reviewers: one person says nothing about others; nor do
+    votes that are all the same, whose variance is not 0 because it was not seen. Ends are cut at 0
+    and 1.
     """
     values = np.asarray(scores, dtype=np.float64)
     p, n_prompts = _codes(prompts)
     r, n_reviewers = _codes(reviewers)
-    if n_prompts < 2 or n_reviewers < 2:
+    if n_prompts < 2 or n_reviewers < 2 or np.ptp(values) == 0:
         return None
     of_prompts = _bootstrap_variance(values, p, n_prompts, draws, rng)
     of_reviewers = _bootstrap_variance(values, r, n_reviewers, draws, rng)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from starlette.testclient import TestClient
 from tests.reviewed import ARMS, START, a_review
 from tests.unit.console.test_console_openapi import DOCUMENT, hold
@@ -381,6 +382,36 @@ def test_bodies_that_are_hardly_json(review_desk: Desk) -> None:
             f"/api{d.base}/votes", content=raw, headers={"content-type": "application/json"}
         )
         assert answer.status_code == 400, raw
+
+
+def test_a_disk_that_is_full_keeps_the_vote_in_the_browser_and_the_log_quiet(
+    review_desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    d = review_desk
+    told = d.next("ann")
+
+    @sa.event.listens_for(d.ledger.engine, "begin")
+    def full(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count=1")
+
+    written, key = 0, ""
+    for number in range(100):
+        key = f"full-{number:08d}"
+        body = {"key": key, "task": told["tasks"][0]["task"], "skip": True}
+        answer = d.client("ann").post(f"/api{d.base}/votes", json=body)
+        if answer.status_code != 200:
+            break
+        written += 1
+    assert answer.status_code == 503  # which the page keeps and sends again
+    assert len(d.votes()) == written
+    assert "full" in caplog.text
+    assert "ann" not in caplog.text.replace("cannot", "")
+    assert "champion" not in caplog.text
+    sa.event.remove(d.ledger.engine, "begin", full)
+    with d.ledger.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count=1073741823")
+    d.vote("ann", key, "left", told)
+    assert len(d.votes()) == written + 1
 
 
 def test_a_vote_after_the_end_is_refused_and_said(review_desk: Desk) -> None:

@@ -11,6 +11,7 @@
   let answers = {};
   let shownAt = 0;
   let ready = false; // both pictures are there
+  let stuck = false; // a picture does not come: the pair can be skipped
   let sending = false;
   let patience = 0; // failed attempts in a row
   let later = 0; // when to ask again whether there is something to see
@@ -116,7 +117,7 @@
   // ---------------------------------------------------------------- what is seen
 
   function block() {
-    ready = false;
+    ready = stuck = false;
     for (const b of [...buttons, at("skip"), at("undo")]) b.disabled = true;
   }
 
@@ -148,16 +149,21 @@
   }
 
   async function load(task) {
-    block();
+    if (!stuck) block();
     pair.classList.add("busy");
+    shownAt = performance.now();
     for (const [k, side] of ["left", "right"].entries()) pictures[k].src = task[side];
     try {
       await Promise.all(pictures.map((p) => p.decode()));
     } catch {
       if (now.tasks[0] !== task) return;
-      say("A picture did not come; trying again.", true);
-      await wait(1000);
-      if (now.tasks[0] === task) { for (const p of pictures) p.removeAttribute("src"); load(task); }
+      if (sending) return;
+      say("A picture did not come; trying again. The pair can be skipped.", true);
+      stuck = true;
+      at("skip").disabled = false;
+      at("undo").disabled = !now.can_undo;
+      await wait(2000);
+      if (now.tasks[0] === task && !sending) { for (const p of pictures) p.removeAttribute("src"); load(task); }
       return;
     }
     if (now.tasks[0] !== task || sending) return;
@@ -174,6 +180,7 @@
     at("question").textContent = now.questions[asked].text + several;
     at("say").textContent = `Pair ${now.done + 1}. ${now.tasks[0].prompt}. ${at("question").textContent}`;
     ready = true;
+    stuck = false;
     for (const b of [...buttons, at("skip")]) b.disabled = false;
     at("undo").disabled = !now.can_undo && asked === 0;
     if (document.activeElement === document.body) at("question").focus({ preventScroll: true });
@@ -193,11 +200,11 @@
   }
 
   function skip() {
-    if (ready) send("votes", { task: now.tasks[0].task, skip: true, seconds: seconds() });
+    if (ready || stuck) send("votes", { task: now.tasks[0].task, skip: true, seconds: seconds() });
   }
 
   function undo() {
-    if (sending || !now || (now.tasks.length && !ready)) return;
+    if (sending || !now || (now.tasks.length && !ready && !stuck)) return;
     if (asked > 0) { asked -= 1; delete answers[now.questions[asked].name]; question(); return; }
     if (now.can_undo) send("undo", {});
   }
@@ -248,8 +255,10 @@
     frame.addEventListener("mousemove", (e) => { if (pair.classList.contains("zoomed")) zoom(e); });
     frame.addEventListener("scroll", () => { for (const other of document.querySelectorAll(".frame")) if (other !== frame) { other.scrollTop = frame.scrollTop; other.scrollLeft = frame.scrollLeft; } });
   }
-  buttons.forEach((b, k) => b.addEventListener("click", () => choose(["left", "tie", "right"][k])));
-  at("skip").addEventListener("click", skip);
+  // The second click of a double one is not an answer to the pair that the first one brought.
+  const once = (act) => (e) => { if (e.detail < 2 || asked > 0) act(); };
+  buttons.forEach((b, k) => b.addEventListener("click", once(() => choose(["left", "tie", "right"][k]))));
+  at("skip").addEventListener("click", once(skip));
   at("undo").addEventListener("click", undo);
   at("undo-over").addEventListener("click", undo);
   at("zoom").addEventListener("click", toggle);
