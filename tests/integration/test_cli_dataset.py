@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,29 @@ def test_what_is_wrong_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("INTONACO_DVC", os.devnull)
     with pytest.raises(ConfigError, match="cannot be run"):
         run("push", version, "--remote", "s3://there")
+
+
+def test_the_check_takes_what_add_takes_and_says_what_add_would(root: Path) -> None:
+    def check(*words: str) -> Any:
+        return CliRunner().invoke(app, ["dataset", "check", *words])
+
+    folder = write_images(root / "one", ["a.png", "b.png"])
+    shard = write_tar(folder)
+    metadata = folder / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"text"', '"alt"'))
+    assert check(str(folder)).exit_code == 1
+    assert check(str(folder), "--text-column", "alt").exit_code == 0
+    done = check(str(shard), "--json", "--report", str(root / "out"))
+    assert (done.exit_code, json.loads(done.stdout)["kept"]) == (0, 2)
+    assert json.loads((root / "out" / "report.json").read_text())["kept"] == 2
+    (root / "none").mkdir()
+    (root / "none" / "metadata.jsonl").touch()
+    assert check(str(root / "none")).exit_code == 1  # nothing to learn is no pass
+    with pytest.raises(ConfigError, match="no usable items"):
+        run("add", str(root / "none"))
+    (root / "bare").mkdir()
+    tar = write_tar(write_images(root / "bare" / "in", ["a.png"], seed=5))
+    with tarfile.open(tar, "w") as archive:
+        archive.add(root / "bare" / "in" / "a.png", "a.png")
+    with pytest.raises(ConfigError, match=rf"{tar}/a\.png: has no caption"):
+        run("add", str(tar))

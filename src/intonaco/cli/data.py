@@ -16,6 +16,7 @@ from rich.console import Console
 from intonaco.app import App
 from intonaco.cli import curate
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
+from intonaco.cli.curate import ImageColumn, TextColumn
 from intonaco.codec import as_json
 from intonaco.datasets import checking
 from intonaco.datasets.dvc import Dvc, find_dvc
@@ -30,12 +31,6 @@ Name = Annotated[str, typer.Option(help="Name of the dataset.")]
 Remote = Annotated[
     str | None,
     typer.Option(help="URL or folder of a DVC remote, or a name in your DVC settings."),
-]
-TextColumn = Annotated[
-    str | None, typer.Option(help="Where the captions are, if not in text, caption or prompt.")
-]
-ImageColumn = Annotated[
-    str | None, typer.Option(help="Where the images are, if a parquet file has several columns.")
 ]
 SHOWN = 20  # names of a kind, for a person
 STEPS = {
@@ -76,10 +71,11 @@ def add(
     """Check images and captions and add them as a version. Adding again reads only what changed."""
     app = opened(workspace)
     columns = Columns(text=text_column, image=image_column)
-    with _bar(as_json) as progress, _checked(app) as check:
+    check = _check(app, source)
+    with _bar(as_json) as progress:
         version = _store(app, check).put(source, name=name, columns=columns, progress=progress)
-        check.keep(version.version)
     _keep(app, version)
+    check.keep(version.version)
     _tell(version, as_json)
 
 
@@ -227,11 +223,12 @@ def pull(
     command = find_dvc(os.environ)
     named = Path(wanted) if wanted.endswith(".dvc") or Path(wanted).is_file() else wanted
     columns = Columns(text=text_column, image=image_column)
-    with _bar(as_json) as progress, _checked(app) as check:
+    check = _check(app, Path(wanted))
+    with _bar(as_json) as progress:
         dvc = Dvc(command=command, store=_store(app, check))
         version = dvc.pull(named, remote, name=name, columns=columns, progress=progress)
-        check.keep(version.version)
     _keep(app, version)
+    check.keep(version.version)
     _tell(version, as_json)
 
 
@@ -252,16 +249,11 @@ def _store(app: App, check: checking.Check | None = None) -> LocalDatasetStore:
     )
 
 
-@contextmanager
-def _checked(app: App) -> Iterator[checking.Check]:
-    """The check that the configuration asks for; its report stays only if it is kept."""
+def _check(app: App, source: Path) -> checking.Check:
+    """As the configuration asks for it."""
     pipeline = checking.pipeline_of(app.config, app.workspace, app.ledger)
     rules = checking.rules_of(app.config, app.workspace, pipeline)
-    check = checking.Check(rules, app.workspace, app.clock.now())
-    try:
-        yield check
-    finally:
-        check.forget()
+    return checking.Check(rules, app.workspace, app.clock.now(), source)
 
 
 def _keep(app: App, version: DatasetVersion) -> None:
