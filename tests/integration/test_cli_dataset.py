@@ -197,3 +197,13 @@ def test_the_check_takes_what_add_takes_and_says_what_add_would(root: Path) -> N
         archive.add(root / "bare" / "in" / "a.png", "a.png")
     with pytest.raises(ConfigError, match=rf"{tar}/a\.png: has no caption"):
         run("add", str(tar))
+
+
+def test_the_same_data_keep_the_name_they_have(root: Path) -> None:
+    """A trigger that watches the new name would wait for ever: that is said."""
+    folder = str(write_images(root / "one", ["a.png"]))
+    assert facts("add", folder, "--name", "cats")["name"] == "cats"
+    for words, said in ((["--name", "dogs"], True), ([], False), (["--name", "cats"], False)):
+        done = CliRunner().invoke(app, ["dataset", "add", folder, *words, "--json"])
+        assert json.loads(done.stdout)["name"] == "cats"
+        assert ("as 'cats' and keep that name" in done.stderr) is said

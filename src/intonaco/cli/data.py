@@ -32,6 +32,7 @@ Remote = Annotated[
     str | None,
     typer.Option(help="URL or folder of a DVC remote, or a name in your DVC settings."),
 ]
+DEFAULT = "data"
 SHOWN = 20  # names of a kind, for a person
 STEPS = {
     "read": "reading",
@@ -62,7 +63,7 @@ def add(
             help="Images with metadata.jsonl or metadata.csv, webdataset shards (.tar) or parquet."
         ),
     ],
-    name: Name = "data",
+    name: Name = DEFAULT,
     text_column: TextColumn = None,
     image_column: ImageColumn = None,
     workspace: Folder = HERE,
@@ -76,7 +77,7 @@ def add(
         version = _store(app, check).put(source, name=name, columns=columns, progress=progress)
     _keep(app, version)
     check.keep(version.version)
-    _tell(version, as_json)
+    _tell(version, as_json, asked=name)
 
 
 def list_versions(workspace: Folder = HERE, as_json: AsJson = False) -> None:
@@ -211,7 +212,7 @@ def push(
 def pull(
     wanted: Annotated[str, typer.Argument(help="A .dvc file, or the md5 of a folder.")],
     remote: Remote = None,
-    name: Name = "data",
+    name: Name = DEFAULT,
     text_column: TextColumn = None,
     image_column: ImageColumn = None,
     workspace: Folder = HERE,
@@ -229,7 +230,7 @@ def pull(
         version = dvc.pull(named, remote, name=name, columns=columns, progress=progress)
     _keep(app, version)
     check.keep(version.version)
-    _tell(version, as_json)
+    _tell(version, as_json, asked=name)
 
 
 def _fields(version: DatasetVersion) -> dict[str, Any]:
@@ -261,7 +262,13 @@ def _keep(app: App, version: DatasetVersion) -> None:
         tx.put(version, id=version.version, at=version.created_at)
 
 
-def _tell(version: DatasetVersion, as_json: bool) -> None:
+def _tell(version: DatasetVersion, as_json: bool, *, asked: str) -> None:
+    if asked not in (version.name, DEFAULT):
+        typer.echo(
+            f"the same data are there since before as {version.name!r} and keep that name: nothing"
+            f" that goes by the name {asked!r} sees them",
+            err=True,
+        )
     if as_json:
         print_json(version)
     else:

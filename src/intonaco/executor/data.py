@@ -16,7 +16,7 @@ from intonaco.config import Recipe
 from intonaco.datasets import checking, curation, replay
 from intonaco.datasets.generated import bound_generated
 from intonaco.datasets.validation import validate
-from intonaco.errors import ConfigError
+from intonaco.errors import ConfigError, Conflict
 from intonaco.executor import curating
 from intonaco.executor.parts import Done, Outcome, Parts, Pending
 from intonaco.ledger import Effect
@@ -31,6 +31,8 @@ from intonaco.types import (
 
 def dataset(p: Parts, effect: Effect) -> Outcome:
     update = p.ledger.get(Update, effect.subject)
+    if update.phase.final:  # cancelled while it waited: nobody is to be asked for its data
+        raise Conflict(f"update {update.update_id} is {update.phase}")
     recipe = p.config.training.recipes[str(effect.payload["name"])]
     base = dataset_of(p, update.champion)
     if base is None:
@@ -41,7 +43,7 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     curated = curating.curated(p, update)
     if isinstance(curated, Pending):
         return curated
-    fresh = [*_fresh_items(p, update), *curated]
+    fresh = [*_without_withdrawn(p, _fresh_items(p, update)), *curated]
     learnt = curation.read_folder(p.datasets.open(base.version))
     old = _without_withdrawn(p, learnt)
     if not fresh and update.plan.action is Action.FULL_RETRAIN and len(old) == len(learnt):
