@@ -88,8 +88,18 @@ def list_versions(workspace: Folder = HERE, as_json: AsJson = False) -> None:
         return
     print_table(
         "datasets",
-        ("version", "name", "items", "replay", "topics"),
-        ((v.version[:10], v.name, v.items, f"{v.replay:.0%}", _counts(v.topics)) for v in found),
+        ("version", "name", "items", "MB", "replay", "topics"),
+        (
+            (
+                v.version[:10],
+                v.name,
+                v.items,
+                f"{v.bytes / 1e6:.1f}",
+                f"{v.replay:.0%}",
+                _counts(v.topics),
+            )
+            for v in found
+        ),
     )
 
 

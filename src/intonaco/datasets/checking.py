@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from intonaco.config import JUDGED, KINDS, Config, Data
 from intonaco.datasets import curation
+from intonaco.datasets.objects import staging
 from intonaco.datasets.picturing import page
 from intonaco.datasets.tokens import tokens_of
 from intonaco.datasets.validation import Problem, Report, Rules, held_out, validate
@@ -134,11 +134,11 @@ def put(
     offending file."""
     report = validate(folder, rules)
     report.raise_if_invalid()
-    with tempfile.TemporaryDirectory(dir=workspace.root) as scratch:
+    with staging(workspace.datasets) as scratch:
         if report.problems:
             counts = dict(report.counts)
             log.warning("left out: %s", counts, extra={"action": "dataset.drop"})
-            version = store(clean_copy(report, Path(scratch) / "items"))
+            version = store(clean_copy(report, scratch / "items"))
         else:
             version = store(folder)
     keep(report, rules, kept(workspace, version.version), at)

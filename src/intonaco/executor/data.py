@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from intonaco.codec import digest
 from intonaco.config import Recipe
 from intonaco.datasets import checking, curation, replay
 from intonaco.datasets.generated import bound_generated
+from intonaco.datasets.objects import staging
 from intonaco.datasets.validation import validate
 from intonaco.errors import ConfigError, Conflict
 from intonaco.executor import curating
@@ -57,8 +57,8 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     seed = int(digest([update.update_id, effect.payload["name"]])[:8], 16)
     items, mix = _mixed(p, fresh, old, recipe_of_replay, seed)
     replayed = len(items) - len({i.file for i in items} & {i.file for i in fresh})
-    with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
-        target = Path(folder) / "items"
+    with staging(p.workspace.datasets) as folder:
+        target = folder / "items"
         curation.write_folder(items, target)
         version, out = put_checked(
             p,
