@@ -347,13 +347,15 @@ class LocalDatasetStore:
         return files
 
     def diff(self, a: str, b: str) -> DatasetDiff:
-        """Paths added, removed and changed from ``a`` to ``b``. Raises NotFound."""
+        """Paths added, removed, changed and new from ``a`` to ``b``. Raises NotFound."""
         old = {file.path: file.sha256 for file in self.files(a)}
         new = {file.path: file.sha256 for file in self.files(b)}
+        held = set(old.values())
         return DatasetDiff(
             added=tuple(sorted(set(new) - set(old))),
             removed=tuple(sorted(set(old) - set(new))),
             changed=tuple(sorted(p for p in set(old) & set(new) if old[p] != new[p])),
+            new=tuple(sorted(p for p in new if new[p] not in held)),
         )
 
     def diff_items(self, a: str, b: str) -> ItemDiff:

@@ -131,8 +131,7 @@ def _new_in(p: Parts, version: str, base: DatasetVersion | None) -> list[curatio
     items = curation.read_folder(folder)
     if base is None:
         return items
-    difference = p.datasets.diff(base.version, version)
-    new = {*difference.added, *difference.changed}
+    new = set(p.datasets.diff(base.version, version).new)
     return [i for i in items if i.file.relative_to(folder).as_posix() in new]
 
 
