@@ -148,8 +148,8 @@ def text_name(entry: Mapping[str, Any], columns: Columns, source: Path | str) ->
 def plain_name(name: str, source: Path) -> str:
     """Raises ConfigError unless it is a path inside a folder, without dots and doubled slashes."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name or not name:
-        raise ConfigError(f"{source}: {name!r} is not a plain path", hint="write the shard again")
+    if path.is_absolute() or ".." in path.parts or str(path) != name or not name:
+        raise ConfigError(f"{source}: {name!r} is not a plain path inside the folder")
     return name
 
 
