@@ -147,6 +147,7 @@ def test_what_it_was_made_from_is_known_by_its_dvc_id(
     shards = tmp_path / "s"
     write_shard(shards / "0.tar", shard_files(ITEMS, txt=True))
     (shards / "0_stats.json").write_text("{}")
+    (shards / "._0.tar").write_bytes(b"\0\5\x16\7")  # what macOS leaves beside a file
     assert store.put(folder, name="x").source_ids == ()  # the version's own
     for source in (table, shards):
         files = [hash_file(p, p.name) for p in source.iterdir()]
@@ -206,6 +207,7 @@ def cut(shard: Path, size: int) -> Path:
     [
         ([("../../0.png", image(0)), ("../../0.txt", b"x")], "not a plain path"),
         ([("/0.png", image(0)), ("/0.txt", b"x")], "not a plain path"),
+        ([("é" * 128 + ".png", image(0))], "longer than a file's name may be"),
         ([("0.png", image(0)), ("0.jpg", image(0, "JPEG")), ("0.txt", b"x")], "several images"),
         ([("0.png", image(0)), ("1.txt", b"x"), ("0.txt", b"x")], "do not lie together"),
         ([("0.png", image(0)), ("0.png", image(1))], "there twice"),

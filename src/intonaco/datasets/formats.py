@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,7 @@ TEXT = "text"
 CONSENT = "consent"
 TEXT_NAMES = (TEXT, "caption", "prompt")  # looked for in this order where none is named
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp"})  # of images; validation opens them
+LONGEST = 255  # bytes of a file's name
 SHARDS = (".tar", ".tar.gz", ".tgz")
 # Longer captions than csv's default of 128 KiB a field are no captions, but say so as such.
 csv.field_size_limit(1 << 24)
@@ -85,7 +87,9 @@ def recognise(path: Path) -> Source:
         if metadata[0].is_symlink():  # what it leads to changes unseen
             raise ConfigError(f"{metadata[0]} is a link", hint="put the file itself there")
         return Source(path=path, kind="imagefolder", files=tuple(metadata))
-    found = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.is_symlink()]
+    # What is hidden is nobody's data: `._0.tar` of macOS, `.cache` of a download.
+    shown = (p for p in sorted(path.rglob("*")) if not _hidden(p.relative_to(path)))
+    found = [p for p in shown if p.is_file() and not p.is_symlink()]
     kinds: dict[Kind, list[Path]] = {}
     for file in found:
         if (kind := _kind_of(file)) is not None:
@@ -98,6 +102,10 @@ def recognise(path: Path) -> Source:
         f"{path} has no {METADATA}, {TABLE}, .tar or .parquet",
         hint='one line for each image: {"file_name": "a.png", "text": "a caption"}',
     )
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _kind_of(file: Path) -> Kind | None:
@@ -150,6 +158,8 @@ def plain_name(name: str, source: Path) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or str(path) != name or not name:
         raise ConfigError(f"{source}: {name!r} is not a plain path inside the folder")
+    if any(len(os.fsencode(part)) > LONGEST for part in path.parts):
+        raise ConfigError(f"{source}: {name[:40]!r}… is longer than a file's name may be")
     return name
 
 
