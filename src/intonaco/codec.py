@@ -56,3 +56,24 @@ def canonical(value: Any) -> str:
 def digest(value: Any) -> str:
     """sha256 (hex) of the canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines of a jsonl file that hold something. Only a line feed ends one: ``splitlines`` also
+    cuts at signs that a caption may hold as they are (U+2028, U+0085; RFC 8259, section 7)."""
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def parse_once(line: str | bytes) -> Any:
+    """JSON in which no object gives a name twice: readers differ in which one counts, and one of
+    them may be somebody's no. Raises ValueError."""
+    return json.loads(line, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is given twice")
+    return found

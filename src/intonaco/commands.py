@@ -208,6 +208,9 @@ def _curation(parts: Parts, tx: Transaction, command: Command, now: float) -> st
         reason=str(a.get("reason", "")),
     )
     tx.set(proposals.setting(update.update_id), as_json(word))
+    if word.dropped:
+        earlier = proposals.dropped_for_good(parts.ledger)
+        tx.set(proposals.DROPPED, sorted(earlier.union(word.dropped)))
     used = len(proposal.items) - len(word.dropped) if word.approved else 0
     return f"{used} of {len(proposal.items)} proposed images may be used for {update.update_id}"
 

@@ -169,12 +169,13 @@ def _facts(parts: Parts, news: News) -> TriggerFacts:
 
 
 def new_items(parts: Parts, version: str) -> int:
-    """Images of a version that the champion's dataset does not have."""
+    """Images of a version that the champion's dataset does not have, by whatever name: what an
+    update learnt lies flat in its own version, and files are moved."""
     base = dataset_of(parts, parts.ledger.champion())
     if base is None:
         return parts.ledger.get(DatasetVersion, version).items
-    difference = parts.datasets.diff(base.version, version)
-    return sum(not p.endswith(METADATA) for p in (*difference.added, *difference.changed))
+    new = parts.datasets.diff(base.version, version).new
+    return sum(not path.endswith(METADATA) for path in new)
 
 
 def _environment(parts: Parts, environment: str) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_add_list_show(root: Path) -> None:
     assert shards["source_ids"][0] in text
     assert shards["dvc_md5"] in text
     assert "a.png" in run("show", version, "--files")
-    assert "3" in run("list")
+    assert f"{listed[0]['bytes'] / 1e6:.1f}" in run("list")
     ledger = Ledger.open(root / "state" / "ledger.db", "svc")
     assert {v.version for v in ledger.all(DatasetVersion)} == {v["version"] for v in facts("list")}
 
@@ -170,3 +171,39 @@ def test_what_is_wrong_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("INTONACO_DVC", os.devnull)
     with pytest.raises(ConfigError, match="cannot be run"):
         run("push", version, "--remote", "s3://there")
+
+
+def test_the_check_takes_what_add_takes_and_says_what_add_would(root: Path) -> None:
+    def check(*words: str) -> Any:
+        return CliRunner().invoke(app, ["dataset", "check", *words])
+
+    folder = write_images(root / "one", ["a.png", "b.png"])
+    shard = write_tar(folder)
+    metadata = folder / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"text"', '"alt"'))
+    assert check(str(folder)).exit_code == 1
+    assert check(str(folder), "--text-column", "alt").exit_code == 0
+    done = check(str(shard), "--json", "--report", str(root / "out"))
+    assert (done.exit_code, json.loads(done.stdout)["kept"]) == (0, 2)
+    assert json.loads((root / "out" / "report.json").read_text())["kept"] == 2
+    (root / "none").mkdir()
+    (root / "none" / "metadata.jsonl").touch()
+    assert check(str(root / "none")).exit_code == 1  # nothing to learn is no pass
+    with pytest.raises(ConfigError, match="no usable items"):
+        run("add", str(root / "none"))
+    (root / "bare").mkdir()
+    tar = write_tar(write_images(root / "bare" / "in", ["a.png"], seed=5))
+    with tarfile.open(tar, "w") as archive:
+        archive.add(root / "bare" / "in" / "a.png", "a.png")
+    with pytest.raises(ConfigError, match=rf"{tar}/a\.png: has no caption"):
+        run("add", str(tar))
+
+
+def test_the_same_data_keep_the_name_they_have(root: Path) -> None:
+    """A trigger that watches the new name would wait for ever: that is said."""
+    folder = str(write_images(root / "one", ["a.png"]))
+    assert facts("add", folder, "--name", "cats")["name"] == "cats"
+    for words, said in ((["--name", "dogs"], True), ([], False), (["--name", "cats"], False)):
+        done = CliRunner().invoke(app, ["dataset", "add", folder, *words, "--json"])
+        assert json.loads(done.stdout)["name"] == "cats"
+        assert ("as 'cats' and keep that name" in done.stderr) is said

@@ -172,6 +172,28 @@ def test_a_set_that_is_rejected_is_not_used(made: Callable[..., World]) -> None:
     assert not any(i.generated for i in learnt(world)[1])
 
 
+def test_what_was_dropped_once_is_not_proposed_to_a_later_update(
+    made: Callable[..., World],
+) -> None:
+    world = made(max_generated=0.4)
+    update_id = start(world)
+    world.until(lambda: proposals.find(world.workspace, update_id) is not None)
+    proposal = proposals.find(world.workspace, update_id)
+    assert proposal is not None
+    dropped = [i.item_id for i in proposal.items if i.request in ("q-0", "q-1")]
+    assert world.command("curation.approve", update=update_id, drop=dropped)["ok"]
+    assert world.command("update.cancel", update=update_id)["ok"]
+    world.until(lambda: world.updates()[-1].phase.final)
+    set_data(world, review="none", max_generated=0.4)
+    start(world)
+    world.until(lambda: past_dataset(world))
+    (_, event) = world.ledger.events(kind="curation.proposed")  # none of the cancelled one again
+    assert event.data["left_out"] == {"consent": 1, "dropped": 2}
+    generated = {str(i.provenance["request"]) for i in learnt(world)[1] if i.generated}
+    assert generated
+    assert not generated & {"q-0", "q-1"}
+
+
 def test_without_review_nobody_is_asked(made: Callable[..., World]) -> None:
     world = made(review="none", max_generated=0.3)
     start(world)

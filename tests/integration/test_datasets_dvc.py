@@ -129,7 +129,9 @@ def test_random_trees_get_dvcs_ids(tmp_path: Path) -> None:
 def test_a_pushed_version_is_pulled_by_dvc_and_by_another_workspace(
     store: LocalDatasetStore, tmp_path: Path
 ) -> None:
-    version = store.put(write_images(tmp_path / "in", ["a.png", "sub/b.png"]), name="x")
+    version = store.put(
+        write_images(tmp_path / "in", ["a.png", "sub/b.png", "back\\slash\n'é.png"]), name="x"
+    )
     root = repository(tmp_path / "repo")
     remote = tmp_path / "remote"
     ours = Dvc(command=str(NAMED), store=store)

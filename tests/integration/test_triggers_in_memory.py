@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests.integration.test_loop_in_memory import World, write_items
 from tests.unit.test_decision_diagnosis import NEW, prompts
 
 from intonaco import accounts
 from intonaco.config import Budget
+from intonaco.datasets.curation import read_folder
 from intonaco.errors import Conflict
+from intonaco.executor.data import _new_in, dataset_of
 from intonaco.testing.datasets import sample_dataset
+from intonaco.triggering import new_items
 from intonaco.types import Action, Cause, DatasetVersion, Diagnosis, Finding, Phase, Plan
 
 
@@ -52,6 +57,26 @@ def add_version(world: World, name: str, folder: str, origin: str) -> DatasetVer
     with world.ledger.begin() as tx:
         tx.put(version, id=version.version, at=world.clock.now())
     return version
+
+
+def test_files_that_only_moved_are_not_new(made: Callable[..., World]) -> None:
+    """Else a renamed folder would be counted, and learnt, as if nobody had seen it."""
+    world = made()
+    base = dataset_of(world.parts, world.ledger.champion())
+    assert base is not None
+    items = read_folder(world.parts.datasets.open(base.version))
+    folder = world.root / "moved"
+    folder.mkdir()
+    lines = []
+    for item in items:
+        shutil.copyfile(item.file, folder / f"renamed-{item.file.name}")
+        lines.append({"file_name": f"renamed-{item.file.name}", "text": item.texts[0]})
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "new.png")
+    lines.append({"file_name": "new.png", "text": "new"})
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    version = world.parts.datasets.put(folder, name="cats").version
+    assert new_items(world.parts, version) == 1
+    assert [item.texts for item in _new_in(world.parts, version, base)] == [("new",)]
 
 
 def test_a_new_dataset_version_is_learnt_once(made: Callable[..., World]) -> None:

@@ -143,6 +143,13 @@ def test_mistake(text: str, message: str) -> None:
     assert "\n" not in found
 
 
+def test_a_loss_on_held_out_items_needs_held_out_items() -> None:
+    text = "service: s\ndecision: {fine_tune: [r], full_retrain: [r]}\n"
+    text += "training: {recipes: {r: {validation: {every: 5, items: 2}}}}"
+    assert "training.recipes.r.validation needs data.reference" in _message(text)
+    config.parse(f"{text}\ndata: {{reference: held}}")
+
+
 def test_a_long_value_is_cut() -> None:
     found = _message(f"service: s\nmodel: {{name: [{', '.join(['x'] * 200)}]}}")
     assert len(found) < 200

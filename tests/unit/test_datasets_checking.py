@@ -17,10 +17,13 @@ from typer.testing import CliRunner
 from intonaco import config
 from intonaco.app import check as check_config
 from intonaco.cli.main import app
+from intonaco.clock import FakeClock
 from intonaco.datasets import checking
+from intonaco.datasets.store import LocalDatasetStore
 from intonaco.datasets.tokens import tokens_of
 from intonaco.datasets.validation import validate
 from intonaco.errors import ConfigError, NotFound
+from intonaco.types import DatasetVersion
 from intonaco.workspace import Workspace
 
 CONFIG = """
@@ -273,16 +276,31 @@ def test_a_stores_check_keeps_its_report_only_for_a_version(workspace: Workspace
     assert not checks.exists()
     given_up = checking.Check(rules(workspace), workspace, 0.0)
     assert len(given_up(data(workspace.root / "data")).problems) == 2
-    given_up.forget()
-    given_up.keep("v0")
-    assert list(checks.iterdir()) == []
+    assert not checks.exists()  # a killed add leaves nothing of it
+    checking.Check(rules(workspace), workspace, 0.0).keep("v0")  # the store knew that version
+    assert not checks.exists()
     for at in (1.0, 2.0):  # a second one of the same version replaces the first
         check = checking.Check(rules(workspace), workspace, at)
         check(data(workspace.root / "data"))
         check.keep("v1")
-        check.forget()
     assert [p.name for p in checks.iterdir()] == ["v1"]
     assert json.loads((checks / "v1" / "report.json").read_text())["at"] == 2.0
+
+
+def test_what_stays_is_laid_out_where_the_next_process_clears_up(workspace: Workspace) -> None:
+    """A killed update leaves no folder in the workspace."""
+    store = LocalDatasetStore(workspace.datasets, FakeClock())
+    places = []
+
+    def put(folder: Path) -> DatasetVersion:
+        places.append(folder.parent.parent)
+        assert {p.name for p in workspace.root.iterdir()} == before | {"datasets"}
+        return store.put(folder, name="x")
+
+    folder = data(workspace.root / "data")
+    before = {p.name for p in workspace.root.iterdir()}
+    version, _ = checking.put(put, folder, rules(workspace), workspace, 0.0)
+    assert (places, version.items) == ([workspace.datasets / "incoming"], 4)
 
 
 def test_files_that_curation_reads_must_be_there(workspace: Workspace) -> None:

@@ -19,7 +19,9 @@ from intonaco.datasets.curation import read_folder
 from intonaco.datasets.formats import Columns, recognise
 from intonaco.datasets.identity import dvc_id, hash_bytes, hash_file
 from intonaco.datasets.store import LocalDatasetStore
+from intonaco.datasets.validation import Report, validate
 from intonaco.errors import ConfigError
+from intonaco.training.items import read_captioned
 
 Given = Mapping[str, tuple[bytes, Mapping[str, Any]]]
 
@@ -33,7 +35,7 @@ def image(n: int, kind: str = "PNG") -> bytes:
 ITEMS: Given = {
     "a.png": (image(1), {"text": "a cat", "topic": "cats", "consent": True, "origin": "shop"}),
     "b.png": (image(2), {"text": "a dog, wet", "topic": "dogs", "consent": False}),
-    "c.png": (image(3), {"text": 'the "third"', "topic": "cats"}),
+    "c.png": (image(3), {"text": 'the "third"', "topic": "cats", "consent": True}),
 }
 
 
@@ -145,6 +147,7 @@ def test_what_it_was_made_from_is_known_by_its_dvc_id(
     shards = tmp_path / "s"
     write_shard(shards / "0.tar", shard_files(ITEMS, txt=True))
     (shards / "0_stats.json").write_text("{}")
+    (shards / "._0.tar").write_bytes(b"\0\5\x16\7")  # what macOS leaves beside a file
     assert store.put(folder, name="x").source_ids == ()  # the version's own
     for source in (table, shards):
         files = [hash_file(p, p.name) for p in source.iterdir()]
@@ -204,6 +207,7 @@ def cut(shard: Path, size: int) -> Path:
     [
         ([("../../0.png", image(0)), ("../../0.txt", b"x")], "not a plain path"),
         ([("/0.png", image(0)), ("/0.txt", b"x")], "not a plain path"),
+        ([("é" * 128 + ".png", image(0))], "longer than a file's name may be"),
         ([("0.png", image(0)), ("0.jpg", image(0, "JPEG")), ("0.txt", b"x")], "several images"),
         ([("0.png", image(0)), ("1.txt", b"x"), ("0.txt", b"x")], "do not lie together"),
         ([("0.png", image(0)), ("0.png", image(1))], "there twice"),
@@ -298,6 +302,133 @@ def test_without_pyarrow_a_parquet_file_says_what_to_install(
     assert error.value.hint == "pip install 'intonaco[parquet]'"
 
 
+def write_lines(folder: Path, *lines: str) -> Path:
+    """With images a.png, b.png … as many as there are lines."""
+    folder.mkdir(parents=True)
+    for n in range(len(lines)):
+        (folder / f"{'abc'[n]}.png").write_bytes(image(n + 1))
+    (folder / "metadata.jsonl").write_bytes("\n".join(lines).encode())
+    return folder
+
+
+@pytest.mark.parametrize("column", ["text", "caption"])
+def test_only_a_line_feed_ends_a_line(
+    column: str, store: LocalDatasetStore, tmp_path: Path
+) -> None:
+    """Also where training and `diff` read what was kept to the byte."""
+    captions = ("one\u2028two", "three\u0085\x7f four")
+    lines = [
+        json.dumps({"file_name": f"{'ab'[n]}.png", column: text}, ensure_ascii=False)
+        for n, text in enumerate(captions)
+    ]
+    folder = write_lines(tmp_path / "f", *lines)
+    (folder / "metadata.jsonl").write_bytes(f"{lines[0]}\r\n \t\n{lines[1]}\r\n".encode())
+    version = store.put(folder, name="x").version
+    tree = store.open(version)
+    assert [item.texts[0] for item in read_folder(tree)] == list(captions)
+    assert [item.texts[0] for item in read_captioned(tree)] == list(captions)
+    assert not store.diff_items(version, version).captions
+
+
+def test_each_item_may_have_its_caption_in_another_column(
+    store: LocalDatasetStore, tmp_path: Path
+) -> None:
+    said = ({"text": "one"}, {"caption": "two"}, {"prompt": "three", "caption": "not this"})
+    for name, order in (("f", (0, 1)), ("g", (1, 0))):
+        lines = [
+            json.dumps({"file_name": f"{'ab'[n]}.png", **said[k]}) for n, k in enumerate(order)
+        ]
+        found = items_of(store, write_lines(tmp_path / name, *lines))
+        assert [v[1][0] for v in found.values()] == [("one", "two")[k] for k in order]
+    table = tmp_path / "t"
+    table.mkdir()
+    for n, name in enumerate(("a.png", "b.png")):
+        (table / name).write_bytes(image(n))
+    (table / "metadata.csv").write_text("file_name,text\na.png,\nb.png,two\n")
+    with pytest.raises(ConfigError, match=r"t/a\.png: has no caption"):
+        store.put(table, name="x")
+
+
+def test_a_name_given_twice_is_refused(store: LocalDatasetStore, tmp_path: Path) -> None:
+    line = '{"file_name": "a.png", "text": "x", "consent": false, "consent": true}'
+    with pytest.raises(ConfigError, match=r"line 1: .*'consent' is given twice"):
+        store.put(write_lines(tmp_path / "f", line), name="x")
+    files = [("0.png", image(0)), ("0.json", line.encode())]
+    with pytest.raises(ConfigError, match="sample 0: 'consent' is given twice"):
+        store.put(write_shard(tmp_path / "a.tar", files), name="x")
+    table = write_table(tmp_path / "t")
+    text = (table / "metadata.csv").read_text().replace("topic", "text", 1)
+    (table / "metadata.csv").write_text(text)
+    with pytest.raises(ConfigError, match="names a column twice"):
+        store.put(table, name="x")
+
+
+def test_where_consent_is_asked_for_an_empty_cell_is_no_yes(
+    store: LocalDatasetStore, tmp_path: Path
+) -> None:
+    table = write_table(tmp_path / "t")
+    text = (table / "metadata.csv").read_text()
+    assert text.count("True") == 2
+    (table / "metadata.csv").write_text(text.replace("True", "", 1))
+    with pytest.raises(ConfigError, match=r"t/a\.png: consent is neither true nor false"):
+        store.put(table, name="x")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(
+    store: LocalDatasetStore, tmp_path: Path
+) -> None:
+    files = [("0.png", image(0)), ("0.txt", b"\xef\xbb\xbfone\r\n")]
+    assert items_of(store, write_shard(tmp_path / "a.tar", files))["0.png"][1] == ("one",)
+
+
+def test_metadata_that_is_a_link_is_refused(store: LocalDatasetStore, tmp_path: Path) -> None:
+    """What it leads to could change unseen: the link stays what it was."""
+    folder = write_folder(tmp_path / "f")
+    (folder / "metadata.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    (folder / "metadata.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    with pytest.raises(ConfigError, match=r"metadata\.jsonl is a link"):
+        store.put(folder, name="x")
+
+
+@pytest.mark.parametrize("form", ["folder", "shard"])
+def test_what_changes_while_it_is_added_is_no_version(
+    form: str, store: LocalDatasetStore, tmp_path: Path
+) -> None:
+    """Else what was hashed before would be known for ever by what was read after."""
+    if form == "folder":
+        source, changed = (f := write_folder(tmp_path / "f")), f / "metadata.jsonl"
+    else:
+        source = changed = write_shard(tmp_path / "a.tar", shard_files(ITEMS, txt=True))
+    before = changed.read_bytes()
+
+    def meanwhile(folder: Path) -> Report:
+        report = validate(folder)
+        changed.write_bytes(before.replace(b"a cat", b"a cut"))
+        return report
+
+    store.check = meanwhile
+    with pytest.raises(ConfigError, match="changed while it was added"):
+        store.put(source, name="x")
+    assert store.list() == []
+    store.check = validate
+    changed.write_bytes(before)
+    assert items_of(store, source) == EXPECTED
+
+
+def test_everything_that_can_be_added_can_be_checked(
+    store: LocalDatasetStore, tmp_path: Path
+) -> None:
+    sources = [
+        write_folder(tmp_path / "folder", text="caption"),
+        write_table(tmp_path / "table"),
+        write_shard(tmp_path / "txt.tar", shard_files(ITEMS, txt=True)),
+    ]
+    for source in sources:
+        report = store.examine(source)
+        assert (report.folder, report.items, report.problems) == (source, 3, ())
+    assert store.list() == []
+
+
 # ------------------------------------------------------------------------------------ parquet
 
 
@@ -313,7 +444,8 @@ def columns_of(items: Given) -> dict[str, list[Any]]:
     keys = ("text", "topic", "origin", "consent")
     return {
         "image": [{"bytes": raw, "path": name} for name, (raw, _) in items.items()],
-        **{key: [entry.get(key) for _, entry in items.values()] for key in keys},
+        **{key: [entry.get(key) for _, entry in items.values()] for key in keys[:-1]},
+        "consent": [entry.get("consent", True) for _, entry in items.values()],
     }
 
 
@@ -347,6 +479,7 @@ def test_bad_parquet_is_refused(store: LocalDatasetStore, tmp_path: Path) -> Non
     beside["image"] = [{"bytes": None, "path": "a.png"}] * 3
     for columns, complaint in (
         (beside, "row 0: image holds no bytes"),
+        (columns_of(ITEMS) | {"consent": [True, None, True]}, "consent is neither true nor"),
         ({"text": ["a"]}, "0 columns of images"),
         ({"image": columns_of(ITEMS)["image"], "n": [1, 2, 3]}, "no column of captions"),
         ({**columns_of(ITEMS), "text": [None, "b", "c"]}, "no caption"),

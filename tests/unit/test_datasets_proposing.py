@@ -147,6 +147,18 @@ def test_only_who_agreed() -> None:
     assert "mine/a" not in units(False, replace(own, consent=False))
 
 
+def test_what_a_person_dropped_is_not_proposed_again() -> None:
+    everything = [served(n) for n in range(3)]
+    votes = {f"r{n}": 1 for n in range(3)}
+    said = [label("images/1.png", request="r1")]
+    first = choose(everything, votes, said, ALL, settings())
+    assert len(first.items) == 3
+    gone = {i.item_id for i in first.items if i.image != "images/2.png"}
+    again = choose(everything, votes, said, ALL, settings(), dropped=gone)
+    assert [i.image for i in again.items] == ["images/2.png"]
+    assert again.left_out == {"dropped": 2}
+
+
 def test_reviewers_have_a_voice_each_and_change_their_mind() -> None:
     labels = [
         *(label("a.png") for _ in range(5)),  # one reviewer, five times

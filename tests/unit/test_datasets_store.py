@@ -120,6 +120,10 @@ def test_diff(store: LocalDatasetStore, tmp_path: Path) -> None:
     assert difference.added == ("z.png",)
     assert difference.removed == ("x.png",)
     assert difference.changed == ("metadata.jsonl", "y.png")
+    assert difference.new == ("metadata.jsonl", "y.png", "z.png")
+    moved = write_images(tmp_path / "c", ["sub/x.png", "sub/y.png", "new.png"])
+    c = store.put(moved, name="c")  # the first two are those of a
+    assert store.diff(a.version, c.version).new == ("metadata.jsonl", "new.png")
 
 
 def test_unknown_versions_are_not_found(store: LocalDatasetStore) -> None:

@@ -105,6 +105,13 @@ def test_paths_out_of_the_folder(folder: Folder, name: str) -> None:
     assert kinds(folder) == [(name, "outside")]
 
 
+@pytest.mark.parametrize("name", [".git/a.png", "sub/.dvc/a.png"])
+def test_what_is_never_looked_through_cannot_be_an_item(folder: Folder, name: str) -> None:
+    folder.image(name)
+    folder.entry(name)
+    assert kinds(folder) == [(name, "forbidden")]
+
+
 def test_exact_duplicates_keep_the_first(folder: Folder) -> None:
     (folder.root / "again.png").write_bytes((folder.root / "good.png").read_bytes())
     folder.entry("again.png")
@@ -118,7 +125,10 @@ def test_repeated_and_unlisted_images(folder: Folder) -> None:
     assert kinds(folder) == [("good.png", "repeated"), ("unlisted.png", "unlisted")]
 
 
-@pytest.mark.parametrize("line", ["{not json", "[]", '{"text": "x"}', '{"file_name": 3}'])
+TWICE = '{"file_name": "good.png", "text": "x", "consent": false, "consent": true}'
+
+
+@pytest.mark.parametrize("line", ["{not json", "[]", '{"text": "x"}', '{"file_name": 3}', TWICE])
 def test_bad_lines_are_named(folder: Folder, line: str) -> None:
     folder.line(line)
     assert kinds(folder) == [("metadata.jsonl", "metadata")]

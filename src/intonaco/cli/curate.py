@@ -10,14 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from intonaco import readmodel
-from intonaco.app import App
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
 from intonaco.cli.steer import ask
 from intonaco.datasets import checking
+from intonaco.datasets.formats import Columns
 from intonaco.datasets.store import LocalDatasetStore
-from intonaco.datasets.validation import validate
+from intonaco.datasets.validation import Report, validate
 from intonaco.errors import NotFound
 
+TextColumn = Annotated[
+    str | None, typer.Option(help="Where the captions are, if not in text, caption or prompt.")
+]
+ImageColumn = Annotated[
+    str | None, typer.Option(help="Where the images are, if a parquet file has several columns.")
+]
 FAIL = 1
 
 
@@ -30,22 +36,36 @@ def add_to(datasets: typer.Typer) -> None:
 
 
 def check(
-    what: Annotated[str, typer.Argument(help="A folder, or a version of `dataset list`.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="Anything that `dataset add` takes, or a version of `dataset list`."),
+    ],
     report: Annotated[
         Path | None, typer.Option(help="Where to write report.json, report.html, problems.jsonl.")
     ] = None,
+    text_column: TextColumn = None,
+    image_column: ImageColumn = None,
     workspace: Folder = HERE,
     as_json: AsJson = False,
 ) -> None:
     """Check images and captions as before training. Exit code 1 if they would be refused."""
     app = opened(workspace)
-    folder = _folder(app, what)
     pipeline = checking.pipeline_of(app.config, app.workspace, app.ledger)
     rules = checking.rules_of(app.config, app.workspace, pipeline)
-    found = validate(folder, rules)
-    told = checking.facts(found, rules, app.clock.now())
-    if report is not None:
-        checking.keep(found, rules, report, app.clock.now())
+    now = app.clock.now()
+
+    def look(folder: Path) -> Report:
+        found = validate(folder, rules)
+        if report is not None:  # now, while the pictures of a shard are there
+            checking.keep(found, rules, report, now)
+        return found
+
+    store = LocalDatasetStore(app.workspace.datasets, app.clock, check=look)
+    if Path(what).exists():
+        found = store.examine(Path(what), columns=Columns(text=text_column, image=image_column))
+    else:
+        found = look(store.open(_version(store, what)))
+    told = checking.facts(found, rules, now)
     if as_json:
         print_json(dict(told))
     else:
@@ -64,7 +84,7 @@ def check(
         )
         if report is not None:
             out.print(f"written to {report}", markup=False)
-    if found.failures:
+    if told["verdict"] == "fail":
         raise typer.Exit(FAIL)
 
 
@@ -144,15 +164,12 @@ def _word(word: Mapping[str, Any] | None) -> str:
     return f"{'approved' if word['approved'] else 'rejected'} by {word['actor']}"
 
 
-def _folder(app: App, what: str) -> Path:
+def _version(store: LocalDatasetStore, what: str) -> str:
     """Raises NotFound."""
-    if Path(what).is_dir():
-        return Path(what)
-    store = LocalDatasetStore(app.workspace.datasets, app.clock)
     known = [v.version for v in store.list() if v.version.startswith(what)]
     if len(known) != 1:
-        why = "several versions begin" if known else "no folder and no version begins"
+        why = "several versions begin" if known else "nothing is at and no version begins"
         raise NotFound(
             f"{why} with {what}", hint="`intonaco dataset list` shows the versions there are"
         )
-    return store.open(known[0])
+    return known[0]

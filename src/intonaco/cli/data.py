@@ -16,6 +16,7 @@ from rich.console import Console
 from intonaco.app import App
 from intonaco.cli import curate
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json, print_table
+from intonaco.cli.curate import ImageColumn, TextColumn
 from intonaco.codec import as_json
 from intonaco.datasets import checking
 from intonaco.datasets.dvc import Dvc, find_dvc
@@ -31,12 +32,7 @@ Remote = Annotated[
     str | None,
     typer.Option(help="URL or folder of a DVC remote, or a name in your DVC settings."),
 ]
-TextColumn = Annotated[
-    str | None, typer.Option(help="Where the captions are, if not in text, caption or prompt.")
-]
-ImageColumn = Annotated[
-    str | None, typer.Option(help="Where the images are, if a parquet file has several columns.")
-]
+DEFAULT = "data"
 SHOWN = 20  # names of a kind, for a person
 STEPS = {
     "read": "reading",
@@ -67,7 +63,7 @@ def add(
             help="Images with metadata.jsonl or metadata.csv, webdataset shards (.tar) or parquet."
         ),
     ],
-    name: Name = "data",
+    name: Name = DEFAULT,
     text_column: TextColumn = None,
     image_column: ImageColumn = None,
     workspace: Folder = HERE,
@@ -76,11 +72,12 @@ def add(
     """Check images and captions and add them as a version. Adding again reads only what changed."""
     app = opened(workspace)
     columns = Columns(text=text_column, image=image_column)
-    with _bar(as_json) as progress, _checked(app) as check:
+    check = _check(app, source)
+    with _bar(as_json) as progress:
         version = _store(app, check).put(source, name=name, columns=columns, progress=progress)
-        check.keep(version.version)
     _keep(app, version)
-    _tell(version, as_json)
+    check.keep(version.version)
+    _tell(version, as_json, asked=name)
 
 
 def list_versions(workspace: Folder = HERE, as_json: AsJson = False) -> None:
@@ -91,8 +88,18 @@ def list_versions(workspace: Folder = HERE, as_json: AsJson = False) -> None:
         return
     print_table(
         "datasets",
-        ("version", "name", "items", "replay", "topics"),
-        ((v.version[:10], v.name, v.items, f"{v.replay:.0%}", _counts(v.topics)) for v in found),
+        ("version", "name", "items", "MB", "replay", "topics"),
+        (
+            (
+                v.version[:10],
+                v.name,
+                v.items,
+                f"{v.bytes / 1e6:.1f}",
+                f"{v.replay:.0%}",
+                _counts(v.topics),
+            )
+            for v in found
+        ),
     )
 
 
@@ -215,7 +222,7 @@ def push(
 def pull(
     wanted: Annotated[str, typer.Argument(help="A .dvc file, or the md5 of a folder.")],
     remote: Remote = None,
-    name: Name = "data",
+    name: Name = DEFAULT,
     text_column: TextColumn = None,
     image_column: ImageColumn = None,
     workspace: Folder = HERE,
@@ -227,12 +234,13 @@ def pull(
     command = find_dvc(os.environ)
     named = Path(wanted) if wanted.endswith(".dvc") or Path(wanted).is_file() else wanted
     columns = Columns(text=text_column, image=image_column)
-    with _bar(as_json) as progress, _checked(app) as check:
+    check = _check(app, Path(wanted))
+    with _bar(as_json) as progress:
         dvc = Dvc(command=command, store=_store(app, check))
         version = dvc.pull(named, remote, name=name, columns=columns, progress=progress)
-        check.keep(version.version)
     _keep(app, version)
-    _tell(version, as_json)
+    check.keep(version.version)
+    _tell(version, as_json, asked=name)
 
 
 def _fields(version: DatasetVersion) -> dict[str, Any]:
@@ -252,16 +260,11 @@ def _store(app: App, check: checking.Check | None = None) -> LocalDatasetStore:
     )
 
 
-@contextmanager
-def _checked(app: App) -> Iterator[checking.Check]:
-    """The check that the configuration asks for; its report stays only if it is kept."""
+def _check(app: App, source: Path) -> checking.Check:
+    """As the configuration asks for it."""
     pipeline = checking.pipeline_of(app.config, app.workspace, app.ledger)
     rules = checking.rules_of(app.config, app.workspace, pipeline)
-    check = checking.Check(rules, app.workspace, app.clock.now())
-    try:
-        yield check
-    finally:
-        check.forget()
+    return checking.Check(rules, app.workspace, app.clock.now(), source)
 
 
 def _keep(app: App, version: DatasetVersion) -> None:
@@ -269,7 +272,13 @@ def _keep(app: App, version: DatasetVersion) -> None:
         tx.put(version, id=version.version, at=version.created_at)
 
 
-def _tell(version: DatasetVersion, as_json: bool) -> None:
+def _tell(version: DatasetVersion, as_json: bool, *, asked: str) -> None:
+    if asked not in (version.name, DEFAULT):
+        typer.echo(
+            f"the same data are there since before as {version.name!r} and keep that name: nothing"
+            f" that goes by the name {asked!r} sees them",
+            err=True,
+        )
     if as_json:
         print_json(version)
     else:

@@ -47,6 +47,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _held_out_items_are_there_to_validate_on(self) -> Config:
+        for name, recipe in self.training.recipes.items():
+            if recipe.validation is not None and self.data.reference is None:
+                raise ValueError(
+                    f"training.recipes.{name}.validation needs data.reference: name a folder of "
+                    "held-out items, or take validation out of the recipe"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _prompts_are_there_to_watch(self) -> Config:
         if self.serving.gateway.prompts != "keep":
             written = "signals" in self.monitoring.model_fields_set

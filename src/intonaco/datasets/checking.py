@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from intonaco.config import JUDGED, KINDS, Config, Data
 from intonaco.datasets import curation
+from intonaco.datasets.objects import staging
 from intonaco.datasets.picturing import page
 from intonaco.datasets.tokens import tokens_of
 from intonaco.datasets.validation import Problem, Report, Rules, held_out, validate
-from intonaco.errors import ConfigError
+from intonaco.errors import ConfigError, StorageError
 from intonaco.evaluation.prompts import Prompt, read_prompts
 from intonaco.ledger import Ledger
 from intonaco.releases import ReleaseStore
 from intonaco.sources import is_remote
 from intonaco.types import DatasetVersion, Json
-from intonaco.workspace import Workspace, write_atomic, write_json
+from intonaco.workspace import Workspace, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -91,38 +91,35 @@ def pipeline_of(config: Config, workspace: Workspace, ledger: Ledger) -> Path | 
 class Check:
     """A store's ``check``: refuses a folder by the rules, and writes down what it found while the
     files are there. ``keep`` the report once the version is known. Give the store
-    ``on_invalid="drop"``: it leaves out what the report has as problems."""
+    ``on_invalid="drop"``: it leaves out what the report has as problems. ``source``: what a person
+    knows the folder by, where it is one that was made of something else."""
 
-    def __init__(self, rules: Rules, workspace: Workspace, at: float) -> None:
+    def __init__(
+        self, rules: Rules, workspace: Workspace, at: float, source: Path | None = None
+    ) -> None:
         self.rules = rules
         self.workspace = workspace
         self.at = at
-        self._report: Path | None = None
+        self.source = source
+        self._report: Mapping[str, str] = {}
 
     def __call__(self, folder: Path) -> Report:
         """Raises ConfigError that names the first offending file."""
         report = validate(folder, self.rules)
-        report.raise_if_invalid()
-        home = kept(self.workspace, "")
-        home.mkdir(parents=True, exist_ok=True)
-        self._report = Path(tempfile.mkdtemp(dir=home, prefix=".checking-"))
-        keep(report, self.rules, self._report, self.at)
+        replace(report, folder=self.source or folder).raise_if_invalid()
+        self._report = written(report, self.rules, self.at)
         return report
 
     def keep(self, version: str) -> None:
-        """The last report is of this version; none was made if the store knew it already."""
-        if self._report is not None:
-            target = kept(self.workspace, version)
-            shutil.rmtree(target, ignore_errors=True)
-            self._report.chmod(0o755)
-            self._report.rename(target)
-            self._report = None
-
-    def forget(self) -> None:
-        """No version came of it."""
-        if self._report is not None:
-            shutil.rmtree(self._report, ignore_errors=True)
-            self._report = None
+        """The last report is of this version; none was made if the store knew it already. Raises
+        StorageError."""
+        try:
+            _write(self._report, kept(self.workspace, version))
+        except OSError as error:
+            raise StorageError(
+                f"{kept(self.workspace, version)} cannot be written: {error.strerror}",
+                hint="the version is there; `intonaco dataset check` writes its report again",
+            ) from error
 
 
 def put(
@@ -137,11 +134,11 @@ def put(
     offending file."""
     report = validate(folder, rules)
     report.raise_if_invalid()
-    with tempfile.TemporaryDirectory(dir=workspace.root) as scratch:
+    with staging(workspace.datasets) as scratch:
         if report.problems:
             counts = dict(report.counts)
             log.warning("left out: %s", counts, extra={"action": "dataset.drop"})
-            version = store(clean_copy(report, Path(scratch) / "items"))
+            version = store(clean_copy(report, scratch / "items"))
         else:
             version = store(folder)
     keep(report, rules, kept(workspace, version.version), at)
@@ -167,14 +164,15 @@ def clean_copy(report: Report, target: Path) -> Path:
 
 
 def facts(report: Report, rules: Rules, at: float) -> Mapping[str, Json]:
-    """The report as JSON. "verdict": "fail" if the folder is refused, else "pass"; "kinds": of
-    those that were found, {"policy", "count", "names": the first}; "policies": of all kinds."""
+    """The report as JSON. "verdict": "fail" if the folder is refused, as one is of which no item
+    stays, else "pass"; "kinds": of those that were found, {"policy", "count", "names": the first};
+    "policies": of all kinds."""
     found: dict[str, list[Problem]] = {}
     for problem in (*report.problems, *report.warnings):
         found.setdefault(problem.kind, []).append(problem)
     return {
         "at": at,
-        "verdict": "fail" if report.failures else "pass",
+        "verdict": "fail" if report.failures or not report.entries else "pass",
         "items": report.items,
         "kept": len(report.entries),
         "left_out": sorted({p.file for p in report.problems})[:NAMES],
@@ -207,6 +205,11 @@ def facts(report: Report, rules: Rules, at: float) -> Mapping[str, Json]:
 def keep(report: Report, rules: Rules, folder: Path, at: float) -> None:
     """Write a report; the checked folder must still be there, for its pictures. An earlier
     one is replaced."""
+    _write(written(report, rules, at), folder)
+
+
+def written(report: Report, rules: Rules, at: float) -> Mapping[str, str]:
+    """The files of a report. The checked folder must still be there, for its pictures."""
     told = facts(report, rules, at)
     lines = (
         json.dumps(
@@ -215,9 +218,16 @@ def keep(report: Report, rules: Rules, folder: Path, at: float) -> None:
         )
         for p in (*report.problems, *report.warnings)
     )
-    write_atomic(folder / "problems.jsonl", "".join(f"{line}\n" for line in lines))
-    write_atomic(folder / "report.html", page(report, told))
-    write_json(folder / "report.json", told)  # last: a report is there when this is
+    return {
+        "problems.jsonl": "".join(f"{line}\n" for line in lines),
+        "report.html": page(report, told),
+        "report.json": json.dumps(told),  # last: a report is there when this is
+    }
+
+
+def _write(files: Mapping[str, str], folder: Path) -> None:
+    for name, text in files.items():
+        write_atomic(folder / name, text)
 
 
 def kept(workspace: Workspace, version: str) -> Path:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from intonaco.codec import parse_once
 from intonaco.errors import ConfigError
 from intonaco.types import ClusterMove, Json
 
@@ -46,7 +47,7 @@ def read_folder(folder: Path) -> list[Item]:
     file and line."""
     path = folder / METADATA
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise ConfigError(
             f"{folder} has no {METADATA}",
@@ -58,7 +59,7 @@ def read_folder(folder: Path) -> list[Item]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                items.append(_item(folder, json.loads(line)))
+                items.append(_item(folder, parse_once(line)))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ConfigError(
                     f"{path}, line {number}: {type(error).__name__}: {error}"

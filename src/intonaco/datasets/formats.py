@@ -18,19 +18,23 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from intonaco.codec import parse_once
 from intonaco.datasets.curation import METADATA
 from intonaco.errors import ConfigError
 
 Kind = Literal["imagefolder", "webdataset", "parquet"]
 TABLE = "metadata.csv"
 TEXT = "text"
+CONSENT = "consent"
 TEXT_NAMES = (TEXT, "caption", "prompt")  # looked for in this order where none is named
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp"})  # of images; validation opens them
+LONGEST = 255  # bytes of a file's name
 SHARDS = (".tar", ".tar.gz", ".tgz")
 # Longer captions than csv's default of 128 KiB a field are no captions, but say so as such.
 csv.field_size_limit(1 << 24)
@@ -80,8 +84,12 @@ def recognise(path: Path) -> Source:
             f"{path} has both {METADATA} and {TABLE}", hint="which one counts? take the other out"
         )
     if metadata:
+        if metadata[0].is_symlink():  # what it leads to changes unseen
+            raise ConfigError(f"{metadata[0]} is a link", hint="put the file itself there")
         return Source(path=path, kind="imagefolder", files=tuple(metadata))
-    found = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.is_symlink()]
+    # What is hidden is nobody's data: `._0.tar` of macOS, `.cache` of a download.
+    shown = (p for p in sorted(path.rglob("*")) if not _hidden(p.relative_to(path)))
+    found = [p for p in shown if p.is_file() and not p.is_symlink()]
     kinds: dict[Kind, list[Path]] = {}
     for file in found:
         if (kind := _kind_of(file)) is not None:
@@ -94,6 +102,10 @@ def recognise(path: Path) -> Source:
         f"{path} has no {METADATA}, {TABLE}, .tar or .parquet",
         hint='one line for each image: {"file_name": "a.png", "text": "a caption"}',
     )
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _kind_of(file: Path) -> Kind | None:
@@ -109,24 +121,19 @@ def rewritten(source: Source, columns: Columns) -> list[dict[str, Any]] | None:
     file = source.files[0]
     if file.name == TABLE:
         rows = list(_table(file))
-        name = text_name(rows[0] if rows else {}, columns, file)
-        return [_with_text(row, name) for row in rows]
-    first = _first_object(file)
-    if first is None or (columns.text is None and TEXT in first):
-        return None
-    if columns.text is None and not any(name in first for name in TEXT_NAMES):
-        return None  # an item without a caption: validation says which
-    name = text_name(first, columns, file)
-    if name == TEXT:
-        return None
+        name = text_name(_keys(rows), columns, file)
+        return [_with_text(row, (name,)) for row in rows]
+    if columns.text is None and not any(_elsewhere(row) for _, row in _objects(file)):
+        return None  # also where an item has no caption at all: validation says which
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append(_with_text(dict(json.loads(line)), name))
-            except (ValueError, TypeError) as error:
-                raise ConfigError(f"{file}, line {number}: no JSON object: {error}") from error
-    return rows
+    for number, row in _objects(file):
+        if isinstance(row, str):
+            raise ConfigError(f"{file}, line {number}: no JSON object: {row}")
+        rows.append(row)
+    if columns.text is None:
+        return [_with_text(row, TEXT_NAMES) for row in rows]
+    name = text_name(_keys(rows), columns, file)
+    return None if name == TEXT else [_with_text(row, (name,)) for row in rows]
 
 
 def text_name(entry: Mapping[str, Any], columns: Columns, source: Path | str) -> str:
@@ -149,8 +156,10 @@ def text_name(entry: Mapping[str, Any], columns: Columns, source: Path | str) ->
 def plain_name(name: str, source: Path) -> str:
     """Raises ConfigError unless it is a path inside a folder, without dots and doubled slashes."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name or not name:
-        raise ConfigError(f"{source}: {name!r} is not a plain path", hint="write the shard again")
+    if path.is_absolute() or ".." in path.parts or str(path) != name or not name:
+        raise ConfigError(f"{source}: {name!r} is not a plain path inside the folder")
+    if any(len(os.fsencode(part)) > LONGEST for part in path.parts):
+        raise ConfigError(f"{source}: {name[:40]!r}… is longer than a file's name may be")
     return name
 
 
@@ -169,38 +178,59 @@ def metadata_lines(entries: list[dict[str, Any]]) -> str:
 
 
 def _table(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of metadata.csv. ``consent`` is read as true or false; empty cells are left out."""
+    """Rows of metadata.csv. ``consent`` is read as true or false; empty cells are left out, but
+    for that of ``consent``: nobody said yes there."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
+            names = reader.fieldnames or ()
+            if len(set(names)) != len(names):
+                raise ConfigError(f"{file}: its first line names a column twice")
             for row in reader:
                 if None in row or None in row.values():
                     raise ConfigError(
                         f"{file}, line {reader.line_num}: not as many cells as the first line has"
                     )
-                yield {key: _cell(key, cell) for key, cell in row.items() if cell != ""}
+                cells = ((key, _cell(key, cell)) for key, cell in row.items())
+                yield {key: cell for key, cell in cells if cell != "" or key == CONSENT}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
 
 
 def _cell(key: str, cell: str) -> object:
-    if key == "consent":  # anything else stays text, which validation refuses
+    if key == CONSENT:  # anything else stays text, which validation refuses
         return {"true": True, "1": True, "false": False, "0": False}.get(cell.strip().lower(), cell)
     return cell
 
 
-def _first_object(file: Path) -> dict[str, Any] | None:
+def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Of each line its number and the object, or what is wrong with it; none if the file is no
+    text, as validation says."""
     try:
-        with file.open(encoding="utf-8") as stream:
-            line = next((line for line in stream if line.strip()), "")
-        value = json.loads(line)
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                value = parse_once(line)
+                yield number, value if isinstance(value, dict) else f"it is {line[:20]}"
+            except (ValueError, RecursionError) as error:
+                yield number, str(error)
 
 
-def _with_text(row: dict[str, Any], name: str) -> dict[str, Any]:
-    """The caption's column becomes ``text``. A column of that name that is not the one asked for is
-    not a caption, and goes."""
+def _elsewhere(row: dict[str, Any] | str) -> bool:
+    """Whether the caption is there, and not in ``text``."""
+    return isinstance(row, dict) and TEXT not in row and any(name in row for name in TEXT_NAMES)
+
+
+def _keys(rows: Iterable[Mapping[str, Any]]) -> dict[str, None]:
+    return dict.fromkeys(key for row in rows for key in row)
+
+
+def _with_text(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The caption, which is in the first of these columns that the row has, becomes ``text``. A
+    column of that name that is not the one asked for is not a caption, and goes."""
+    name = next((name for name in names if name in row), TEXT)
     rest = {key: value for key, value in row.items() if key not in (name, TEXT)}
-    return {**rest, TEXT: row[name]} if name in row else rest
+    return {**rest, TEXT: row[name]} if name in row and name in names else rest

@@ -26,6 +26,7 @@ from intonaco.datasets.served import Consents
 from intonaco.ledger import Ledger
 from intonaco.workspace import Workspace
 
+DROPPED = "curation_dropped"  # setting: items that a person dropped, of whatever proposal
 SIDE = 256  # pixels of a thumbnail
 
 
@@ -66,6 +67,11 @@ def word_on(ledger: Ledger, update_id: str) -> Word | None:
     if not stored:
         return None
     return Word(**{**stored, "dropped": tuple(stored["dropped"])})
+
+
+def dropped_for_good(ledger: Ledger) -> frozenset[str]:
+    """Items that a person took out of any proposal: no later one has them again."""
+    return frozenset(ledger.setting(DROPPED) or ())
 
 
 def find(workspace: Workspace, update_id: str) -> Proposal | None:

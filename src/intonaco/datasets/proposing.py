@@ -9,7 +9,7 @@ from it, and all who have no name are one unit together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -49,7 +49,8 @@ class Proposed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """``items``: what is proposed, best first. ``left_out``: how many that were good enough, by
-    reason: "consent", "cap" (of their unit), "alike" (to a better one), "room"."""
+    reason: "consent", "dropped" (by a person, before), "cap" (of their unit),
+    "alike" (to a better one), "room"."""
 
     items: tuple[Proposed, ...] = ()
     considered: int = 0
@@ -66,9 +67,11 @@ def choose(
     *,
     finding: str = "",
     bits: int = 4,
+    dropped: Collection[str] = (),
 ) -> Choice:
     """What to propose. ``votes``: up less down, by request. ``finding``: the one whose clusters
-    ``Served.moved`` tells of. ``bits``: near which two pictures are alike."""
+    ``Served.moved`` tells of. ``bits``: near which two pictures are alike. ``dropped``: items that
+    a person took out of an earlier proposal, for good."""
     floor = _floor(served, settings)
     labels = list(labels)
     reviewed = _reviewed(labels, served, settings, consents)
@@ -93,10 +96,12 @@ def choose(
     left_out: Counter[str] = Counter()
     agreed = []
     for item in candidates:
-        if item.consent:
-            agreed.append(item)
-        else:
+        if not item.consent:
             left_out["consent"] += 1
+        elif item.item_id in dropped:
+            left_out["dropped"] += 1
+        else:
+            agreed.append(item)
     alike = earlier_alike([hashes.get(i.image, "") for i in agreed], bits)
     left_out["alike"] = len(alike)
     of_unit: Counter[str] = Counter()

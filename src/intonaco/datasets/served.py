@@ -6,7 +6,6 @@ image, so whoever uses this bounds what one unit can bring about.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from intonaco.codec import decode
+from intonaco.codec import decode, parse_once
 from intonaco.errors import ConfigError, StorageError
 from intonaco.monitoring.signals import is_user_request
 from intonaco.types import ClusterMove, Feedback, ScoredRecord
@@ -205,14 +204,14 @@ def _segments(root: Path, since: float) -> Iterator[bytes]:
 
 def _lines(file: Path, field: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{field}: {file} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse_once(line)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{file}, line {number}: not valid JSON: {error}") from error
         if not isinstance(value, dict):

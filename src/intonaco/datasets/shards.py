@@ -7,14 +7,15 @@ A sample of a shard is the run of files that share a name up to the first dot
 from __future__ import annotations
 
 import importlib
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from intonaco.codec import parse_once
 from intonaco.datasets.formats import (
+    CONSENT,
     ENDINGS,
     TEXT,
     TEXT_NAMES,
@@ -78,7 +79,7 @@ def _sample(shard: Path, key: str, parts: dict[str, bytes], columns: Columns) ->
     entry: dict[str, Any] = {}
     try:
         if "json" in parts:
-            value = json.loads(parts["json"])
+            value = parse_once(parts["json"])
             entry = value if isinstance(value, dict) else {TEXT: value}
             names = (columns.text,) if columns.text else TEXT_NAMES
             found = next((name for name in names if name in entry), None)
@@ -87,7 +88,7 @@ def _sample(shard: Path, key: str, parts: dict[str, bytes], columns: Columns) ->
             if text is not None:
                 entry[TEXT] = text
         if "txt" in parts:
-            entry[TEXT] = parts["txt"].decode().strip()
+            entry[TEXT] = parts["txt"].decode("utf-8-sig").strip()
     except ValueError as error:
         raise ConfigError(f"{shard}: sample {key}: {error}") from error
     name = plain_name(f"{key}.{images[0].rpartition('.')[2]}", shard)
@@ -189,7 +190,8 @@ def _row(file: Path, row: int, entry: Mapping[str, Any], image: str, text: str) 
     rest = {
         key: value
         for key, value in entry.items()
-        if key not in (image, text, TEXT, "file_name") and _is_json(value)
+        if key not in (image, text, TEXT, "file_name")
+        and (_is_json(value) or key == CONSENT)  # an absent consent is not left out: it is no yes
     }
     caption = {} if entry[text] is None else {TEXT: entry[text]}
     return Sample(name=plain_name(name, file), image=raw, entry={**rest, **caption})

@@ -44,16 +44,16 @@ class State:
             "SELECT path, size, mtime_ns, ctime_ns, inode, sha256, md5 FROM files WHERE folder = ?",
             (str(folder),),
         )
-        facts = {file.path: _facts(file.stat) for file in found}
+        now = {file.path: facts(file.stat) for file in found}
         for path, size, mtime, ctime, inode, sha256, md5 in rows:
-            if facts.get(path) == (size, mtime, ctime, inode):
+            if now.get(path) == (size, mtime, ctime, inode):
                 hashes[path] = Stored(path=path, sha256=sha256.hex(), md5=md5.hex(), size=size)
         return hashes
 
     def remember(self, folder: Path, files: Sequence[tuple[Found, Stored]], read_at: float) -> None:
         """Hashes of files of a folder. ``read_at``: when the first of them was read, seconds."""
         rows = [
-            (str(folder), found.path, *_facts(found.stat), *_raw(stored))
+            (str(folder), found.path, *facts(found.stat), *_raw(stored))
             for found, stored in files
             if max(found.stat.st_mtime_ns, found.stat.st_ctime_ns) + RACY_NS < read_at * 1e9
         ]
@@ -110,7 +110,8 @@ def _connect(file: Path) -> sqlite3.Connection:
     return database
 
 
-def _facts(stat: os.stat_result) -> tuple[int, int, int, int]:
+def facts(stat: os.stat_result) -> tuple[int, int, int, int]:
+    """By which a file is taken for the one that it was."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 

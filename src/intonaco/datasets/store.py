@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from intonaco import __version__
 from intonaco.clock import Clock
-from intonaco.codec import decode, digest, encode
+from intonaco.codec import decode, digest, encode, lines_of
 from intonaco.datasets.curation import METADATA
 from intonaco.datasets.difference import ItemDiff, compare
 from intonaco.datasets.formats import Columns, Source, metadata_lines, recognise
@@ -41,7 +41,7 @@ from intonaco.datasets.identity import (
     scan,
     version_id,
 )
-from intonaco.datasets.layout import lay_out
+from intonaco.datasets.layout import Laid, lay_out
 from intonaco.datasets.objects import (
     Objects,
     Progress,
@@ -51,7 +51,7 @@ from intonaco.datasets.objects import (
     silent,
     staging,
 )
-from intonaco.datasets.state import State, opened
+from intonaco.datasets.state import State, facts, opened
 from intonaco.datasets.validation import Report, validate
 from intonaco.errors import ConfigError, NotFound, StorageError
 from intonaco.types import DatasetDiff, DatasetVersion, ReplayMix
@@ -156,11 +156,10 @@ class LocalDatasetStore:
             return self._also_from(before, source_id)
         with staging(self.root) as ours:
             laid = lay_out(source, given, columns, self.objects, ours, progress)
-            progress("check", 0, 0)
-            report = replace(self.check(laid.folder), folder=source.path)
-            progress("check", 1, 1)
+            report = self._checked(laid, source, progress)
             self._heed(report)
             metadata = self._metadata(laid.folder, report)
+            _raise_if_changed(source, looked)
             files = [hash_bytes(METADATA, metadata)]
             files += [laid.files[str(entry["file_name"])] for entry in report.entries]
             contents: dict[str, Path | bytes] = {f.path: laid.folder / f.path for f in files}
@@ -187,6 +186,30 @@ class LocalDatasetStore:
         version = self._write(made, files, source_id)
         state.remember_made(key, version.version)
         return version
+
+    def examine(
+        self, folder: Path, *, columns: Columns | None = None, progress: Progress = silent
+    ) -> Report:
+        """What the ``check`` says of anything that ``put`` takes; no version is made of it. Raises
+        ConfigError if it cannot be read, StorageError if the disk is full."""
+        columns = columns or Columns()
+        source = recognise(folder)
+        try:
+            with opened(self._state) as state, staging(self.root) as ours:
+                looked = scan(source.path)
+                given = self._identify(state, source.path, looked, progress)
+                laid = lay_out(source, given, columns, self.objects, ours, progress)
+                return self._checked(laid, source, progress)
+        except sqlite3.Error as error:
+            raise StorageError(f"{self._state}: {error}") from error
+        except OSError as error:
+            raise StorageError(f"{error.filename or self.root}: {error.strerror}") from error
+
+    def _checked(self, laid: Laid, source: Source, progress: Progress) -> Report:
+        progress("check", 0, 0)
+        report = replace(self.check(laid.folder), folder=source.path)
+        progress("check", 1, 1)
+        return report
 
     def _identify(
         self, state: State, path: Path, looked: Scan, progress: Progress
@@ -221,7 +244,10 @@ class LocalDatasetStore:
                 extra={"action": "dataset.drop"},
             )
         if not report.entries:
-            raise ConfigError(f"{report.folder} has no usable items", hint=str(dict(report.counts)))
+            counts = ", ".join(f"{n} {kind}" for kind, n in sorted(report.counts.items()))
+            raise ConfigError(
+                f"{report.folder} has no usable items", hint=f"found: {counts or 'none at all'}"
+            )
 
     def _metadata(self, folder: Path, report: Report) -> bytes:
         """To the byte what was given, unless items are left out."""
@@ -321,13 +347,15 @@ class LocalDatasetStore:
         return files
 
     def diff(self, a: str, b: str) -> DatasetDiff:
-        """Paths added, removed and changed from ``a`` to ``b``. Raises NotFound."""
+        """Paths added, removed, changed and new from ``a`` to ``b``. Raises NotFound."""
         old = {file.path: file.sha256 for file in self.files(a)}
         new = {file.path: file.sha256 for file in self.files(b)}
+        held = set(old.values())
         return DatasetDiff(
             added=tuple(sorted(set(new) - set(old))),
             removed=tuple(sorted(set(old) - set(new))),
             changed=tuple(sorted(p for p in set(old) & set(new) if old[p] != new[p])),
+            new=tuple(sorted(p for p in new if new[p] not in held)),
         )
 
     def diff_items(self, a: str, b: str) -> ItemDiff:
@@ -351,7 +379,7 @@ class LocalDatasetStore:
         path = self.objects.path(metadata.sha256)
         if not self.objects.has(metadata):
             raise StorageError(f"the metadata of dataset version {version[:10]} was changed")
-        entries = (json.loads(line) for line in path.read_text().splitlines() if line.strip())
+        entries = map(json.loads, lines_of(path.read_text(encoding="utf-8")))
         return {e["file_name"]: (files[e["file_name"]].sha256, e) for e in entries}
 
     def _whole(self, version: str) -> bool:
@@ -414,6 +442,16 @@ def _dvc_id_of(path: Path, looked: Scan, files: Mapping[str, Stored]) -> str | N
     if not looked.whole:
         return None
     return dvc_id(files.values()) if path.is_dir() else files[path.name].md5
+
+
+def _raise_if_changed(source: Source, looked: Scan) -> None:
+    """The metadata, shards or parquet files are read after they were hashed; images are hashed
+    again when they are taken in."""
+    before = {found.path: facts(found.stat) for found in looked.files}
+    for file in source.files:
+        path = file.relative_to(source.path).as_posix() if file != source.path else file.name
+        if not file.is_file() or before.get(path) != facts(file.stat()):
+            raise ConfigError(f"{file} changed while it was added", hint="add it again")
 
 
 def _same(a: Path, b: Path) -> bool:

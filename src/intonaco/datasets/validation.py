@@ -7,7 +7,6 @@ with what is held out. ``data.checks`` says for each kind of finding whether the
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,10 +17,11 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from intonaco.codec import digest
+from intonaco.codec import digest, parse_once
 from intonaco.config import Data, Kind, Policy
 from intonaco.datasets.alike import earlier_alike
 from intonaco.datasets.curation import METADATA
+from intonaco.datasets.identity import NOT_DATA
 from intonaco.datasets.looking import IMAGES, Look, look
 from intonaco.errors import ConfigError
 
@@ -132,7 +132,7 @@ class Report:
         counts = Counter(p.kind for p in self.failures)
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
         raise ConfigError(
-            f"{self.folder / first.file}: {first.detail}" + (f" (and {rest} more)" if rest else ""),
+            f"{self.folder}/{first.file}: {first.detail}" + (f" (and {rest} more)" if rest else ""),
             hint=f"found: {kinds}; `data.checks: {{{first.kind}: drop}}` or `data.on_invalid: drop`"
             " leaves such items out",
         )
@@ -245,12 +245,12 @@ def _entries(
             problems.append(rules.problem(METADATA, kind, f"line {number}: {detail}"))
 
         try:
-            entry = json.loads(line.decode())
+            entry = parse_once(line.decode())
         except UnicodeDecodeError as error:
             bad("encoding", f"not UTF-8: byte {error.start + 1} is {line[error.start]:#04x}")
             continue
         except (ValueError, RecursionError) as error:
-            bad("metadata", f"not valid JSON: {error}")
+            bad("metadata", f"cannot be used as JSON: {error}")
             continue
         if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
             bad("metadata", "no object with a file_name")
@@ -273,6 +273,8 @@ def _of_entry(
         yield find("encoding", "has a name that cannot be written as UTF-8")
     elif relative.is_absolute() or ".." in relative.parts or str(relative) != name:
         yield find("outside", "is not a plain path inside the folder")
+    elif ours := NOT_DATA.intersection(relative.parts):
+        yield find("forbidden", f"lies in {min(ours)}, where no data are looked for")
     elif relative.suffix.lower() not in IMAGES:
         what = _suspect(path) or f"not an image ({', '.join(sorted(IMAGES))})"
         yield find("forbidden", f"is {what}")

@@ -56,7 +56,7 @@ class Shot:
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
     """Prompts of a file of JSON lines. Raises ConfigError that names the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"evaluation.prompts: {path} cannot be read: {error}") from error
     found: dict[str, Prompt] = {}

@@ -78,6 +78,7 @@ def _propose(p: Parts, update: Update, agreed: Consents) -> Proposal:
         settings,
         finding=_finding(p, update),
         bits=bounds.near_bits,
+        dropped=proposals.dropped_for_good(p.ledger),
     )
     proposal = proposals.make(p.workspace, update.update_id, choice, now, bounds.max_pixels)
     waits = bool(proposal.items) and settings.review == "required"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +14,9 @@ from intonaco.codec import digest
 from intonaco.config import Recipe
 from intonaco.datasets import checking, curation, replay
 from intonaco.datasets.generated import bound_generated
+from intonaco.datasets.objects import staging
 from intonaco.datasets.validation import validate
-from intonaco.errors import ConfigError
+from intonaco.errors import ConfigError, Conflict
 from intonaco.executor import curating
 from intonaco.executor.parts import Done, Outcome, Parts, Pending
 from intonaco.ledger import Effect
@@ -31,6 +31,8 @@ from intonaco.types import (
 
 def dataset(p: Parts, effect: Effect) -> Outcome:
     update = p.ledger.get(Update, effect.subject)
+    if update.phase.final:  # cancelled while it waited: nobody is to be asked for its data
+        raise Conflict(f"update {update.update_id} is {update.phase}")
     recipe = p.config.training.recipes[str(effect.payload["name"])]
     base = dataset_of(p, update.champion)
     if base is None:
@@ -41,7 +43,7 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     curated = curating.curated(p, update)
     if isinstance(curated, Pending):
         return curated
-    fresh = [*_fresh_items(p, update), *curated]
+    fresh = [*_without_withdrawn(p, _fresh_items(p, update)), *curated]
     learnt = curation.read_folder(p.datasets.open(base.version))
     old = _without_withdrawn(p, learnt)
     if not fresh and update.plan.action is Action.FULL_RETRAIN and len(old) == len(learnt):
@@ -55,8 +57,8 @@ def dataset(p: Parts, effect: Effect) -> Outcome:
     seed = int(digest([update.update_id, effect.payload["name"]])[:8], 16)
     items, mix = _mixed(p, fresh, old, recipe_of_replay, seed)
     replayed = len(items) - len({i.file for i in items} & {i.file for i in fresh})
-    with tempfile.TemporaryDirectory(dir=p.workspace.root) as folder:
-        target = Path(folder) / "items"
+    with staging(p.workspace.datasets) as folder:
+        target = folder / "items"
         curation.write_folder(items, target)
         version, out = put_checked(
             p,
@@ -129,8 +131,7 @@ def _new_in(p: Parts, version: str, base: DatasetVersion | None) -> list[curatio
     items = curation.read_folder(folder)
     if base is None:
         return items
-    difference = p.datasets.diff(base.version, version)
-    new = {*difference.added, *difference.changed}
+    new = set(p.datasets.diff(base.version, version).new)
     return [i for i in items if i.file.relative_to(folder).as_posix() in new]
 
 

@@ -75,6 +75,7 @@ class MemoryDatasetStore:
             added=tuple(sorted(new.keys() - old.keys())),
             removed=tuple(sorted(old.keys() - new.keys())),
             changed=tuple(sorted(p for p in new.keys() & old.keys() if new[p] != old[p])),
+            new=tuple(sorted(p for p in new if new[p] not in old.values())),
         )
 
     def list(self) -> Sequence[DatasetVersion]:
@@ -156,7 +157,12 @@ def check_dataset_store(make: Callable[[], DatasetStore], folder: Path) -> None:
     require(second.mix == mix, f"its mix came back as {second.mix}")
     require(
         store.diff(first.version, second.version)
-        == DatasetDiff(added=("003.png",), removed=(), changed=("000.png", METADATA)),
+        == DatasetDiff(
+            added=("003.png",),
+            removed=(),
+            changed=("000.png", METADATA),
+            new=("000.png", "003.png", METADATA),
+        ),
         f"diff gives {store.diff(first.version, second.version)}",
     )
     back = store.diff(second.version, first.version)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from intonaco.codec import lines_of
 from intonaco.config import Recipe
 from intonaco.errors import ConfigError
 from intonaco.training.families import Family
@@ -45,10 +46,10 @@ def read_captioned(folder: Path) -> list[Captioned]:
     whatever came before. Raises ConfigError if nothing is left."""
     items = []
     try:
-        lines = (folder / "metadata.jsonl").read_text().splitlines()
+        lines = lines_of((folder / "metadata.jsonl").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder} has no metadata.jsonl") from None
-    for line in filter(None, lines):
+    for line in lines:
         entry = json.loads(line)
         text = entry["text"]
         if entry.get("consent", True):

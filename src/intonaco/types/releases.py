@@ -97,6 +97,10 @@ class DatasetVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetDiff:
+    """Paths from one version to another. ``new``: of the second, those whose content the first has
+    under no path: what only moved is added, and not new."""
+
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
+    new: tuple[str, ...]
