@@ -282,7 +282,9 @@ def _death(job: JobFolder) -> str:
         tail = (job.root / "log.txt").read_text(errors="replace")[-_TAIL:].strip()
     except FileNotFoundError:
         tail = ""
-    return "ended without a result" + (f"; the end of its log:\n{tail}" if tail else "")
+    # A machine that is short of memory kills without a word to the process, so neither has its log.
+    text = "ended without a result: killed, perhaps for want of memory, or the machine restarted"
+    return text + (f"; the end of its log:\n{tail}" if tail else "")
 
 
 def _took(job: JobFolder) -> float:

@@ -26,6 +26,7 @@ from intonaco.folders import ADAPTERS, parse_adapter
 from intonaco.training.families import Family
 
 ADAPTER = "default"
+_KINDS = (torch.nn.Linear, torch.nn.Conv2d)
 RELEASED = "trained"  # its name beside the base, in a release
 
 
@@ -33,8 +34,8 @@ def add_lora(family: Family, recipe: LoraRecipe, *, seed: int) -> int:
     """Freeze the denoiser and add adapters to all layers the recipe names; returns how many.
 
     A target matches a layer of that name or one whose dotted name ends in it. Raises ConfigError
-    if a target matches no layer or diffusers has no adapters for the pipeline, BackendError if a
-    matched layer got no adapter.
+    if a target matches no layer or what is none, or diffusers has no adapters for the pipeline,
+    BackendError if a matched layer got no adapter.
     """
     denoiser = family.denoiser
     if not family.lora:
@@ -169,10 +170,18 @@ def _product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _matching(denoiser: Any, recipe: LoraRecipe) -> set[str]:
-    names = [name for name, _ in denoiser.named_modules()]
+    modules = dict(denoiser.named_modules())
     found: set[str] = set()
     for target in recipe.targets:
-        hits = {n for n in names if n == target or n.endswith(f".{target}")}
+        hits = {n for n in modules if target and (n == target or n.endswith(f".{target}"))}
+        # A layer that has an adapter already is a LoraLayer around it.
+        other = sorted(n for n in hits if not isinstance(modules[n], (*_KINDS, LoraLayer)))
+        if other:
+            raise ConfigError(
+                f"lora.targets: {target!r} names {other[0]}, a {type(modules[other[0]]).__name__}; "
+                "adapters go over linear layers and convolutions",
+                hint="names of such layers end in: " + ", ".join(_endings(denoiser)),
+            )
         if not hits:
             raise ConfigError(
                 f"lora.targets: no layer of {type(denoiser).__name__} is named {target!r}",
@@ -183,8 +192,7 @@ def _matching(denoiser: Any, recipe: LoraRecipe) -> set[str]:
 
 
 def _endings(denoiser: Any) -> list[str]:
-    kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    leaves = [name for name, module in denoiser.named_modules() if isinstance(module, kinds)]
+    leaves = [name for name, module in denoiser.named_modules() if isinstance(module, _KINDS)]
     return sorted(
         {".".join(n.split(".")[-2:]) if n[-1].isdigit() else n.rsplit(".", 1)[-1] for n in leaves}
     )
