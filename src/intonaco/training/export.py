@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ def load_folder(folder: Path) -> Any:
     absent = {name: None for name, value in read_index(folder).items() if value == [None, None]}
     # Said, as transformers would keep text encoders in what they were saved in, and an encoder in
     # float16 beside a denoiser in float32 draws nothing.
-    return DiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, torch_dtype=torch.float32, **absent
-    )
+    with warnings.catch_warnings():
+        # diffusers 0.42 begins to call it `dtype`; 0.36 knows no other name.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
+        return DiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, torch_dtype=torch.float32, **absent
+        )
 
 
 def save_whole(family: Family, expected: Mapping[str, Tensor], folder: Path) -> None:

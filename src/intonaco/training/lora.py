@@ -9,6 +9,7 @@ are of another style than the file's first key, and an alpha without metadata re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 from intonaco import lora
 from intonaco.config import LoraRecipe
 from intonaco.errors import BackendError, ConfigError
-from intonaco.folders import ADAPTERS, parse_adapter
+from intonaco.folders import ADAPTER_FILE, ADAPTERS, parse_adapter
 from intonaco.training.families import Family
 
 ADAPTER = "default"
@@ -111,15 +112,32 @@ def adapter_state(denoiser: Any) -> Mapping[str, Tensor]:
 
 
 def save_adapter(family: Family, folder: Path) -> None:
-    """Write the adapter as it is, with its rank and alpha."""
+    """Write the adapter as it is, with its rank and alpha; the same adapter as the same bytes, as a
+    release is named by them."""
     part, denoiser = family.component, family.denoiser
+    told = denoiser.peft_config[ADAPTER].to_dict()
+    # Sets, whose order changes from process to process.
+    told = {k: sorted(v) if isinstance(v, set) else v for k, v in told.items()}
+    told["target_modules"] = sorted(told["target_modules"])
     family.pipeline.save_lora_weights(
         folder,
         **{
             f"{part}_lora_layers": dict(adapter_state(denoiser)),
-            f"{part}_lora_adapter_metadata": denoiser.peft_config[ADAPTER].to_dict(),
+            f"{part}_lora_adapter_metadata": told,
         },
     )
+    _order_header(folder / ADAPTER_FILE)
+
+
+def _order_header(file: Path) -> None:
+    """safetensors writes the names of a file's metadata in an order of chance: sort them."""
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    said = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    said += b" " * (-len(said) % 8)  # as the format asks
+    file.write_bytes(len(said).to_bytes(8, "little") + said + raw[8 + size :])
 
 
 def lighten(denoiser: Any) -> dict[str, Tensor]:
