@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -363,6 +364,61 @@ def test_out_of_a_gpus_memory(
     assert "accumulation" not in caught.value.hint, "there is one picture a part"
     assert "gradient_checkpointing" not in caught.value.hint
     assert "precision: bfloat16" in caught.value.hint
+    monkeypatch.undo()
+
+    def load(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB.")
+
+    monkeypatch.setattr(training_job, "load_pipeline", load)  # too large even to be trained over
+    with pytest.raises(BackendError, match="the GPU ran out of memory"):
+        run_job(tmp_path / "large", data, base, recipe)
+
+
+def test_weights_that_overflow_in_the_last_step_are_no_result(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    """The loss of that step was still finite."""
+    recipe = {"method": "full", "steps": 1, "learning_rate": 3e38}
+    with pytest.raises(BackendError, match="the weights are not finite after 1 steps"):
+        run_job(tmp_path, data, base, recipe)
+    assert not (tmp_path / "out/pipeline").exists()
+
+
+def test_a_member_ends_with_the_launcher() -> None:
+    """However that dies: members are in sessions of their own."""
+    told, tell = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        os.close(told)
+        if os.fork() == 0:
+            os.setsid()
+            devices.end_with_parent()
+            os.write(tell, b"ready")
+        while True:
+            signal.pause()
+    os.close(tell)  # the pipe ends when both are gone
+    assert os.read(told, 5) == b"ready"
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert select.select([told], [], [], 60)[0]
+    assert os.read(told, 1) == b""
+    os.close(told)
+
+
+def test_the_rate_is_of_the_whole_run(base: Path, data: Path, tmp_path: Path) -> None:
+    """Also where nothing was left to do but to save."""
+    recipe = {"method": "full", "checkpoint_every": 4}
+    job = write_job(tmp_path / "job", data, base, recipe)
+
+    def work() -> None:
+        vars(training_job)["save_whole"] = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        training_job.run(job)
+
+    assert in_child(work, tmp_path / "told") == signal.SIGKILL
+    line = json.loads((job.root / "metrics.jsonl").read_text().splitlines()[-1])
+    result = training_job.run(job)
+    assert result["steps"] == 4
+    assert result["images_per_second"] == pytest.approx(line["images_per_second"])
 
 
 def test_a_budget_that_ends_ends_the_run_with_what_it_has(
@@ -370,7 +426,7 @@ def test_a_budget_that_ends_ends_the_run_with_what_it_has(
 ) -> None:
     """A step takes 102 s here, so a report every ten steps would come too late."""
     recipe = {"method": "full", "steps": 40, "min_share": 0.25, "checkpoint_every": 50}
-    real, clock = loop.draw_batch, SimpleNamespace(now=0.0)
+    real, clock = vars(loop)["draw_batch"], SimpleNamespace(now=0.0)
 
     def draw(*args: Any) -> Any:
         clock.now += 102.0

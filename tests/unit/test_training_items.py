@@ -136,6 +136,12 @@ def test_a_batch_is_of_one_bucket_and_all_items_come_equally_often(
     assert batch.frames[0, 4:].tolist() == [draw.bucket.shape.height, draw.bucket.shape.width]
 
 
+def test_an_item_without_a_text_gets_nobody_elses(tmp_path: Path) -> None:
+    lines = [{"file_name": "0.png", "text": "a two"}, {"file_name": "1.png", "text": []}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    assert [item.texts for item in read_captioned(tmp_path)] == [("a two",), ("",)]
+
+
 def test_rows_of_several_files_are_one_tensor() -> None:
     whole = torch.arange(20.0).view(10, 2)
     rows = Rows([whole[:3], whole[3:4], whole[4:]])

@@ -118,7 +118,8 @@ def save_adapter(family: Family, folder: Path) -> None:
     told = denoiser.peft_config[ADAPTER].to_dict()
     # Sets, whose order changes from process to process.
     told = {k: sorted(v) if isinstance(v, set) else v for k, v in told.items()}
-    told["target_modules"] = sorted(told["target_modules"])
+    if isinstance(told["target_modules"], list):
+        told["target_modules"] = sorted(told["target_modules"])
     family.pipeline.save_lora_weights(
         folder,
         **{
