@@ -232,10 +232,17 @@ def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -
     action = Action(str(a.get("action") or default))
     _upstream_is_known(parts, action, (a.get("assemble") or {}).get("upstream"))
     decision = parts.config.decision
-    recipes = tuple(a.get("recipes") or ()) or {
-        Action.FULL_RETRAIN: decision.full_retrain,
-        Action.FINE_TUNE: decision.fine_tune,
-    }.get(action, ())
+    usual = {Action.FULL_RETRAIN: "full_retrain", Action.FINE_TUNE: "fine_tune"}.get(action)
+    recipes = tuple(dict.fromkeys(a.get("recipes") or ()))  # one candidate each
+    if not recipes and usual is not None:
+        recipes = getattr(decision, usual)
+    if usual is not None and not recipes:
+        raise Conflict(
+            f"there is no recipe to train: decision.{usual} is empty",
+            hint="name recipes there, or ask with --recipe",
+        )
+    if recipes and usual is None:
+        raise Conflict(f"{action} trains nothing, and recipes were asked for")
     for name in recipes:
         if name not in parts.config.training.recipes:
             known = ", ".join(parts.config.training.recipes)

@@ -19,6 +19,7 @@ from intonaco.config import Recipe
 from intonaco.errors import ConfigError
 from intonaco.folders import ADAPTER_FILE, ADAPTERS
 from intonaco.training import export
+from intonaco.training.cache import models_digest
 from intonaco.training.families import family_of
 from intonaco.training.lora import RELEASED
 
@@ -128,6 +129,10 @@ def test_an_adapter_beside_its_base(
     folder, _ = run_job(tmp_path, data, base, {"lora": lora, "resolution": 32})
     file = folder / ADAPTERS / RELEASED / ADAPTER_FILE
     saved = load_file(file)
+    # The same training makes the same bytes, and so the same release, also in another order.
+    lora["targets"] = targets[::-1]
+    again, _ = run_job(tmp_path / "again", data, base, {"lora": lora, "resolution": 32})
+    assert (again / ADAPTERS / RELEASED / ADAPTER_FILE).read_bytes() == file.read_bytes()
     pipeline = plain(folder)
     untouched = picture(pipeline)
     pipeline.load_lora_weights(str(file.parent), weight_name=ADAPTER_FILE, adapter_name="x")
@@ -209,6 +214,91 @@ def test_others_are_refused() -> None:
     pipeline.unet.register_to_config(in_channels=9)
     with pytest.raises(ConfigError, match="takes 9 channels"):
         family_of(pipeline, Recipe())
+    pipeline = fixtures_tiny.build()
+    pipeline.unet.register_to_config(time_cond_proj_dim=32)
+    with pytest.raises(ConfigError, match="distilled to few steps"):
+        family_of(pipeline, Recipe())
+    refiner = fixtures_tiny.build_sdxl()
+    refiner.register_to_config(requires_aesthetics_score=True)
+    with pytest.raises(ConfigError, match="it is a refiner"):
+        family_of(refiner, Recipe())
+
+
+def test_what_is_trained_is_what_service_asks(family: tuple[str, Path]) -> None:
+    """The pipeline's own call of its denoiser, under guidance, and the family's: the same
+    conditions, the same answer, to the bit."""
+    name, base = family
+    pipeline = plain(base)
+    pipeline.set_progress_bar_config(disable=True)
+    ours = family_of(pipeline, Recipe(guidance=3.5))
+    calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def see(module: Any, args: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
+        calls.append((args, named, out[0]))
+
+    handle = ours.denoiser.register_forward_hook(see, with_kwargs=True)
+    pipeline(
+        prompt="a two",
+        num_inference_steps=2,
+        guidance_scale=3.5,
+        height=32,
+        width=32,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    )
+    handle.remove()
+    args, named, answer = calls[0]
+    latents = args[0] if args else named["hidden_states"]
+    time = args[1] if len(args) > 1 else named["timestep"]
+    with torch.no_grad():
+        condition = dict(ours.encode(["a two"]))
+        if name == "flux":  # guided by a number, without a second answer
+            assert float(named["guidance"]) == 3.5
+            latents, answer = (
+                pipeline._unpack_latents(x, 32, 32, ours.factor) for x in (latents, answer)
+            )
+            time = time * 1000
+        else:
+            empty = ours.empty()
+            condition = {n: torch.cat([empty[n], said]) for n, said in condition.items()}
+        assert torch.equal(condition["text"], named["encoder_hidden_states"])
+        n = len(latents)
+        frames = torch.tensor([[32, 32, 0, 0, 32, 32]] * n)
+        said = ours.predict(ours.denoiser, latents, time.expand(n), condition, frames)
+    assert torch.equal(said, answer)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_no_text_of_sdxl_is_what_its_pipeline_says(tmp_path: Path, zeros: bool) -> None:
+    pipeline = fixtures_tiny.build_sdxl()
+    before = models_digest(family_of(pipeline, Recipe()))
+    pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+    ours = family_of(pipeline, Recipe())
+    assert bool((ours.empty()["text"] == 0).all()) is zeros  # the tokenizers were used here
+    assert (models_digest(ours) == before) is zeros, "a cache of the other is not taken"
+
+
+def test_the_shift_of_an_autoencoder_is_heeded_where_the_pipeline_does() -> None:
+    mean = torch.ones(1, 4, 2, 2)
+    for build, heeds in ((fixtures_tiny.build, False), (fixtures_tiny.build_flux, True)):
+        pipeline = build()
+        pipeline.vae.register_to_config(shift_factor=0.25, scaling_factor=2.0)
+        scaled, deviation = family_of(pipeline, Recipe()).scaled(mean, mean)
+        assert torch.equal(scaled, mean * (1.5 if heeds else 2.0))
+        assert torch.equal(deviation, mean * 2.0)
+
+
+def test_a_base_in_float16_is_trained_in_float32(data: Path, tmp_path: Path) -> None:
+    """transformers would keep its text encoder in float16, and no sample could be drawn."""
+    halved = fixtures_tiny.build().to(torch.float16)
+    base = fixtures_tiny.save_pipeline(halved, tmp_path / "base")
+    pipeline = export.load_folder(base)
+    assert {p.dtype for p in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {
+        torch.float32
+    }
+    samples = {"prompts": ["a two"], "every": 4, "steps": 2}
+    run_job(tmp_path / "j", data, base, {"method": "full", "samples": samples})
+    assert (tmp_path / "j/samples/00000004.png").exists()
 
 
 def test_a_resolution_that_does_not_fit(data: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from intonaco.codec import encode
-from intonaco.config import Recipe
+from intonaco.config import LoraRecipe, Recipe
 from intonaco.demo.data import write_demo_data
 from intonaco.demo.model import build_pipeline
 from intonaco.errors import BackendError, ConfigError
@@ -208,6 +208,21 @@ def test_a_target_that_matches_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="to_qq"):
         run(tmp_path, train_folder, base, lora={"targets": ["to_q", "to_qq"]})
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [("attn1", "Attention"), ("norm1", "GroupNorm"), ("to_out", "ModuleList"), ("ff", "FeedForw")],
+)
+def test_a_target_that_is_no_layer_is_refused(target: str, kind: str) -> None:
+    family = family_of(build_pipeline(), Recipe())
+    with pytest.raises(ConfigError, match=f"'{target}' names .*, a {kind}") as caught:
+        add_lora(family, LoraRecipe(targets=("to_q", target)), seed=0)
+    assert "conv1" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match="no layer"):
+        add_lora(family, LoraRecipe(targets=("",)), seed=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        LoraRecipe(targets=())
 
 
 def test_a_diverging_run_fails(base: Path, train_folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -227,12 +229,38 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
     found = one.newest()
     assert found is not None
     assert (found.step, found.facts) == (5, {"of": "a"})
-    assert checkpoints.Checkpoints(tmp_path, "b").newest() is None
+    other = checkpoints.Checkpoints(tmp_path, "b", kept=2)
+    assert other.newest() is None
     file = tmp_path / "step-00000005" / "state.safetensors"
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1  # one bit, the same size
     file.write_bytes(raw)
     assert one.newest() is None
+    # What is passed over does not crowd out what is written after it.
+    for step in (2, 3, 4):
+        other.save(step, {"x": torch.ones(2)}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+    assert other.newest() is not None
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_no_damage_to_a_checkpoint_is_overlooked(tmp_path: Path, name: str) -> None:
+    """Each byte changed in turn, cut off at each length, empty, absent, other JSON."""
+    kept = checkpoints.Checkpoints(tmp_path, "a")
+    kept.save(12, {"x": torch.arange(3.0)}, {"averaged": 12, "best_loss": 0.25})
+    file = tmp_path / "step-00000012" / name
+    good = file.read_bytes()
+    assert kept.newest() is not None
+    spoiled = [good[:n] for n in range(0, len(good), 7)] + [b"[]", b"null", b"1", b"{}", b"\xff"]
+    for n in range(len(good)):
+        spoiled.append(good[:n] + bytes([good[n] ^ 1]) + good[n + 1 :])
+    for bad in spoiled:
+        file.write_bytes(bad)
+        assert kept.newest() is None, bad
+    file.unlink()
+    assert kept.newest() is None
+    file.write_bytes(good)
+    assert kept.newest() is not None
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(
@@ -336,27 +364,101 @@ def test_out_of_a_gpus_memory(
     assert "accumulation" not in caught.value.hint, "there is one picture a part"
     assert "gradient_checkpointing" not in caught.value.hint
     assert "precision: bfloat16" in caught.value.hint
+    monkeypatch.undo()
+
+    def load(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB.")
+
+    monkeypatch.setattr(training_job, "load_pipeline", load)  # too large even to be trained over
+    with pytest.raises(BackendError, match="the GPU ran out of memory"):
+        run_job(tmp_path / "large", data, base, recipe)
+
+
+def test_weights_that_overflow_in_the_last_step_are_no_result(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    """The loss of that step was still finite."""
+    recipe = {"method": "full", "steps": 1, "learning_rate": 3e38}
+    with pytest.raises(BackendError, match="the weights are not finite after 1 steps"):
+        run_job(tmp_path, data, base, recipe)
+    assert not (tmp_path / "out/pipeline").exists()
+
+
+def test_a_member_ends_with_the_launcher() -> None:
+    """However that dies: members are in sessions of their own."""
+    told, tell = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        os.close(told)
+        if os.fork() == 0:
+            os.setsid()
+            devices.end_with_parent()
+            os.write(tell, b"ready")
+        while True:
+            signal.pause()
+    os.close(tell)  # the pipe ends when both are gone
+    assert os.read(told, 5) == b"ready"
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert select.select([told], [], [], 60)[0]
+    assert os.read(told, 1) == b""
+    os.close(told)
+
+
+def test_the_rate_is_of_the_whole_run(base: Path, data: Path, tmp_path: Path) -> None:
+    """Also where nothing was left to do but to save."""
+    recipe = {"method": "full", "checkpoint_every": 4}
+    job = write_job(tmp_path / "job", data, base, recipe)
+
+    def work() -> None:
+        vars(training_job)["save_whole"] = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        training_job.run(job)
+
+    assert in_child(work, tmp_path / "told") == signal.SIGKILL
+    line = json.loads((job.root / "metrics.jsonl").read_text().splitlines()[-1])
+    result = training_job.run(job)
+    assert result["steps"] == 4
+    assert result["images_per_second"] == pytest.approx(line["images_per_second"])
 
 
 def test_a_budget_that_ends_ends_the_run_with_what_it_has(
-    base: Path, data: Path, tmp_path: Path
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A step takes 102 s here, so a report every ten steps would come too late."""
     recipe = {"method": "full", "steps": 40, "min_share": 0.25, "checkpoint_every": 50}
+    real, clock = vars(loop)["draw_batch"], SimpleNamespace(now=0.0)
+
+    def draw(*args: Any) -> Any:
+        clock.now += 102.0
+        return real(*args)
+
+    monkeypatch.setattr(loop, "draw_batch", draw)
+    told_time = SimpleNamespace(
+        time=lambda: clock.now, perf_counter=time.perf_counter, process_time=time.process_time
+    )
+    monkeypatch.setattr(training_job, "time", told_time)
 
     def run(name: str, recipe: Mapping[str, Any], **payload: Json) -> Mapping[str, Json]:
         root = tmp_path / name
         root.mkdir()
-        write_json(root / "started.json", {"at": time.time() - 1000.0})
+        clock.now = 0.0
+        write_json(root / "started.json", {"at": 0.0})
         return run_job(root, data, base, recipe, **payload)[1]
+
+    slow = run("slow", {**recipe, "min_share": 0.1}, max_seconds=500.0)
+    assert slow["steps"] == 5, "440 s are over in the middle of the first window"
+    lines = (tmp_path / "slow/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5]
 
     enough = run("enough", recipe, max_seconds=1100.0)
     assert (enough["steps"], enough["steps_asked"]) == (10, 40)
+    assert enough["images_per_second"] == pytest.approx(4 / 102)
     assert "its ceiling of 1100 s was near" in str(enough["stopped"])
     saved = load_file(tmp_path / "enough/out/pipeline/unet/diffusion_pytorch_model.safetensors")
     state = load_file(tmp_path / "enough/checkpoints/step-00000010/state.safetensors")
     assert all(torch.equal(saved[n], state[f"average.{n}"]) for n in saved), "the average"
     line = json.loads((tmp_path / "enough/metrics.jsonl").read_text().splitlines()[-1])
-    assert line["device_seconds"] > 1000
+    assert line["device_seconds"] == 1020.0
 
     by_money = {"max_money": 0.6, "hourly_price": 2.0, "max_seconds": 5000.0}  # 1080 s
     paid = run("paid", recipe, **by_money)

@@ -29,7 +29,6 @@ from intonaco.training.looks import Held
 from intonaco.training.objective import objective_of
 from intonaco.training.progress import (
     Ceiling,
-    Progress,
     add_metrics,
     cut_metrics,
     read_metrics,
@@ -137,6 +136,12 @@ def test_a_batch_is_of_one_bucket_and_all_items_come_equally_often(
     assert batch.frames[0, 4:].tolist() == [draw.bucket.shape.height, draw.bucket.shape.width]
 
 
+def test_an_item_without_a_text_gets_nobody_elses(tmp_path: Path) -> None:
+    lines = [{"file_name": "0.png", "text": "a two"}, {"file_name": "1.png", "text": []}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    assert [item.texts for item in read_captioned(tmp_path)] == [("a two",), ("",)]
+
+
 def test_rows_of_several_files_are_one_tensor() -> None:
     whole = torch.arange(20.0).view(10, 2)
     rows = Rows([whole[:3], whole[3:4], whole[4:]])
@@ -171,31 +176,16 @@ def test_the_held_out_loss_is_always_the_same(sdxl: Family, tmp_path: Path) -> N
     assert Held.of(sdxl, cache, objective, recipe).loss() == first > 0
 
 
-def at(seconds: float) -> Progress:
-    return Progress(
-        step=1,
-        total=9,
-        loss=0.5,
-        loss_by_time=(None, 0.5),
-        learning_rate=1.0,
-        seconds=seconds,
-        images_per_second=1.0,
-        eta_s=1.0,
-        device_seconds=seconds,
-        money=0.0,
-    )
-
-
 def test_a_ceiling_leaves_time_to_save() -> None:
-    assert Ceiling()(at(1e9)) is None
+    assert Ceiling()(1e9) is None
     assert Ceiling(max_seconds=10_000.0).seconds == 9000.0
     assert Ceiling(max_seconds=300.0).seconds == 240.0
     assert Ceiling(max_seconds=20.0).seconds == 10.0
     assert Ceiling(max_money=5.0).seconds is None, "nothing costs anything"
     both = Ceiling(max_seconds=10_000.0, max_money=1.0, hourly_price=1.0)
     assert both.seconds == 3240.0
-    assert both(at(3239.0)) is None
-    assert both(at(3240.0)) == "its ceiling of 1 of money was near after 3240 s"
+    assert both(3239.0) is None
+    assert both(3240.0) == "its ceiling of 1 of money was near after 3240 s"
 
 
 def test_metrics_after_a_step_are_cut_off(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from intonaco.clock import FakeClock
 from intonaco.errors import Conflict, NotFound
 from intonaco.jobs import JobFolder
 from intonaco.protocols import TrainingBackend
+from intonaco.training import local
 from intonaco.training.local import LocalTrainingBackend, folder_name
 from intonaco.types import JobHandle, JobSpec, JobState, JobStatus
 from intonaco.workspace import Workspace
 
 # A job that says when it starts, waits for what its payload tells it, and can have a child.
 MODULE = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 from intonaco.jobs import JobFolder, main
 
@@ -41,10 +42,12 @@ def run(job):
     if do == "die":
         print("last words", flush=True)
         os._exit(3)
-    if do == "child":
+    if do == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if do in ("child", "deaf"):
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         (job.root / "child.txt").write_text(str(child.pid))
-    while do in ("wait", "child") and not (job.root / "go").exists():
+    while do in ("wait", "child", "deaf") and not (job.root / "go").exists():
         time.sleep(0.01)
     return {"pid": os.getpid()}
 
@@ -261,6 +264,32 @@ def test_cancel_ends_the_whole_group(backend: LocalTrainingBackend) -> None:
     backend.cancel(handle)
     assert backend.submit(spec("child")) == handle
     assert backend.poll(handle).state is JobState.CANCELLED
+
+
+def test_cancel_ends_a_job_that_will_not_listen(
+    backend: LocalTrainingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_GRACE_S", 0.3)
+    handle = backend.submit(spec("deaf"))
+    child = folder(backend, handle) / "child.txt"
+    until(lambda: child.exists() and child.read_text())
+    backend.cancel(handle)
+    assert backend.poll(handle).state is JobState.CANCELLED
+    until(lambda: not _runs(int(child.read_text())))
+    assert not _runs(int(starts(backend, handle)[0].split()[0]))
+
+
+def test_what_is_cancelled_before_it_is_started_again_stays_dead(
+    backend: LocalTrainingBackend,
+) -> None:
+    backend = LocalTrainingBackend(backend.workspace, backend.clock, restarts=2)
+    handle = backend.submit(spec("go on"))
+    root = folder(backend, handle)
+    until(lambda: (root / "checkpoints").exists())
+    until(lambda: not _runs(int(starts(backend, handle)[0].split()[0])))
+    backend.cancel(handle)
+    assert backend.poll(handle).state is JobState.CANCELLED
+    assert len(starts(backend, handle)) == 1
 
 
 def test_cancel_leaves_an_ended_job_as_it_is(backend: LocalTrainingBackend) -> None:

@@ -1,13 +1,20 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
 )
+from diffusers.training_utils import compute_snr
 
 from intonaco.config import Recipe
 from intonaco.errors import ConfigError
@@ -168,3 +175,66 @@ def test_a_schedule_that_ends_in_noise_is_trained_to_its_end() -> None:
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 12"):
         Recipe(batch_size=32, processes=3, accumulation=4)
+
+
+COPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+@COPY
+@pytest.mark.parametrize(
+    ("kind", "settings", "problem"),
+    [
+        (EDMEulerScheduler, {}, "does not noise as DDPM does"),
+        (
+            CogVideoXDDIMScheduler,
+            {"prediction_type": "v_prediction"},
+            "does not noise as DDPM does",
+        ),
+        (EulerDiscreteScheduler, {"timestep_type": "continuous"}, "timestep_type 'continuous'"),
+        (HeunDiscreteScheduler, {"beta_schedule": "exp"}, "exp is not implemented"),
+        (DPMSolverMultistepScheduler, {**FLOW, "prediction_type": "epsilon"}, "needs both"),
+        (DPMSolverMultistepScheduler, {**FLOW, "use_flow_sigmas": False}, "needs both"),
+        (FlowMatchEulerDiscreteScheduler, {"invert_sigmas": True}, "invert_sigmas"),
+    ],
+)
+def test_a_sampler_that_would_misread_the_answer_is_refused(
+    kind: Any, settings: dict[str, Any], problem: str
+) -> None:
+    """Each would be trained for another noise, target or time than its sampler takes."""
+    with pytest.raises(ConfigError, match=problem):
+        objective_of(kind(**settings))
+
+
+@COPY
+@pytest.mark.parametrize("kind", [LCMScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler])
+def test_the_noise_is_the_samplers_own_also_where_it_left_it_out(kind: Any) -> None:
+    """Their defaults of beta are not DDPM's."""
+    scheduler = kind()
+    objective = objective_of(scheduler)
+    assert isinstance(objective, Diffusion)
+    assert torch.allclose(objective.schedule.alphas_cumprod, scheduler.alphas_cumprod)
+
+
+def test_a_shift_of_zero_is_a_shift() -> None:
+    """In the exponent: few tokens are not shifted at all."""
+    objective = objective_of(
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.0)
+    )
+    assert isinstance(objective, Flow)
+    assert objective._shift(256) == 1.0
+
+
+def test_weights_are_those_of_the_example_scripts() -> None:
+    """Written as diffusers' ``train_text_to_image.py`` has it, with its ``compute_snr``."""
+    t = torch.arange(1000)
+    for kind in ("epsilon", "v_prediction"):
+        scheduler = DDPMScheduler(
+            prediction_type=kind, beta_schedule="scaled_linear", beta_start=8.5e-4, beta_end=0.012
+        )
+        snr = compute_snr(scheduler, t)
+        weights = torch.stack([snr, 5.0 * torch.ones_like(snr)], dim=1).min(dim=1)[0]
+        weights = weights / (snr if kind == "epsilon" else snr + 1)
+        ours = objective_of(scheduler, Recipe(min_snr_gamma=5.0)).weights(t)
+        assert ours is not None
+        assert torch.allclose(ours, weights, rtol=1e-4)

@@ -16,7 +16,7 @@ from intonaco.app import App
 from intonaco.cli import decide, inspect
 from intonaco.cli.common import HERE, AsJson, Folder, actor, opened, out, print_json
 from intonaco.environments import EnvironmentStore
-from intonaco.errors import BackendError, Conflict
+from intonaco.errors import BackendError, ConfigError, Conflict
 from intonaco.types import Action, Cause
 
 ANSWER_SECONDS = 15.0
@@ -104,7 +104,16 @@ def update_start(
     another server."""
     app = opened(workspace)
     arguments: dict[str, Any] = {"reason": reason, "recipes": recipe or []}
-    if any(v is not None for v in (steps, scheduler, environment, upstream)):
+    assembled = any(v is not None for v in (steps, scheduler, environment, upstream))
+    if assembled and (recipe or full):
+        raise ConfigError(
+            "--recipe and --full train, and --steps, --scheduler, --environment and --upstream do "
+            "not: give one kind",
+            hint="start the other when the first is done",
+        )
+    if name is not None and not assembled:
+        raise ConfigError("--name: a candidate that is trained has its recipe's name")
+    if assembled:
         generation = {"steps": steps} if steps is not None else {}
         store = EnvironmentStore(app.workspace)
         found = store.find(environment) if environment is not None else None

@@ -23,7 +23,7 @@ class LoraRecipe(Section):
 
     rank: Count = 16
     alpha: Positive = 32.0
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
     fused: bool = True
 
 

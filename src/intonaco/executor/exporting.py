@@ -21,6 +21,7 @@ _SERIES = (
     "learning_rate",
     "validation_loss",
     "images_per_second",
+    "eta_s",
     "device_seconds",
     "money",
 )

@@ -132,6 +132,7 @@ def release_of(
     p.tracker.log(
         spec.key,
         metrics={**numbers, "seconds": status.seconds, "cost": cost_of(p.config, status)},
+        step=int(status.result["steps"]),
     )
     return release
 

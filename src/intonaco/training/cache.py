@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,13 +154,13 @@ def cache_key(
 
 
 def models_digest(family: Family) -> str:
-    """sha256 of the autoencoder and of everything that reads text: tensors, and tokenizers'
-    files."""
+    """sha256 of the autoencoder and of everything that reads text: tensors and settings, and
+    tokenizers' files."""
     seen = hashlib.sha256()
     for name, part in sorted(family.pipeline.components.items()):
         if name != "vae" and not name.startswith(("text_encoder", "tokenizer")):
             continue
-        seen.update(f"{name} {type(part).__name__}".encode())
+        seen.update(f"{name} {type(part).__name__} {_settings(part)}".encode())
         if isinstance(part, torch.nn.Module):
             for key, value in sorted(part.state_dict().items()):
                 seen.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
@@ -170,12 +170,31 @@ def models_digest(family: Family) -> str:
             with tempfile.TemporaryDirectory() as temporary:
                 part.save_pretrained(temporary)
                 for file in sorted(Path(temporary).rglob("*")):
-                    seen.update(file.name.encode() + file.read_bytes())
-    config = family.pipeline.vae.config
-    scale = {k: config.get(k) for k in ("scaling_factor", "shift_factor", "latents_mean")}
-    seen.update(json.dumps([scale, config.get("latents_std")]).encode())
+                    seen.update(file.name.encode() + _as_made(file))
+    # Of the pipeline itself: what its guidance is guided away from.
+    seen.update(_settings(family.pipeline).encode())
     seen.update(json.dumps(getattr(family.pipeline, "labels", None)).encode())
     return seen.hexdigest()
+
+
+def _as_made(file: Path) -> bytes:
+    """A tokenizer's file, without how it was last called, which the fast ones keep."""
+    raw = file.read_bytes()
+    if file.name != "tokenizer.json":
+        return raw
+    told = json.loads(raw)
+    told |= {"truncation": None, "padding": None}
+    return json.dumps(told, sort_keys=True).encode()
+
+
+def _settings(part: Any) -> str:
+    """The settings of a part or a pipeline, without its parts and how it was saved."""
+    config = getattr(part, "config", None) or {}
+    told = dict(config if isinstance(config, Mapping) else config.to_dict())
+    other = {"architectures", "transformers_version", "dtype", "torch_dtype"}
+    other |= set(getattr(part, "components", ()))
+    kept = {k: v for k, v in told.items() if k not in other and not k.startswith("_")}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _items_digest(items: Sequence[Captioned]) -> str:

@@ -1,8 +1,9 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
 ``FOLDER/step-00000500/`` holds ``state.safetensors`` and ``state.json`` (step, the run it belongs
-to, sha256 of the tensors). It is written beside its place, synced and renamed, so that a folder of
-that name is whole unless the disk lost something; that is what the digest is for.
+to, what is no tensor, sha256 of the tensors and of all this). It is written beside its place,
+synced and renamed, so that a folder of that name is whole unless the disk lost something; that is
+what the digests are for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from intonaco.types import Json
 log = logging.getLogger(__name__)
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # JSON of another form too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +46,9 @@ class Checkpoints:
     kept: int = 2
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Json]) -> None:
-        """Write one, then delete what is older than the newest ``kept``. Raises StorageError if it
-        cannot be written; those before it stay as they are."""
+        """Write one, then delete all but the newest ``kept`` up to it: those of later steps were
+        passed over by this run. Raises StorageError if it cannot be written; those before it stay
+        as they are."""
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:08}"
         temporary = self.folder / f".{target.name}"
@@ -58,8 +61,9 @@ class Checkpoints:
             ):
                 temporary.mkdir()
                 save_file(dict(tensors), temporary / _TENSORS)
-                said = {"step": step, "run": self.run, "sha256": _digest(temporary / _TENSORS)}
-                (temporary / _FACTS).write_text(json.dumps({**said, "facts": dict(facts)}))
+                said = {"step": step, "run": self.run, "facts": dict(facts)}
+                said["tensors"] = _digest(temporary / _TENSORS)
+                (temporary / _FACTS).write_text(json.dumps({**said, "sha256": _digest_of(said)}))
                 for file in (temporary / _TENSORS, temporary / _FACTS, temporary):
                     _sync(file)
                 shutil.rmtree(target, ignore_errors=True)
@@ -67,23 +71,27 @@ class Checkpoints:
                 _sync(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self._all()[self.kept :]:
-            shutil.rmtree(old, ignore_errors=True)
+        there = self._all()
+        newest = there.index(target)
+        for other in there[:newest] + there[newest + self.kept :]:
+            shutil.rmtree(other, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
         """The newest that is whole; each newer one that is not is told of in the log."""
         for folder in self._all():
             try:
                 said = json.loads((folder / _FACTS).read_text())
+                if said.pop("sha256") != _digest_of(said):
+                    raise ValueError("its facts are not those that were written")
                 if said["run"] != self.run:
                     raise ValueError("it belongs to another run")
-                if said["sha256"] != _digest(folder / _TENSORS):
+                if said["tensors"] != _digest(folder / _TENSORS):
                     raise ValueError("its bytes are not those that were written")
                 tensors = load_file(folder / _TENSORS)
                 # Mapped from the file, which will be deleted and must not be changed by training.
                 tensors = {name: tensor.clone() for name, tensor in tensors.items()}
                 return Checkpoint(step=int(said["step"]), tensors=tensors, facts=said["facts"])
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except (*_BROKEN, SafetensorError) as error:
                 log.warning(
                     "checkpoint %s is not used: %s",
                     folder.name,
@@ -94,6 +102,10 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _digest_of(said: Mapping[str, Json]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:

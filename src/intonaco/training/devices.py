@@ -6,8 +6,10 @@ a run means the same on one device as on eight, up to the order of sums.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+_PR_SET_PDEATHSIG = 1
 
 
 class Devices:
@@ -85,6 +88,15 @@ class Devices:
 def is_member() -> bool:
     """Whether this process was started as one of several."""
     return "LOCAL_RANK" in os.environ
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the launcher dies (Linux, ``prctl(2)``). The launcher
+    starts each in a session of its own, so that otherwise one that is killed would leave them."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died just before
+        sys.exit(4)
 
 
 def launch(module: str, arguments: Sequence[str], processes: int, *, keep: Path) -> int:

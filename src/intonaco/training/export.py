@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,14 @@ def load_folder(folder: Path) -> Any:
     check_folder(folder)
     # A part that the folder leaves out on purpose (Stable Diffusion 3 without T5) has to be said.
     absent = {name: None for name, value in read_index(folder).items() if value == [None, None]}
-    return DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent)
+    # Said, as transformers would keep text encoders in what they were saved in, and an encoder in
+    # float16 beside a denoiser in float32 draws nothing.
+    with warnings.catch_warnings():
+        # diffusers 0.42 begins to call it `dtype`; 0.36 knows no other name.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
+        return DiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, torch_dtype=torch.float32, **absent
+        )
 
 
 def save_whole(family: Family, expected: Mapping[str, Tensor], folder: Path) -> None:

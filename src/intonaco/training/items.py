@@ -54,7 +54,7 @@ def read_captioned(folder: Path) -> list[Captioned]:
         text = entry["text"]
         if entry.get("consent", True):
             texts = (text,) if isinstance(text, str) else tuple(text)
-            items.append(Captioned(file=folder / entry["file_name"], texts=texts))
+            items.append(Captioned(file=folder / entry["file_name"], texts=texts or ("",)))
     if not items:
         raise ConfigError(f"{folder} has no items to train on")
     return items

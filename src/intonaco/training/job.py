@@ -39,7 +39,7 @@ from intonaco.folders import ADAPTERS
 from intonaco.jobs import JobFolder, main
 from intonaco.training.cache import Cache, cached, locked
 from intonaco.training.checkpoints import Checkpoints
-from intonaco.training.devices import Devices, is_member, launch
+from intonaco.training.devices import Devices, end_with_parent, is_member, launch
 from intonaco.training.export import load_folder, save_beside, save_whole
 from intonaco.training.families import Family, family_of
 from intonaco.training.items import Captioned, load_images, read_captioned, square_of
@@ -67,10 +67,14 @@ def run(job: JobFolder, devices: Devices | None = None) -> Mapping[str, Json]:
     """Train as the payload says. Raises ConfigError for a wrong recipe, dataset or base,
     BackendError when training diverges, memory runs out, too little was trained when the budget
     ended it, or the saved folder is not what was trained; StorageError for a full disk."""
+    recipe = Recipe.model_validate(job.payload["recipe"])
+    with memory(recipe):
+        return _run(job, recipe, devices or Devices())
+
+
+def _run(job: JobFolder, recipe: Recipe, devices: Devices) -> Mapping[str, Json]:
     started, cpu_started = time.perf_counter(), time.process_time()
     payload = job.payload
-    devices = devices or Devices()
-    recipe = Recipe.model_validate(payload["recipe"])
     seed = int(payload.get("seed", recipe.seed))
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(seed)
@@ -88,12 +92,11 @@ def run(job: JobFolder, devices: Devices | None = None) -> Mapping[str, Json]:
     items = read_captioned(Path(payload["dataset"]))
     side = square_of(family, recipe).width
 
-    with memory(recipe):
-        if recipe.vae is not None:
-            _train_vae(job, family, items, recipe, seed, report)
-        cache = _cache(job, family, items, recipe, report, payload.get("dataset_version"))
-        objective = objective_of(pipeline.scheduler, recipe)
-        held = _held(job, family, objective, recipe, report)
+    objective = objective_of(pipeline.scheduler, recipe)  # refuses before anything takes time
+    if recipe.vae is not None:
+        _train_vae(job, family, items, recipe, seed, report)
+    cache = _cache(job, family, items, recipe, report, payload.get("dataset_version"))
+    held = _held(job, family, objective, recipe, report)
     set_aside(family)
 
     denoiser = family.denoiser
@@ -331,10 +334,13 @@ def _quiet() -> None:
 
 
 def _start() -> None:
-    """Run the job here, or in as many processes as its recipe says."""
+    """Run the job here, or in as many processes as its recipe says. Where one of those is killed
+    nothing is written down, as with a process alone: the backend starts the job again."""
     job = JobFolder(Path(sys.argv[1]))
     processes = int(job.payload["recipe"].get("processes", 1))
     if processes == 1 or is_member():
+        if is_member():
+            end_with_parent()
         devices = Devices()
         if devices.main:
             main(lambda job: run(job, devices))
@@ -346,8 +352,6 @@ def _start() -> None:
     status = launch(
         "intonaco.training.job", [str(job.root)], processes, keep=job.root / "alive.lock"
     )
-    if status and not (job.root / "error.json").exists():
-        main(_failed)
     sys.exit(4 if status else 0)
 
 
@@ -358,14 +362,9 @@ def _help(job: JobFolder, devices: Devices) -> None:
     except IntonacoError as error:
         write_json(job.root / "error.json", {"message": str(error), "hint": error.hint})
         sys.exit(4)
-
-
-def _failed(job: JobFolder) -> Mapping[str, Json]:
-    raise BackendError(
-        "one of the processes ended without a result; the log tells which",
-        backend="training",
-        retriable=True,
-    )
+    except Exception as error:
+        write_json(job.root / "error.json", {"message": f"{type(error).__name__}: {error}"})
+        raise
 
 
 if __name__ == "__main__":

@@ -112,10 +112,11 @@ class LocalTrainingBackend:
         return self._status(job, alive)
 
     def cancel(self, handle: JobHandle) -> None:
-        """End it and all processes of its group. A job that ended is left as it is."""
+        """End it and all processes of its group, or, if it died and would be started again, leave
+        it dead. A job that ended is left as it is."""
         job = self._folder(handle)
         with _locked(job.root):
-            if _alive(job):
+            if _alive(job) or self._can_go_on(job):
                 write_json(job.root / "cancelled.json", {"at": self.clock.now()})
                 _end_group(job)
 
@@ -282,7 +283,9 @@ def _death(job: JobFolder) -> str:
         tail = (job.root / "log.txt").read_text(errors="replace")[-_TAIL:].strip()
     except FileNotFoundError:
         tail = ""
-    return "ended without a result" + (f"; the end of its log:\n{tail}" if tail else "")
+    # A machine that is short of memory kills without a word to the process, so neither has its log.
+    text = "ended without a result: killed, perhaps for want of memory, or the machine restarted"
+    return text + (f"; the end of its log:\n{tail}" if tail else "")
 
 
 def _took(job: JobFolder) -> float:

@@ -53,13 +53,14 @@ class Trained:
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What happens beside the steps. ``clock``: seconds since the job began. ``begin``: told the
-    step that the run begins at. ``sample``: draw pictures of a step; ``validate``: the held-out
+    step that the run begins at. ``should_stop``: asked after each step, with those seconds, why to
+    end there. ``sample``: draw pictures of a step; ``validate``: the held-out
     loss; both with the averaged weights in place."""
 
     clock: Callable[[], float]
     begin: Callable[[int], None] = lambda step: None
     report: Callable[[Progress], None] = lambda progress: None
-    should_stop: Callable[[Progress], str | None] = lambda progress: None
+    should_stop: Callable[[float], str | None] = lambda seconds: None
     sample: Callable[[int], None] | None = None
     validate: Callable[[], float] | None = None
     checkpoints: Checkpoints | None = None
@@ -81,8 +82,8 @@ def train_denoiser(
 
     AdamW; linear warm-up, constant, linear decay; gradients clipped by norm. Goes on from the
     newest whole checkpoint: on a CPU with the same bits as if it had never stopped. Raises
-    BackendError when the loss is not finite or memory runs out, StorageError when a checkpoint
-    cannot be written.
+    BackendError when the loss or a weight is not finite or memory runs out, StorageError when a
+    checkpoint cannot be written.
     """
     devices = devices or Devices()
     denoiser = family.denoiser
@@ -100,7 +101,7 @@ def train_denoiser(
     wrapped = devices.wrap(denoiser)
     parts = parts_of(recipe.batch_size, devices.rank, devices.count, recipe.accumulation)
     tokens = [family.tokens(*bucket.means.parts[0].shape[-2:]) for bucket in cache.buckets]
-    meter = _Meter(recipe, hooks, devices, begun=hooks.clock(), first=run.step)
+    meter = _Meter(recipe, hooks, devices, begun=hooks.clock() - run.seconds)
     stopped: str | None = None
 
     with memory(recipe):
@@ -128,10 +129,13 @@ def train_denoiser(
             validates = hooks.validate is not None and due(done, recipe, recipe.validation)
             saves = hooks.checkpoints is not None and due(done, recipe, recipe.checkpoint_every)
             samples = hooks.sample is not None and due(done, recipe, recipe.samples)
+            reports = due(done, recipe, recipe.report_every)
+            if done < recipe.steps:  # each step: of a large model a few take minutes
+                stopped = devices.agreed(hooks.should_stop(hooks.clock()))
             # A checkpoint holds no half window, so that a run that goes on from it has the same.
-            if not (validates or saves or samples or due(done, recipe, recipe.report_every)):
+            if not (validates or saves or samples or reports or stopped is not None):
                 continue
-            progress = meter.read(run, rate)  # the only wait for the device
+            progress = meter.read(run, rate)  # a wait for the device: of one process the only one
             if validates:
                 progress = run.validate(progress, hooks, devices)
             if devices.main:
@@ -139,12 +143,17 @@ def train_denoiser(
             if samples and hooks.sample and devices.main:
                 with run.averaged():
                     hooks.sample(done)
-            if done < recipe.steps:
-                stopped = devices.agreed(hooks.should_stop(progress))
             if hooks.checkpoints and devices.main and (saves or stopped is not None):
                 hooks.checkpoints.save(done, *run.state())
 
     kept = run.finish(keep_best=recipe.validation is not None and recipe.validation.keep_best)
+    if not all(bool(torch.isfinite(p).all()) for p in run.parameters):
+        raise BackendError(
+            f"the weights are not finite after {run.step} steps",
+            backend="training",
+            retriable=False,
+            hint="lower the recipe's learning_rate",
+        )
     if recipe.gradient_checkpointing:
         denoiser.disable_gradient_checkpointing()
     return meter.result(run, kept, stopped)
@@ -217,6 +226,7 @@ class _Run:
     average: Any  # EMAModel of the parameters
     random: torch.Generator
     step: int = 0
+    seconds: float = 0.0  # that the steps took, of earlier attempts too
     losses: list[float] = field(default_factory=list)  # of each step
     best: list[Tensor] = field(default_factory=list)  # the average when the held-out loss was least
     best_loss: float = math.inf
@@ -260,6 +270,7 @@ class _Run:
             "averaged": self.average.optimization_step,
             "best_loss": self.best_loss if self.best else None,
             "best_step": self.best_step,
+            "seconds": self.seconds,
         }
         return {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, facts
 
@@ -287,6 +298,7 @@ class _Run:
         self.random.set_state(tensors["random"])
         self.losses = tensors["losses"].tolist()
         self.step = checkpoint.step
+        self.seconds = float(facts["seconds"])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -335,8 +347,7 @@ class _Meter:
     recipe: Recipe
     hooks: Hooks
     devices: Devices
-    begun: float
-    first: int  # the step that this process began at
+    begun: float  # when the first step would have, had this process done them all
     _errors: list[Tensor] = field(default_factory=list)
     _losses: list[Tensor] = field(default_factory=list)
     _shares: list[Tensor] = field(default_factory=list)
@@ -368,8 +379,9 @@ class _Meter:
             )
         tenths = (shares * TIME_BUCKETS).long().clamp(0, TIME_BUCKETS - 1).flatten()
         sums = torch.zeros(TIME_BUCKETS).index_add_(0, tenths, errors.flatten())
-        seconds, done = self.hooks.clock(), run.step - self.first
-        pace = max(seconds - self.begun, 1e-9) / done
+        seconds = self.hooks.clock()
+        run.seconds = max(seconds - self.begun, 1e-9)
+        pace = run.seconds / run.step
         return Progress(
             step=run.step,
             total=self.recipe.steps,
@@ -386,15 +398,13 @@ class _Meter:
         )
 
     def result(self, run: _Run, kept: int, stopped: str | None) -> Trained:
-        seconds = self.hooks.clock() - self.begun
         tenth = max(1, self.recipe.steps // 10)
-        done = run.step - self.first
         return Trained(
             steps=run.step,
             kept_step=kept,
             stopped=stopped,
-            seconds=seconds,
-            images_per_second=done * self.recipe.batch_size / max(seconds, 1e-9),
+            seconds=run.seconds,
+            images_per_second=run.step * self.recipe.batch_size / run.seconds,
             loss_first=sum(run.losses[:tenth]) / len(run.losses[:tenth]),
             loss_last=sum(run.losses[-tenth:]) / len(run.losses[-tenth:]),
             validation_loss=run.best_loss if run.best else None,

@@ -9,6 +9,7 @@ are of another style than the file's first key, and an alpha without metadata re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from torch import Tensor
 from intonaco import lora
 from intonaco.config import LoraRecipe
 from intonaco.errors import BackendError, ConfigError
-from intonaco.folders import ADAPTERS, parse_adapter
+from intonaco.folders import ADAPTER_FILE, ADAPTERS, parse_adapter
 from intonaco.training.families import Family
 
 ADAPTER = "default"
+_KINDS = (torch.nn.Linear, torch.nn.Conv2d)
 RELEASED = "trained"  # its name beside the base, in a release
 
 
@@ -33,8 +35,8 @@ def add_lora(family: Family, recipe: LoraRecipe, *, seed: int) -> int:
     """Freeze the denoiser and add adapters to all layers the recipe names; returns how many.
 
     A target matches a layer of that name or one whose dotted name ends in it. Raises ConfigError
-    if a target matches no layer or diffusers has no adapters for the pipeline, BackendError if a
-    matched layer got no adapter.
+    if a target matches no layer or what is none, or diffusers has no adapters for the pipeline,
+    BackendError if a matched layer got no adapter.
     """
     denoiser = family.denoiser
     if not family.lora:
@@ -110,15 +112,33 @@ def adapter_state(denoiser: Any) -> Mapping[str, Tensor]:
 
 
 def save_adapter(family: Family, folder: Path) -> None:
-    """Write the adapter as it is, with its rank and alpha."""
+    """Write the adapter as it is, with its rank and alpha; the same adapter as the same bytes, as a
+    release is named by them."""
     part, denoiser = family.component, family.denoiser
+    told = denoiser.peft_config[ADAPTER].to_dict()
+    # Sets, whose order changes from process to process.
+    told = {k: sorted(v) if isinstance(v, set) else v for k, v in told.items()}
+    if isinstance(told["target_modules"], list):
+        told["target_modules"] = sorted(told["target_modules"])
     family.pipeline.save_lora_weights(
         folder,
         **{
             f"{part}_lora_layers": dict(adapter_state(denoiser)),
-            f"{part}_lora_adapter_metadata": denoiser.peft_config[ADAPTER].to_dict(),
+            f"{part}_lora_adapter_metadata": told,
         },
     )
+    _order_header(folder / ADAPTER_FILE)
+
+
+def _order_header(file: Path) -> None:
+    """safetensors writes the names of a file's metadata in an order of chance: sort them."""
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    said = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    said += b" " * (-len(said) % 8)  # as the format asks
+    file.write_bytes(len(said).to_bytes(8, "little") + said + raw[8 + size :])
 
 
 def lighten(denoiser: Any) -> dict[str, Tensor]:
@@ -169,10 +189,18 @@ def _product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _matching(denoiser: Any, recipe: LoraRecipe) -> set[str]:
-    names = [name for name, _ in denoiser.named_modules()]
+    modules = dict(denoiser.named_modules())
     found: set[str] = set()
     for target in recipe.targets:
-        hits = {n for n in names if n == target or n.endswith(f".{target}")}
+        hits = {n for n in modules if target and (n == target or n.endswith(f".{target}"))}
+        # A layer that has an adapter already is a LoraLayer around it.
+        other = sorted(n for n in hits if not isinstance(modules[n], (*_KINDS, LoraLayer)))
+        if other:
+            raise ConfigError(
+                f"lora.targets: {target!r} names {other[0]}, a {type(modules[other[0]]).__name__}; "
+                "adapters go over linear layers and convolutions",
+                hint="names of such layers end in: " + ", ".join(_endings(denoiser)),
+            )
         if not hits:
             raise ConfigError(
                 f"lora.targets: no layer of {type(denoiser).__name__} is named {target!r}",
@@ -183,8 +211,7 @@ def _matching(denoiser: Any, recipe: LoraRecipe) -> set[str]:
 
 
 def _endings(denoiser: Any) -> list[str]:
-    kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    leaves = [name for name, module in denoiser.named_modules() if isinstance(module, kinds)]
+    leaves = [name for name, module in denoiser.named_modules() if isinstance(module, _KINDS)]
     return sorted(
         {".".join(n.split(".")[-2:]) if n[-1].isdigit() else n.rsplit(".", 1)[-1] for n in leaves}
     )

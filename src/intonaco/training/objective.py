@@ -18,6 +18,17 @@ from torch import Tensor
 from intonaco.config import FlowRecipe, Recipe
 from intonaco.errors import ConfigError
 
+# Fields of a scheduler that say how it noises and what it is told.
+_NOISE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+
 
 class Objective(Protocol):
     @property
@@ -157,11 +168,12 @@ def objective_of(scheduler: Any, recipe: Recipe | None = None) -> Objective:
     config: Mapping[str, Any] = scheduler.config
     kind = config.get("prediction_type")
     name = type(scheduler).__name__
-    if name.startswith("FlowMatch") or kind == "flow_prediction" or config.get("use_flow_sigmas"):
+    if _is_flow(name, config):
+        shift = config.get("shift", config.get("flow_shift"))
         return Flow(
             int(config["num_train_timesteps"]),
             recipe.flow,
-            float(config.get("shift") or config.get("flow_shift") or 1.0),
+            1.0 if shift is None else float(shift),
             _dynamic(config) if config.get("use_dynamic_shifting") else None,
         )
     if kind in ("epsilon", "v_prediction"):
@@ -171,19 +183,64 @@ def objective_of(scheduler: Any, recipe: Recipe | None = None) -> Objective:
                 "rescale_betas_zero_snr: at its last step the noise says nothing of the picture",
                 hint="a schedule that ends in pure noise needs prediction_type v_prediction",
             )
-        return Diffusion(DDPMScheduler.from_config(config), kind, recipe.min_snr_gamma)
+        return Diffusion(_schedule(scheduler), kind, recipe.min_snr_gamma)
     raise ConfigError(
         f"cannot train for {name} with prediction_type {kind!r}; known: flow matching, epsilon, "
         "v_prediction"
     )
 
 
+def _is_flow(name: str, config: Mapping[str, Any]) -> bool:
+    """Raises ConfigError where a sampler mixes flow matching with something else: it would read the
+    denoiser's answer for another thing than it was trained to say."""
+    if name.startswith("FlowMatch"):
+        if config.get("invert_sigmas"):
+            raise ConfigError(f"cannot train for {name} with invert_sigmas")
+        return True
+    said = config.get("prediction_type") == "flow_prediction"
+    stepped = bool(config.get("use_flow_sigmas"))
+    if said != stepped:
+        raise ConfigError(
+            f"cannot train for {name} with prediction_type {config.get('prediction_type')!r} and "
+            f"use_flow_sigmas {stepped}: flow matching needs both",
+            hint="set prediction_type flow_prediction and use_flow_sigmas true, or neither",
+        )
+    return said
+
+
+def _schedule(scheduler: Any) -> Any:
+    """A DDPMScheduler with a sampler's own noise. Raises ConfigError if the sampler adds it in
+    another way, or tells the denoiser other times than the numbers of the training's steps."""
+    config, name = scheduler.config, type(scheduler).__name__
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise ConfigError(f"cannot train for {name} with timestep_type {config['timestep_type']!r}")
+    # Field by field: `from_config` takes a field that was left out to be DDPM's default.
+    settings = {field: config[field] for field in _NOISE if field in config}
+    try:
+        schedule = DDPMScheduler(**settings)
+    except NotImplementedError as error:
+        raise ConfigError(f"cannot train for {name}: {error}") from error
+    kept = getattr(scheduler, "alphas_cumprod", None)
+    # Samplers put 2^-24 for zero at the end of a schedule of zero terminal SNR.
+    if not (
+        isinstance(kept, Tensor)
+        and kept.shape == schedule.alphas_cumprod.shape
+        and torch.allclose(kept.cpu().float(), schedule.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    ):
+        raise ConfigError(
+            f"cannot train for {name}: it does not noise as DDPM does",
+            hint="known samplers: DDPM, DDIM, PNDM, Euler, Heun, DPM-Solver, UniPC and their like",
+        )
+    return schedule
+
+
 def _dynamic(config: Mapping[str, Any]) -> Mapping[str, float]:
     if (kind := config.get("time_shift_type", "exponential")) != "exponential":
         raise ConfigError(f"cannot train for a scheduler with time_shift_type {kind!r}")
+    # As the pipelines read them, with the same defaults.
     return {
-        "base_shift": float(config.get("base_shift") or 0.5),
-        "max_shift": float(config.get("max_shift") or 1.15),
-        "base_tokens": float(config.get("base_image_seq_len") or 256),
-        "max_tokens": float(config.get("max_image_seq_len") or 4096),
+        "base_shift": float(config.get("base_shift", 0.5)),
+        "max_shift": float(config.get("max_shift", 1.15)),
+        "base_tokens": float(config.get("base_image_seq_len", 256)),
+        "max_tokens": float(config.get("max_image_seq_len", 4096)),
     }

@@ -73,10 +73,10 @@ class Ceiling:
         limit = min(limits)
         return limit - min(max(0.1 * limit, self.least_left_s), 0.5 * limit)
 
-    def __call__(self, progress: Progress) -> str | None:
-        """Why to stop now, if so: before the next report would come too late."""
+    def __call__(self, seconds: float) -> str | None:
+        """Why to stop after so many seconds of the job, if so."""
         limit = self.seconds
-        if limit is None or progress.seconds < limit:
+        if limit is None or seconds < limit:
             return None
         by_time = self.max_seconds is not None and (
             self.max_money is None
@@ -84,7 +84,7 @@ class Ceiling:
             or self.max_seconds <= self.max_money / self.hourly_price * 3600.0
         )
         of = f"{self.max_seconds:g} s" if by_time else f"{self.max_money:g} of money"
-        return f"its ceiling of {of} was near after {progress.seconds:.0f} s"
+        return f"its ceiling of {of} was near after {seconds:.0f} s"
 
 
 def cut_metrics(folder: Path, step: int) -> None:

@@ -26,6 +26,7 @@ class Family(ABC):
     component: ClassVar[str] = "unet"  # the pipeline's name of its denoiser
     squares: ClassVar[bool] = False  # the denoiser takes no other shape
     lora: ClassVar[bool] = True  # diffusers loads adapters for it
+    shifted: ClassVar[bool] = False  # the pipeline heeds the autoencoder's ``shift_factor``
 
     def __init__(
         self, pipeline: Any, *, guidance: float = 1.0, max_text_tokens: int | None = None
@@ -34,6 +35,12 @@ class Family(ABC):
         self.pipeline = pipeline
         self.guidance = guidance
         self.max_text_tokens = max_text_tokens
+        if self.denoiser.config.get("time_cond_proj_dim") is not None:
+            raise ConfigError(
+                f"{type(pipeline).__name__} cannot be trained here: its denoiser was distilled to "
+                "few steps (latent consistency) and is told the guidance",
+                hint="train the model that it was distilled from",
+            )
         takes, latents = self.in_channels, int(pipeline.vae.config.latent_channels)
         if takes != latents:
             raise ConfigError(
@@ -90,7 +97,7 @@ class Family(ABC):
     def scaled(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior of the autoencoder [n, c, h, w], in the unit that the denoiser works in."""
         config = self.pipeline.vae.config
-        if shift := config.get("shift_factor"):
+        if self.shifted and (shift := config.get("shift_factor")):
             mean = mean - shift
         return mean * config.scaling_factor, deviation * config.scaling_factor
 

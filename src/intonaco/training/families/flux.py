@@ -20,6 +20,7 @@ class Flux(Family):
 
     pipelines = ("FluxPipeline", "FluxImg2ImgPipeline")
     component = "transformer"
+    shifted = True
 
     @property
     def in_channels(self) -> int:

@@ -15,6 +15,7 @@ class StableDiffusion3(Family):
 
     pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
     component = "transformer"
+    shifted = True
 
     @property
     def longest(self) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intonaco.errors import ConfigError
 from intonaco.training.families.base import Tensors
 from intonaco.training.families.sd import StableDiffusion
 
@@ -16,6 +17,17 @@ class StableDiffusionXL(StableDiffusion):
     """Podell et al. 2023, arXiv:2307.01952. The frame is its micro-conditioning (section 2.2)."""
 
     pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+
+    def __init__(
+        self, pipeline: Any, *, guidance: float = 1.0, max_text_tokens: int | None = None
+    ) -> None:
+        super().__init__(pipeline, guidance=guidance, max_text_tokens=max_text_tokens)
+        if pipeline.config.get("requires_aesthetics_score"):
+            raise ConfigError(
+                f"{type(pipeline).__name__} cannot be trained here: it is a refiner, whose denoiser"
+                " is told an aesthetic score",
+                hint="train the base model",
+            )
 
     def scaled(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
