@@ -290,6 +290,7 @@ class Truth:
         out += [
             f"  {name}: {100 * c.share:.1f} % of {c.runs} (too high {c.above}, too low {c.below})"
             for name, c in sorted(self.covers.items())
+            if c.runs
         ]
         return out
 
