@@ -166,7 +166,9 @@ _REFERENCE = {
     "fd": ("distance", "jackknife over {} prompts"),
 }
 _UNITS = {"adherence": "cosine", "hits": "share", "detail": "log energy", "diversity": "log ratio"}
-_SHARES = frozenset({"recall", "coverage"})  # of reference rows: few moved is not few to come
+# Of reference rows: few moved is not few to come. At which share of alpha: rows hang together, as
+# one image may be what comes near to several of them.
+_SHARES = {"recall": 1.0, "coverage": 0.5}
 
 
 @dataclass(slots=True)
@@ -263,8 +265,7 @@ class _Arms:
         rising = found.error if found.rising is None else found.rising
         interval = (found.difference - t * found.error, found.difference + t * rising)
         if metric in _SHARES:
-            # at half of alpha: rows are not independent, an image may be what reaches several
-            open_ = moved_interval(*found.moved, len(real), alpha / 2)
+            open_ = moved_interval(*found.moved, len(real), alpha * _SHARES[metric])
             interval = (min(interval[0], open_[0]), max(interval[1], open_[1]))
             interval = (max(-1.0, interval[0]), min(1.0, interval[1]))
         unit, method = _REFERENCE[metric]
