@@ -161,8 +161,8 @@ def describe(
 _MEANS = "t and Hall's t, the wider, over {} prompts"
 _REFERENCE = {
     "distance": ("MMD^2", "places changed and projections, the larger, over {} prompts"),
-    "recall": ("share", "places changed over {} prompts"),
-    "coverage": ("share", "places changed over {} prompts"),
+    "recall": ("share", "places changed over {} prompts, and rows that moved"),
+    "coverage": ("share", "places changed over {} prompts, and rows that moved"),
     "fd": ("distance", "jackknife over {} prompts"),
 }
 _UNITS = {"adherence": "cosine", "hits": "share", "detail": "log energy", "diversity": "log ratio"}
