@@ -2,7 +2,7 @@
 
 Made-up evaluations with known truth (`intonaco.testing.evaluations`): 60 prompts in five slices,
 four seeds each, heavy tails, images of a prompt alike. `false_pass`: share of candidates that are
-exactly at one guardrail's margin and pass, over ten guardrails; at most 0.05 is right.
+exactly at one guardrail's margin and pass, over eleven harms; at most 0.05 is right.
 `false_fail`: share of candidates no different from the champion that fail where only guardrails
 count; at most 0.05 is right. `passed` of them, planned for `planned_power`; `false_superior`: share
 of them that pass where an improvement is wanted. `cover_least`: the least coverage of any interval

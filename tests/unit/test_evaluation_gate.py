@@ -295,6 +295,44 @@ class TestMissing:
         broken = report((), comparisons={"new": [{"metric": "adherence"}]})
         assert decide(broken, CONFIG)["new"].verdict is Verdict.ERROR
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"keep": "ant"},
+            {"improve": 3},
+            {"comparisons": [1]},
+            {"errors": ["new"]},
+            {"extractor": "a"},
+            {"arms": {"champion": "a"}},
+            {"shots": [1]},
+            {"alphas": 0.05},
+        ],
+    )
+    def test_a_report_of_another_shape(
+        self, results: tuple[MetricResult, ...], changes: Mapping[str, Any]
+    ) -> None:
+        decision = decide(report(results, **changes), CONFIG)["new"]
+        assert decision.verdict is Verdict.ERROR
+        assert decision.reasons[0].startswith("the report cannot be read: ")
+
+    def test_a_metric_told_twice_hides_nothing(self, results: tuple[MetricResult, ...]) -> None:
+        bad = replace(one(results, "recall"), difference=-0.8, interval=(-0.9, -0.7))
+        decision = decide(report((bad, *results)), CONFIG)["new"]
+        assert decision.verdict is Verdict.ERROR
+        assert decision.reasons == ("the report tells recall of the reference twice",)
+
+    @pytest.mark.parametrize("metric", ["adherence", "distance", "recall", "latency"])
+    def test_an_interval_without_its_difference_or_turned_round(
+        self, results: tuple[MetricResult, ...], metric: str
+    ) -> None:
+        """Such an interval is not taken for one of the value itself, as of unsafe images."""
+        for changes in ({"difference": None}, {"interval": (0.5, -0.5)}):
+            broken = [
+                replace(r, **changes) if (r.metric, r.slice) == (metric, None) else r
+                for r in results
+            ]
+            assert decide(report(broken), CONFIG)["new"].verdict is Verdict.ERROR
+
     def test_a_slice_with_one_prompt(self) -> None:
         world = World(0)
         single = tuple("only" if s == "ant" else p for p, s in zip(*_labels(world), strict=True))
@@ -579,6 +617,30 @@ class TestBadCandidates:
         decision = self.verdict({"scores": scores}, world, champion)
         assert decision.verdict is Verdict.FAIL
         assert decision.reasons[0].startswith("score quality ")
+
+    def test_a_yes_or_no_never_seen_is_not_none_to_come(self) -> None:
+        """A head that says 0 or 1: without an event its spread is 0. At a margin of 2 % and 60
+        prompts every third candidate would have none to show."""
+        world = World(12)
+        champion = whole(world)
+        n = len(champion.prompt_ids)
+        for every, worst in ((np.ones(n), 0.0), (np.arange(n) != 7, -1 / n)):
+            found = compare(
+                replace(champion, scores={"clean": np.ones(n)}),
+                replace(champion, scores={"clean": np.asarray(every, dtype=np.float64)}),
+                world.reference(),
+                None,
+                keep=SLICES,
+                improve=(),
+                alpha=0.05,
+                margins=Margins(scores={"clean": 0.02}),
+            )
+            clean = one(found, "score:clean")
+            assert clean.difference == pytest.approx(worst)
+            assert clean.interval is not None
+            assert clean.interval[0] <= worst - 0.048
+            assert clean.assessment is Assessment.UNDECIDED
+            assert clean.method.endswith("the rule of three")
 
     def test_images_of_another_slice(self) -> None:
         world = World(9)

@@ -50,6 +50,17 @@ def test_copies_are_told_from_new_images() -> None:
     assert is_copy(fresh).sum() <= 12
 
 
+@pytest.mark.parametrize("far", [1e4, 1e6])
+def test_features_far_from_zero_are_no_copies_for_that(far: float) -> None:
+    """Distances of rows are what counts, wherever they all lie."""
+    rng = np.random.default_rng(1)
+    training, held_out, fresh = (rng.normal(size=(n, 6)) for n in (200, 300, 400))
+    near, moved = Copies(training, held_out), Copies(training + far, held_out + far)
+    assert moved.limit == pytest.approx(near.limit, rel=1e-6)
+    np.testing.assert_array_equal(moved(fresh + far), near(fresh))
+    assert moved(training + far).all()
+
+
 def test_the_same_training_image_twice_hides_no_copy() -> None:
     rng = np.random.default_rng(2)
     training = rng.normal(size=(50, 4))

@@ -160,11 +160,13 @@ def test_published_moments() -> None:
         (np.zeros(3), np.triu(np.ones((3, 3))), 5, "not symmetric"),
         (np.zeros(3), -np.eye(3), 5, "not symmetric"),
         (np.zeros(3), np.full((3, 3), np.nan), 5, "not finite"),
+        (np.zeros(3), np.eye(3), 2.5, "whole number"),
+        (np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]]), 5, "negative eigenvalue"),
     ],
 )
-def test_moments_that_are_none(mean: Float, covariance: Float, n: int, message: str) -> None:
+def test_moments_that_are_none(mean: Float, covariance: Float, n: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FeatureStats.from_moments(mean, covariance, n=n)
+        FeatureStats.from_moments(mean, covariance, n=n)  # type: ignore[arg-type]
 
 
 def test_a_root_of_a_singular_covariance_has_its_rank() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.golden.metric_cases import cases
 
 from intonaco.evaluation.metrics import (
     FeatureStats,
+    MetricWarning,
     authenticity,
     cmmd,
     density_coverage,
@@ -92,6 +94,7 @@ def test_frechet_distance_at_infinity(name: str) -> None:
     assert found.value == pytest.approx(golden["infinity"], rel=SINGULAR_SUBSETS.get(name, 1e-9))
 
 
+@pytest.mark.filterwarnings("ignore:the kernel's values are so large:UserWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_kernel_distance(name: str) -> None:
     x, y, golden = pair(name)
@@ -105,6 +108,15 @@ def test_kernel_distance(name: str) -> None:
     assert kernel_distance(x[:n], y[:n], kernel=kernel).value == pytest.approx(value, rel=loss)
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny_variance"])
+def test_where_every_package_gives_rounding_for_a_kernel_distance_ours_says_so(name: str) -> None:
+    x, y, _ = pair(name)
+    for metric in (kernel_distance, partial(kernel_distance_subsets, subsets=2, size=50)):
+        with pytest.warns(MetricWarning, match="rounding drowns"):
+            metric(x, y)
+
+
+@pytest.mark.filterwarnings("ignore:the kernel's values are so large:UserWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_kernel_distance_over_subsets(name: str) -> None:
     x, y, golden = pair(name)

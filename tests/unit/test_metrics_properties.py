@@ -306,12 +306,36 @@ def test_a_row_of_zeros_has_no_direction(metric: Callable[[Float, Float], object
 
 
 def test_kernels_that_leave_the_range_are_an_error() -> None:
-    with pytest.raises(ValueError, match="leave float64"), np.errstate(all="ignore"):
+    with pytest.raises(ValueError, match="leave float64"):
         kernel_distance(GOOD * 1e49, GOOD * 1e49, kernel=polynomial(degree=9))
+    with pytest.raises(ValueError, match="leave float64"):  # of squares, which the error needs
+        kernel_distance(GOOD * 1e40, GOOD * 1e40)
+    far = GOOD * 1e49
+    with pytest.raises(ValueError, match="leave float64"):
+        relative_mmd(far, far, far, kernel=polynomial(degree=9))
     with pytest.raises(ValueError, match="bandwidth"):
         gaussian(0.0)
     with pytest.raises(ValueError, match="'gaussian', 'polynomial'"):
         kernel_distance(GOOD, GOOD, kernel="laplace")  # type: ignore[arg-type]
+
+
+def test_a_difference_that_rounding_drowns_is_told() -> None:
+    """A cubic kernel grows with the sixth power of an offset, its differences with the fourth."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(60, 8)), rng.normal(size=(60, 8)) * 1.2
+    kernel_distance(x + 1e6, y + 1e6)
+    for far in (1e9, 1e12):
+        with pytest.warns(MetricWarning, match="rounding drowns"):
+            kernel_distance(x + far, y + far)
+    assert kernel_distance(x + 1e9, y + 1e9, kernel="gaussian").value == pytest.approx(
+        kernel_distance(x, y, kernel="gaussian").value, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("metric", [precision_recall, density_coverage])
+def test_a_border_is_inside_or_outside(metric: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="'inside' or 'outside', got '<='"):
+        metric(GOOD, GOOD, border="<=")
 
 
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from intonaco.types import Assessment, MetricResult
 
 LOWER_IS_BETTER = frozenset({"distance", "latency", "latency_p95", "copies", "unsafe", "cost"})
 LIMITS = frozenset({"memory", "peak_memory", "cost"})  # a ratio of two exact numbers
+CEILINGS = frozenset({"unsafe"})  # judged by the candidate's own value, not by a difference
 FRECHET = "fd@"  # and the extractor's name
 SCORE = "score:"  # and the head's name
 SUCCESS = "_improve"  # after a metric: what an update was made for
@@ -19,7 +20,7 @@ SUCCESS = "_improve"  # after a metric: what an update was made for
 def judge(result: MetricResult, margins: Margins) -> MetricResult:
     """The result with the margin that the configuration has for it, if any."""
     margin = margin_of(result.metric, result.slice, margins)
-    if result.difference is None and result.interval is not None:  # of the value itself
+    if result.metric in CEILINGS and result.difference is None and result.interval is not None:
         found = _assess_ceiling(result.interval, margin)
     elif result.metric == "detail":
         found = _assess_either_way(result.difference, result.interval, margin)
@@ -62,7 +63,7 @@ def assess(
         return Assessment.NON_INFERIOR if difference <= margin else Assessment.HARMFUL
     if difference is None or interval is None:
         return Assessment.NO_DATA
-    if not all(math.isfinite(v) for v in (difference, *interval)):
+    if not all(math.isfinite(v) for v in (difference, *interval)) or interval[0] > interval[1]:
         return Assessment.NO_DATA
     low, high = interval
     name = metric.removesuffix(SUCCESS)
@@ -81,7 +82,7 @@ def _assess_either_way(
     """Of what should stay as it is: a change to either side is no gain."""
     if difference is None or interval is None:
         return Assessment.NO_DATA
-    if not all(math.isfinite(v) for v in (difference, *interval)):
+    if not all(math.isfinite(v) for v in (difference, *interval)) or interval[0] > interval[1]:
         return Assessment.NO_DATA
     if margin is None:
         return Assessment.UNDECIDED
@@ -93,7 +94,7 @@ def _assess_either_way(
 
 def _assess_ceiling(interval: Interval, ceiling: float | None) -> Assessment:
     """What an interval of an absolute share says against the most that is allowed."""
-    if not all(math.isfinite(v) for v in interval):
+    if not all(math.isfinite(v) for v in interval) or interval[0] > interval[1]:
         return Assessment.NO_DATA
     if ceiling is None:
         return Assessment.UNDECIDED

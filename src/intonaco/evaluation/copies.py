@@ -51,7 +51,8 @@ def _nearest(x: Float, y: Float, *, itself: bool = False) -> tuple[Float, NDArra
     """Squared distance [n] of each row of ``x`` to the nearest of ``y``, and its number. With
     ``itself``, to the nearest that is another image: not the row, nor one of the same features."""
     distance, number = np.empty(len(x)), np.empty(len(x), dtype=np.intp)
-    tiny = 1e-9 * float((y**2).sum(1).mean() or 1.0)  # rounding of equal rows
+    # rounding of equal rows: of how far rows lie apart, not of how far they all lie from zero
+    tiny = 1e-9 * float(((y - y.mean(0)) ** 2).sum(1).mean() or 1.0)
     for start in range(0, len(x), _ROWS):
         rows = slice(start, start + _ROWS)
         d = squared_distances(x[rows], y)

@@ -27,17 +27,24 @@ DRAWS = 100  # of places changed: a standard error to 7 %
 LISTED = 8 * NEIGHBOURS  # neighbours kept of each row in each arm: about half change places
 COMPONENTS = 64  # of the reference at most, for the Fréchet distance
 ROWS_PER_COMPONENT = 4
+RISING = (
+    1.2  # of the distance's error towards a rise; docs/concepts/gate.md says what it was held to
+)
 
 Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A figure of both arms, and the standard error of candidate minus champion."""
+    """A figure of both arms, and the standard error of candidate minus champion. ``rising``: the
+    one to take for the upper end where that must reach farther. ``moved``: of a share, how many
+    reference rows are reached by the candidate alone and by the champion alone."""
 
     champion: float
     candidate: float
     error: float
+    rising: float | None = None
+    moved: tuple[int, int] = (0, 0)
 
     @property
     def difference(self) -> float:
@@ -157,6 +164,7 @@ class Distribution:
             champion=float(before.mean()),
             candidate=float(after.mean()),
             error=math.sqrt(self._changed(rows, after.astype(np.float64) - before)),
+            moved=(int((after & ~before).sum()), int((before & ~after).sum())),
         )
 
     def _changed(self, rows: Float, nobody: Float) -> float:
@@ -178,6 +186,10 @@ class Distribution:
         for arms that are alike (where the U-statistic is degenerate); from its projections on
         prompts and reference rows less what is counted twice (Hoeffding 1948), for arms that
         differ.
+
+        A sample that happens to show little of a harm shows little of its spread, too: for the end
+        towards a rise the projections count whole, as published tests take them, and the error is
+        ``RISING`` times as large at least.
         """
         scale = -0.5 / median_bandwidth(self.reference) ** 2
         weights = np.zeros((self.prompts, len(self.prompt)))
@@ -205,21 +217,21 @@ class Distribution:
 
         drawn = np.stack([row(swapped) for swapped in self.swapped])
         changed = self._changed(drawn, row(np.zeros(p, dtype=bool)))
-        projected = self._projected(among[p:, p:] - among[:p, :p], real[1] - real[0])
+        whole, twice = self._projected(among[p:, p:] - among[:p, :p], real[1] - real[0])
         z = self.reference
         own = (np.exp(squared_distances(z, z) * scale).sum() - len(z)) / (len(z) * (len(z) - 1))
         first, second = (
             within(numbers + offset) + float(own) - 2.0 * float(k.mean())
             for offset, k in zip((0, p), real, strict=True)
         )
-        return Estimate(
-            champion=first, candidate=second, error=math.sqrt(max(changed, projected, 0.0))
-        )
+        error = math.sqrt(max(changed, whole - twice, 0.0))
+        rising = max(RISING * error, math.sqrt(whole))
+        return Estimate(champion=first, candidate=second, error=error, rising=rising)
 
-    def _projected(self, pairs: Float, real: Float) -> float:
-        """Variance of ``mean_{p != q} pairs - 2 mean real`` [p, p] and [p, m], within strata. What
-        is left of a pair beside both prompts' own parts enters the variance of the projections
-        twice as often as that of the statistic."""
+    def _projected(self, pairs: Float, real: Float) -> tuple[float, float]:
+        """Variance of the projections of ``mean_{p != q} pairs - 2 mean real`` [p, p] and [p, m],
+        within strata; and how much of it is too much: what is left of a pair beside both prompts'
+        own parts enters it twice as often as the variance of the statistic."""
         p, m = real.shape
         clean = pairs.copy()
         np.fill_diagonal(clean, 0.0)
@@ -236,7 +248,8 @@ class Distribution:
                     rest_pairs += 2.0 * _rest(block)
             for t in self.topics:
                 rest_real += _rest(real[np.ix_(r, t)])
-        return float(total - 2.0 * rest_pairs / (p * (p - 1)) ** 2 - 4.0 * rest_real / (p * m) ** 2)
+        twice = 2.0 * rest_pairs / (p * (p - 1)) ** 2 + 4.0 * rest_real / (p * m) ** 2
+        return float(total), twice
 
     def frechet(self) -> tuple[Estimate, int]:
         """Fréchet distance to the reference on its leading principal components, as many as there

@@ -81,9 +81,26 @@ def decide(
 ) -> dict[str, GateDecision]:
     """The verdict on each candidate of a report of ``intonaco.evaluation.job``. Never raises for
     what a report lacks: that is the verdict ERROR."""
-    names = [str(name) for name in report.get("candidates", ())]
+    names = [str(name) for name in report.get("candidates") or ()]
     asked = expected or Expected()
+    if broken := _not_as_written(report):
+        return {name: _error(f"the report cannot be read: {broken}") for name in names}
     return {name: _decide_one(name, report, config, asked) for name in names}
+
+
+_LISTS = ("keep", "improve", "success")
+_OBJECTS = ("comparisons", "errors", "extractor", "arms", "shots", "alphas", "skipped")
+
+
+def _not_as_written(report: Mapping[str, Json]) -> str:
+    """What of a report has another shape than ``intonaco.evaluation.job`` writes, or ""."""
+    for names, kind in ((_LISTS, list), (_OBJECTS, dict)):
+        for name in names:
+            if not isinstance(report.get(name) or kind(), kind):
+                return f"{name} is no {'list' if kind is list else 'object'}"
+    arms: Mapping[str, Json] = report.get("arms") or {}
+    odd = [name for name, figures in arms.items() if not isinstance(figures, dict)]
+    return f"the figures of {odd[0]} are no object" if odd else ""
 
 
 def _decide_one(
@@ -96,21 +113,26 @@ def _decide_one(
             f"{config.max_attempts}: so many tries would find one that passes by luck. Evaluate on "
             "new prompts, or let a person decide"
         )
-    failed = report.get("errors", {}).get(name)
+    failed = dict(report.get("errors") or {}).get(name)
     if failed:
         return _error(f"could not be evaluated: {failed}")
     if otherwise := _made_otherwise(name, report, config, expected, attempt):
         return _error(otherwise)
-    keep = [str(s) for s in report.get("keep", ())]
-    improve = [str(s) for s in report.get("improve", ())]
+    keep = [str(s) for s in report.get("keep") or ()]
+    improve = [str(s) for s in report.get("improve") or ()]
     if not keep:
         return _error("no slice to keep is named: nothing guards against forgetting")
     try:
         given = decode(
-            tuple[MetricResult, ...], json.dumps(report.get("comparisons", {}).get(name, []))
+            tuple[MetricResult, ...],
+            json.dumps(dict(report.get("comparisons") or {}).get(name, [])),
         )
     except StorageError as error:
         return _error(f"the report cannot be read: {error}")
+    keys = [(r.metric, r.slice) for r in given]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        return _error(f"the report tells {_name(twice[0])} twice")
     if report.get("champion") is None:
         return _first_release(given, keep, config)
     wanted = expected.superiority

@@ -170,6 +170,18 @@ def paired_share_interval(before: ArrayLike, after: ArrayLike, alpha: float) -> 
     return only_after[0] - only_before[1], only_after[1] - only_before[0]
 
 
+def moved_interval(gained: int, lost: int, n: int, alpha: float) -> Interval:
+    """Of the difference of two shares of the same n units, of which ``gained`` have only the second
+    and ``lost`` only the first: exact intervals of both, put together as Zou & Donner (2008) do.
+    Shorter than ``paired_share_interval``, and about right instead of never too short."""
+    up, down = gained / n, lost / n
+    up_low, up_high = share_interval(gained, n, alpha)
+    down_low, down_high = share_interval(lost, n, alpha)
+    low = up - down - math.hypot(up - up_low, down_high - down)
+    high = up - down + math.hypot(up_high - up, down - down_low)
+    return low, high
+
+
 def quantile_difference(
     before: ArrayLike,
     after: ArrayLike,

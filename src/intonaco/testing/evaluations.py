@@ -33,11 +33,13 @@ A_A_RUNS = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Harm:
     """What is wrong with a candidate. ``spread``: of its images, as a share of the champion's;
-    ``shift``: of all images, away from the reference; ``memorised``: share of prompts of which one
-    image is a training image; the others: by how much a number is worse on average."""
+    ``shift``: of all images, away from the reference; ``ruined``: share of prompts whose images are
+    away from it by 2; ``memorised``: share of prompts of which one image is a training image; the
+    others: by how much a number is worse on average."""
 
     spread: float = 1.0
     shift: float = 0.0
+    ruined: float = 0.0
     memorised: float = 0.0
     adherence: float = 0.0
     one_slice: float = 0.0  # adherence on the first slice alone
@@ -103,6 +105,8 @@ class World:
         own = 0.5 * _noise(rng, (count, WIDTH))[of] + 0.87 * _noise(rng, (n, WIDTH))
         spread = 0.6 * (0.5 * shared.prompt[of] + 0.87 * common) + 0.8 * own
         features = CENTRES[slices] + harm.shift / np.sqrt(WIDTH) + harm.spread * spread
+        if harm.ruined:
+            features[(rng.random(count) < harm.ruined)[of]] += 2.0 / np.sqrt(WIDTH)
         adherence = number(shared.numbers[0], shared.seeds[0]) - harm.adherence
         adherence = adherence - harm.one_slice * (slices == 0)
         return ArmImages(
@@ -286,6 +290,7 @@ class Truth:
         out += [
             f"  {name}: {100 * c.share:.1f} % of {c.runs} (too high {c.above}, too low {c.below})"
             for name, c in sorted(self.covers.items())
+            if c.runs
         ]
         return out
 
@@ -359,9 +364,13 @@ def find_truth(world: World, *, identical: int, at_margin: int, seed: int) -> Tr
             results = world.results(rng, harm)
             passes += judged(results, config, superiority=False).verdict is Verdict.PASS
             for result in results:
-                if (result.metric, result.slice) == (name, None) and result.difference is not None:
+                metric = name.partition(",")[0]
+                if (result.metric, result.slice) == (
+                    metric,
+                    None,
+                ) and result.difference is not None:
                     cover = truth.covers.setdefault(f"{name}, at the margin", Cover())
-                    cover.look(result, _signed(name, alone))
+                    cover.look(result, _signed(metric, alone))
         truth.at_margin[name] = passes, at_margin
     return truth
 
@@ -394,9 +403,11 @@ def _at_margins(
     for name, harm in (
         ("recall", Harm(spread=0.75)),
         ("distance", Harm(shift=0.4)),
+        ("distance, few prompts", Harm(ruined=0.15)),
         ("copies", Harm(memorised=0.12)),
     ):
-        out.append((name, harm, {name: abs(world.differences(rng, harm, runs)[name])}))
+        metric = name.partition(",")[0]
+        out.append((name, harm, {metric: abs(world.differences(rng, harm, runs)[metric])}))
     return [
         (name, harm, Margins.model_validate({**WIDE.model_dump(), **change}))
         for name, harm, change in out

@@ -49,8 +49,8 @@ class FeatureStats:
         ``mu`` and ``sigma`` of pytorch-fid's files. Raises ValueError."""
         mu = matrix(np.atleast_2d(mean), "mean", rows=1)
         sigma = matrix(covariance, "covariance", rows=1)
-        if n < 2:
-            raise ValueError(f"a covariance needs 2 rows, got n={n}")
+        if n < 2 or n != int(n):
+            raise ValueError(f"a covariance needs 2 rows or more, a whole number, got n={n}")
         if len(mu) != 1 or sigma.shape != (mu.shape[1], mu.shape[1]):
             raise ValueError(
                 f"mean {list(np.shape(mean))} and covariance {list(sigma.shape)} do not fit: "
@@ -59,6 +59,8 @@ class FeatureStats:
         size = np.abs(sigma).max()
         if np.abs(sigma - sigma.T).max() > 1e-6 * size or sigma.diagonal().min() < -1e-6 * size:
             raise ValueError("covariance is not symmetric with a diagonal of 0 or more")
+        if np.linalg.eigvalsh(sigma)[0] < -1e-6 * size:
+            raise ValueError("covariance has a negative eigenvalue: it is none of any rows")
         scatter = (sigma + sigma.T) * ((n - 1) / 2)
         return cls(extractor, int(n), mu[0].copy(), scatter, preprocessing)
 

@@ -6,6 +6,7 @@ is in float64: on float32 features CMMD's differences of numbers near 1 would lo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from intonaco.evaluation.metrics.arrays import (
     Float,
+    MetricWarning,
     directions,
     matrix,
     row_blocks,
@@ -23,6 +25,7 @@ from intonaco.evaluation.metrics.arrays import (
     warn_of_constants,
 )
 
+ROUNDING = float(np.finfo(np.float64).eps)
 Kernel = Callable[[Float, Float], Float]
 Named = Literal["gaussian", "polynomial"]
 
@@ -137,12 +140,15 @@ def kernel_distance(
     values are valid. The standard error holds for distributions that differ and for equal ones (the
     terms of first and of second order of the U-statistic: Serfling 1980, ch. 5; Sutherland 2019);
     for equal ones the value is not normal, so it is no test. Raises ValueError. Warns
-    (MetricWarning) when all rows of a side are equal.
+    (MetricWarning) when all rows of a side are equal, or where rounding drowns the value (a
+    polynomial of features that lie very far from zero, or next to it).
     """
     a, b = _pair(x, y)
     k = named_kernel(kernel, b)
     n, m = len(a), len(b)
-    aa, bb, ab = own_sums(k, a), own_sums(k, b), cross_sums(k, a, b)
+    with np.errstate(over="ignore", invalid="ignore"):  # told in words below
+        aa, bb, ab = own_sums(k, a), own_sums(k, b), cross_sums(k, a, b)
+    finite(aa.squares + bb.squares + ab.squares)
     rows_a, rows_b = aa.rows / (n - 1), bb.rows / (m - 1)
     value = rows_a.mean() + rows_b.mean() - 2.0 * ab.rows.mean() / m
     along_a, along_b = rows_a - ab.rows / m, rows_b - ab.columns / n
@@ -155,13 +161,28 @@ def kernel_distance(
         + 4.0 * _rest(ab.squares / (n * m), ab.rows / m, ab.columns / n) / (n * m)
     )
     variance = max(first - second, second)
-    return Estimate(value=_finite(value), standard_error=float(np.sqrt(variance)), n=min(n, m))
+    size = abs(rows_a.mean()) + abs(rows_b.mean())
+    if (a != a[0]).any() or (b != b[0]).any():  # else it was told already
+        _warn_of_rounding(size, value, float(np.sqrt(variance)))
+    return Estimate(value=finite(value), standard_error=finite(np.sqrt(variance)), n=min(n, m))
+
+
+def _warn_of_rounding(size: float, value: float, error: float) -> None:
+    """A polynomial kernel of features that all lie far from zero, or all next to it, is huge beside
+    its differences. ``size``: of the terms that nearly cancel."""
+    if 8.0 * ROUNDING * size > max(0.1 * abs(value), 1e-9 * error):
+        warnings.warn(
+            "the kernel's values are so large beside their differences that rounding drowns these: "
+            "scale the features to about 1 around 0, or take the Gaussian kernel",
+            MetricWarning,
+            stacklevel=3,
+        )
 
 
 def _rest(mean_square: float, rows: Float, columns: Float) -> float:
     """Mean square of a kernel matrix less what its rows and columns explain."""
     mean = float(rows.mean())
-    return max(0.0, mean_square - float((rows**2).mean() + (columns**2).mean()) + mean**2)
+    return max(0.0, mean_square - float((rows**2).mean() + (columns**2).mean()) + mean * mean)
 
 
 def kernel_distance_subsets(
@@ -188,15 +209,18 @@ def kernel_distance_subsets(
         )
     k = named_kernel(kernel, b)
     rng = np.random.RandomState(seed)
-    values = np.empty(subsets)
+    values, terms = np.empty(subsets), 0.0
     for i in range(subsets):
         left = a[rng.choice(len(a), size, replace=False)]
         right = b[rng.choice(len(b), size, replace=False)]
         own = own_sums(k, left).rows.sum() + own_sums(k, right).rows.sum()
         cross = cross_sums(k, left, right).rows.sum()
         values[i] = own / (size * (size - 1)) - 2.0 * cross / size**2
+        terms = max(terms, abs(own) / (size * (size - 1)))
+    if (a != a[0]).any() or (b != b[0]).any():
+        _warn_of_rounding(terms, values.mean(), values.std())
     return SubsetEstimate(
-        value=_finite(values.mean()), spread=float(values.std()), subsets=subsets, size=size
+        value=finite(values.mean()), spread=float(values.std()), subsets=subsets, size=size
     )
 
 
@@ -260,7 +284,7 @@ def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Float, Float]:
     return a, b
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
     if not np.isfinite(value):
         raise ValueError("the kernel's values leave float64: scale the features")
     return float(value)

@@ -74,6 +74,7 @@ def precision_recall(
     a generator loses variety. Raises ValueError. Warns (MetricWarning) when all rows of a side are
     equal.
     """
+    _check_border(border)
     x, y = _pair(real, generated, k)
     radius_x, radius_y = kth_neighbour(x, k), kth_neighbour(y, k)
     inside_x = np.zeros(len(y), dtype=bool)
@@ -95,6 +96,7 @@ def density_coverage(
     has a neighbourhood of no size, which nothing covers. Shapes, errors and warnings as
     ``precision_recall``.
     """
+    _check_border(border)
     x, y = _pair(real, generated, k)
     radius = kth_neighbour(x, k)
     hits = 0
@@ -160,6 +162,11 @@ def _within(
         again = paired_distances(x, y, rows, columns)
         inside[rows, columns] = again <= at if border == "inside" else again < at
     return inside
+
+
+def _check_border(border: str) -> None:
+    if border not in ("inside", "outside"):
+        raise ValueError(f"border must be 'inside' or 'outside', got {border!r}")
 
 
 def _pair(real: ArrayLike, generated: ArrayLike, k: int, name: str = "real") -> tuple[Float, Float]:

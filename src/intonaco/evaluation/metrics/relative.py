@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from intonaco.evaluation.metrics.arrays import matrix, same_width, warn_of_constants
-from intonaco.evaluation.metrics.kernels import Kernel, Named, cross_sums, named_kernel, own_sums
+from intonaco.evaluation.metrics.kernels import (
+    Kernel,
+    Named,
+    cross_sums,
+    finite,
+    named_kernel,
+    own_sums,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +63,11 @@ def relative_mmd(
     k = named_kernel(kernel, z)
     n, m = len(x), len(z)
     index = _group_index(groups, n)
-    xx, yy = own_sums(k, x).rows / (n - 1), own_sums(k, y).rows / (n - 1)
-    xz, yz = cross_sums(k, x, z), cross_sums(k, y, z)
-    zz = float(own_sums(k, z).rows.sum()) / (m * (m - 1))
+    with np.errstate(over="ignore", invalid="ignore"):  # told in words below
+        xx, yy = own_sums(k, x).rows / (n - 1), own_sums(k, y).rows / (n - 1)
+        xz, yz = cross_sums(k, x, z), cross_sums(k, y, z)
+        zz = float(own_sums(k, z).rows.sum()) / (m * (m - 1))
+    finite(zz + xx.sum() + yy.sum() + xz.rows.sum() + yz.rows.sum())
     # first-order projections (Hoeffding) of the difference on a pair and on a reference row; the
     # reference's own term is the same for both arms and cancels
     along_pairs = 2.0 * ((xx - yy) - (xz.rows - yz.rows) / m)
