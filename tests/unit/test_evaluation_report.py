@@ -262,7 +262,7 @@ def test_a_report_of_pictures_is_no_business_of_the_gate() -> None:
     from intonaco.codec import as_json
 
     good = replace(METRIC, assessment=Assessment.SUPERIOR)
-    facts = {"candidates": ["b"], "comparisons": {"b": [as_json(good)]}}
+    facts = {"candidates": ["b"], "alpha": 0.05, "comparisons": {"b": [as_json(good)]}}
     assert decided({**facts, "kind": PICTURES}, Evaluation())["b"].verdict is Verdict.PASS
     assert decided(facts, Evaluation())["b"].verdict is Verdict.ERROR
 
