@@ -24,7 +24,9 @@ from intonaco.environments import EnvironmentStore, environment_lock
 from intonaco.errors import ConfigError, StorageError
 from intonaco.evaluation import job as evaluation
 from intonaco.evaluation.gate import decide
+from intonaco.evaluation.keeping import save_images
 from intonaco.evaluation.prompts import read_prompts, shots
+from intonaco.evaluation.sampling import generate
 from intonaco.jobs import JobFolder
 from intonaco.types import JobSpec, Verdict
 from intonaco.workspace import Workspace
@@ -211,13 +213,13 @@ def of_candidates(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
 def test_pictures_of_another_size_than_asked_for_are_refused(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw, arms = evaluation.generate, iter(("champion", "same"))
+    arms = iter(("champion", "same"))
 
     def larger(*arguments: Any) -> Any:
-        images = draw(*arguments)
+        images = generate(*arguments)
         return images if next(arms) == "champion" else images.repeat(2, axis=1)
 
-    monkeypatch.setattr(evaluation, "generate", larger)
+    monkeypatch.setattr("intonaco.evaluation.job.generate", larger)
     _, report = run(tmp_path / "job", of_candidates(root, *ONE))
     assert report["errors"] == {"same": "BackendError: same draws 32x64 where 32x32 is asked for"}
     assert decide(report, Evaluation())["same"].verdict is Verdict.ERROR
@@ -235,14 +237,12 @@ def test_detail_is_not_compared_between_sizes(root: Path, tmp_path: Path) -> Non
 def test_a_full_disk_is_no_candidates_fault(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_images = evaluation.save_images
-
     def full(out: Path, name: str, *arguments: Any, **more: Any) -> None:
         if name == "same":
             raise OSError(errno.ENOSPC, "No space left on device")
         save_images(out, name, *arguments, **more)
 
-    monkeypatch.setattr(evaluation, "save_images", full)
+    monkeypatch.setattr("intonaco.evaluation.job.save_images", full)
     with pytest.raises(StorageError, match=r"the disk is full: .*job"):
         run(tmp_path / "job", of_candidates(root, *ONE))
     assert not (tmp_path / "job" / "out" / "report.json").exists()

@@ -67,7 +67,9 @@ def read_drawn(folder: Path) -> dict[tuple[str, int], Drawn]:
             continue
         try:
             raw = json.loads(line)
-            text = str(raw["prompt"] if "prompt" in raw else raw["text"])
+            text = raw["prompt"] if "prompt" in raw else raw["text"]
+            if not isinstance(text, str):
+                raise TypeError(f"prompt is a {type(text).__name__}, it must be text")
             prompt_id = str(raw.get("prompt_id") or normal(text))
             seed = int(raw.get("seed", counts.get(prompt_id, 0)))
             kind: Kind = raw.get("kind", KINDS[0])

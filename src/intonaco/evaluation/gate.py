@@ -81,9 +81,16 @@ def decide(
 ) -> dict[str, GateDecision]:
     """The verdict on each candidate of a report of ``intonaco.evaluation.job``. Never raises for
     what a report lacks: that is the verdict ERROR."""
-    names = [str(name) for name in report.get("candidates", ())]
+    given = report.get("candidates")
+    names = [str(name) for name in given] if isinstance(given, list | tuple) else []
     asked = expected or Expected()
-    return {name: _decide_one(name, report, config, asked) for name in names}
+    found = {}
+    for name in names:
+        try:
+            found[name] = _decide_one(name, report, config, asked)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            found[name] = _error(f"the report cannot be read: {type(error).__name__}: {error}")
+    return found
 
 
 def _decide_one(
@@ -242,6 +249,8 @@ def _first_release(
             "says what is good enough",
             given,
         )
+    if any(r.difference is not None for r in given):
+        return _error("was measured against a champion that the report does not name", given)
     metrics = tuple(
         replace(r, margin=floor, assessment=assess_floor(r.interval, floor), guardrail=True)
         if r.metric == "adherence"
