@@ -835,11 +835,3 @@ class TestBrokenReports:
         decision = self.decide({**good, "comparisons": {"new": lines}})["new"]
         assert decision.verdict is Verdict.ERROR
         assert "was not measured" in decision.reasons[0]
-
-    def test_a_champion_that_is_not_named(self, good: Mapping[str, Any]) -> None:
-        """What was measured against one cannot be held to a floor."""
-        settings = Evaluation(margins=MARGINS, floor_adherence=-1.0)
-        expected = Expected(extractor="e", shots="s", superiority=False)
-        decision = decide({**good, "champion": None}, settings, expected)["new"]
-        assert decision.verdict is Verdict.ERROR
-        assert "a champion that the report does not name" in decision.reasons[0]

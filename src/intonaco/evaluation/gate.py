@@ -249,8 +249,6 @@ def _first_release(
             "says what is good enough",
             given,
         )
-    if any(r.difference is not None for r in given):
-        return _error("was measured against a champion that the report does not name", given)
     metrics = tuple(
         replace(r, margin=floor, assessment=assess_floor(r.interval, floor), guardrail=True)
         if r.metric == "adherence"
