@@ -26,7 +26,7 @@ from intonaco.evaluation import gate
 from intonaco.evaluation import job as evaluation
 from intonaco.evaluation.gate import GateDecision
 from intonaco.executor import Parts
-from intonaco.executor.evaluating import expected_shots, extractor_digest, payload, slices_of
+from intonaco.executor.evaluating import extractor_digest, payload, slices_of
 from intonaco.jobs import JobFolder
 from intonaco.releases import read_serving_spec
 from intonaco.types import DatasetVersion, JobSpec, Json, Provenance, Release
@@ -140,16 +140,18 @@ class World:
         if not in_workers:
             asked["benchmark"] = None
         report = run_evaluation(self.root / f"eval-{name}", {**asked, **changes})
-        return report, self.decide(report, superiority=superiority)
+        return report, self.decide(report, asked["shots"], superiority=superiority)
 
-    def decide(self, report: Mapping[str, Json], *, superiority: bool) -> dict[str, GateDecision]:
+    def decide(
+        self, report: Mapping[str, Json], shots: str, *, superiority: bool
+    ) -> dict[str, GateDecision]:
         """As the loop's gate does."""
         return gate.decide(
             report,
             self.settings,
             gate.Expected(
                 extractor=extractor_digest(self.p),
-                shots=expected_shots(self.p),
+                shots=shots,
                 superiority=superiority,
             ),
         )

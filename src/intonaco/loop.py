@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from intonaco.codec import digest
-from intonaco.config import Config
+from intonaco.config import Config, Evaluation
 from intonaco.evaluation import gate
 from intonaco.evaluation.attempts import attempt, attempts
 from intonaco.evaluation.verdicts import with_review
@@ -295,13 +295,13 @@ def _measured(update: Update, facts: Facts) -> Mapping[str, gate.GateDecision]:
     """What the gate says of what was measured, people aside."""
     asked = facts.effects[_effect(update, "evaluate", "all").key]
     expected = _expected(update, facts)
-    return gate.decide(asked.result["report"], facts.config.evaluation, expected)
+    return gate.decide(asked.result["report"], _settings(asked, facts), expected)
 
 
 def _expected(update: Update, facts: Facts) -> gate.Expected:
     """What was fixed when the evaluation was asked for."""
     asked = facts.effects[_effect(update, "evaluate", "all").key]
-    alpha, fixed = facts.config.evaluation.alpha, asked.result.get("expected", {})
+    alpha, fixed = _settings(asked, facts).alpha, asked.result.get("expected", {})
     numbers: Mapping[str, int] = asked.effect.payload.get("attempts", {})
     return gate.Expected(
         attempts={c.name: attempt(numbers.get(c.name, 1), alpha) for c in update.candidates},
@@ -309,6 +309,13 @@ def _expected(update: Update, facts: Facts) -> gate.Expected:
         shots=fixed.get("shots"),
         superiority=gate.wants_superiority(update.plan.action),
     )
+
+
+def _settings(asked: EffectStatus, facts: Facts) -> Evaluation:
+    """Margins and the rest as they were when the evaluation was asked for: whoever changes them
+    afterwards may have seen what came out."""
+    fixed = asked.result.get("expected", {}).get("settings")
+    return facts.config.evaluation if fixed is None else Evaluation.model_validate(fixed)
 
 
 def _register(update: Update, facts: Facts, now: float) -> Step:

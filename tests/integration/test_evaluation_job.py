@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +21,12 @@ from intonaco.demo.data import PHRASINGS, WORDS, write_demo_data
 from intonaco.demo.extractor import build, save
 from intonaco.demo.model import build_pipeline, build_tokenizer
 from intonaco.environments import EnvironmentStore, environment_lock
-from intonaco.errors import ConfigError
+from intonaco.errors import ConfigError, StorageError
 from intonaco.evaluation import job as evaluation
 from intonaco.evaluation.gate import decide
+from intonaco.evaluation.keeping import save_images
 from intonaco.evaluation.prompts import read_prompts, shots
+from intonaco.evaluation.sampling import generate
 from intonaco.jobs import JobFolder
 from intonaco.types import JobSpec, Verdict
 from intonaco.workspace import Workspace
@@ -197,6 +200,57 @@ def test_a_wrong_payload_is_told(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "job", payload(root, **changes))
+
+
+ONE = ("same",)
+
+
+def of_candidates(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
+    made = payload(root, **changes)
+    return {**made, "candidates": [c for c in made["candidates"] if c["name"] in names]}
+
+
+def test_pictures_of_another_size_than_asked_for_are_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = iter(("champion", "same"))
+
+    def larger(*arguments: Any) -> Any:
+        images = generate(*arguments)
+        return images if next(arms) == "champion" else images.repeat(2, axis=1)
+
+    monkeypatch.setattr("intonaco.evaluation.job.generate", larger)
+    _, report = run(tmp_path / "job", of_candidates(root, *ONE))
+    assert report["errors"] == {"same": "BackendError: same draws 32x64 where 32x32 is asked for"}
+    assert decide(report, Evaluation())["same"].verdict is Verdict.ERROR
+
+
+def test_detail_is_not_compared_between_sizes(root: Path, tmp_path: Path) -> None:
+    given = of_candidates(root, *ONE)
+    given["candidates"][0]["generation"] = {"width": 16, "height": 16}
+    _, report = run(tmp_path / "job", given)
+    assert report["errors"] == {}
+    assert "detail" not in {m["metric"] for m in report["comparisons"]["same"]}
+    assert report["skipped"]["detail"] == "same draws pictures of another size than the champion"
+
+
+def test_a_full_disk_is_no_candidates_fault(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(out: Path, name: str, *arguments: Any, **more: Any) -> None:
+        if name == "same":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_images(out, name, *arguments, **more)
+
+    monkeypatch.setattr("intonaco.evaluation.job.save_images", full)
+    with pytest.raises(StorageError, match=r"the disk is full: .*job"):
+        run(tmp_path / "job", of_candidates(root, *ONE))
+    assert not (tmp_path / "job" / "out" / "report.json").exists()
+
+
+def test_prompts_that_changed_since_it_was_asked_for_are_told(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="changed after this evaluation was asked for"):
+        run(tmp_path / "job", payload(root, shots="0" * 64))
 
 
 class TestPrompts:

@@ -14,6 +14,7 @@ from intonaco.cli.main import app
 from intonaco.codec import as_json
 from intonaco.config import Evaluation
 from intonaco.errors import ConfigError, Conflict, IntonacoError, NotFound
+from intonaco.evaluation.prompts import read_prompts, shots, shots_digest
 from intonaco.types import Assessment, MetricResult
 
 GOOD = MetricResult(
@@ -194,3 +195,77 @@ def test_a_report_of_another_extractor_is_judged_by_nobody(root: Path) -> None:
     code, text = ask(root, "compare", "r1")
     assert code == 4
     assert "was measured with extractor dddddddddddd" in text
+
+
+def test_a_report_of_other_prompts_is_judged_by_nobody(root: Path) -> None:
+    (root / "intonaco.yaml").write_text(
+        "service: sample\nevaluation: {prompts: golden.jsonl, seeds_per_prompt: 2}\n"
+    )
+    lines = [{"prompt_id": f"p{n}", "prompt": f"words {n}", "slice": "s"} for n in range(3)]
+    golden = root / "golden.jsonl"
+    golden.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shots_now = shots_digest(shots(read_prompts(golden), 2))
+    report = report_of("new", every_guardrail())
+    put(root, {**report, "shots": {**report["shots"], "digest": shots_now}})
+    assert ask(root, "compare", "r1")[0] == 0
+    golden.write_text(json.dumps(lines[0] | {"prompt": "others"}) + "\n")
+    code, text = ask(root, "compare", "r1")
+    assert code == 4
+    assert "was measured on other prompts or seeds" in text
+    assert ask(root, "report", "r1")[0] == 0  # the verdict as it was then
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"candidates": ["new"]}', "null"])
+@pytest.mark.parametrize("command", ["report", "compare", "plan"])
+def test_half_a_report_is_none(root: Path, command: str, text: str) -> None:
+    folder = put(root, report_of("new", every_guardrail()))
+    (folder / "report.json").write_text(text)
+    asked = ["plan", "--from", "r1"] if command == "plan" else [command, "r1"]
+    with pytest.raises(ConfigError, match=r"cannot be read|is no report of an evaluation"):
+        ask(root, *asked)
+
+
+def test_a_job_without_a_report_is_told(root: Path) -> None:
+    job = root / "jobs" / "r2"
+    job.mkdir(parents=True)
+    (job / "spec.json").write_text("{}")
+    with pytest.raises(NotFound, match="job r2 has no report, or none yet"):
+        ask(root, "report", "r2")
+
+
+def test_a_report_of_settings_that_are_gone_names_its_page(root: Path) -> None:
+    report = report_of("new", every_guardrail())
+    report["reproduce"]["settings"]["a_setting_of_long_ago"] = 1
+    put(root, report)
+    with pytest.raises(ConfigError, match="a_setting_of_long_ago") as caught:
+        ask(root, "report", "r1")
+    assert "report.html" in str(caught.value.hint)
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    """A folder of two drawn pictures."""
+    folder.mkdir()
+    lines = []
+    for seed in (0, 1):
+        line = {"file_name": f"{seed}.png", "prompt": "a mug", "prompt_id": "m", "seed": seed}
+        lines.append(json.dumps(line | changes))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "a cup"}, "prompt 'm' has other words in"),
+        ({"kind": "strange"}, "kind is 'strange'"),
+        ({"seed": 5}, "prompt and seed 5 again"),
+        ({"prompt_id": "n"}, "lacks prompt"),
+    ],
+)
+def test_folders_that_are_not_of_the_same_prompts(
+    root: Path, changes: dict[str, Any], message: str
+) -> None:
+    (root / "intonaco.yaml").write_text("service: sample\nextractor: {path: nowhere}\n")
+    before, after = written(root / "before"), written(root / "after", **changes)
+    with pytest.raises(ConfigError, match=message):
+        ask(root, "compare", str(before), str(after))

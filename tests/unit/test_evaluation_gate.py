@@ -838,3 +838,62 @@ def test_a_share_of_the_candidate_itself_is_judged_by_a_ceiling() -> None:
         assert judge(result, Margins(unsafe=limit)).assessment is expected
     worse = replace(result, interval=(0.06, 0.2))
     assert judge(worse, Margins(unsafe=0.05)).assessment is Assessment.HARMFUL
+
+
+class TestBrokenReports:
+    """Whatever a report lacks or says amiss is an error, never a pass and never an exception."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def good(cls) -> Mapping[str, Any]:
+        world = World(0)
+        same = world.arm()
+        results = compare(
+            same,
+            same,
+            world.reference(),
+            world.costs(),
+            keep=SLICES,
+            improve=[],
+            alpha=0.05,
+            margins=MARGINS,
+        )
+        shots, extractor = {"digest": "s"}, {"digest": "e"}
+        return report(results, keep=list(SLICES), improve=[], shots=shots, extractor=extractor)
+
+    def decide(self, given: Mapping[str, Any]) -> Mapping[str, GateDecision]:
+        expected = Expected(extractor="e", shots="s", superiority=False)
+        return decide(given, Evaluation(margins=MARGINS), expected)
+
+    def test_a_whole_one_passes(self, good: Mapping[str, Any]) -> None:
+        assert self.decide(good)["new"].verdict is Verdict.PASS
+
+    @pytest.mark.parametrize("value", [None, [], {}, "x", 0])
+    @pytest.mark.parametrize(
+        "field", ["candidates", "keep", "alpha", "shots", "extractor", "comparisons"]
+    )
+    def test_a_field_of_another_kind(
+        self, good: Mapping[str, Any], field: str, value: object
+    ) -> None:
+        decisions = self.decide({**good, field: value})
+        assert {d.verdict for d in decisions.values()} <= {Verdict.ERROR}
+        rest = {k: v for k, v in good.items() if k != field}
+        assert {d.verdict for d in self.decide(rest).values()} <= {Verdict.ERROR}
+
+    @pytest.mark.parametrize("value", [None, [], "x", 0])
+    @pytest.mark.parametrize("field", ["improve", "alphas", "arms", "skipped", "errors"])
+    def test_nothing_is_raised(self, good: Mapping[str, Any], field: str, value: object) -> None:
+        assert set(self.decide({**good, field: value})) == {"new"}
+
+    @pytest.mark.parametrize("metric", ["adherence", "distance", "recall", "latency"])
+    @pytest.mark.parametrize("lost", ["difference", "interval"])
+    def test_an_interval_without_a_difference_says_nothing(
+        self, good: Mapping[str, Any], metric: str, lost: str
+    ) -> None:
+        """A value that was not finite is null in the report: the rest of its line may look well."""
+        lines = [
+            {**m, lost: None} if m["metric"] == metric else m for m in good["comparisons"]["new"]
+        ]
+        decision = self.decide({**good, "comparisons": {"new": lines}})["new"]
+        assert decision.verdict is Verdict.ERROR
+        assert "was not measured" in decision.reasons[0]

@@ -55,6 +55,8 @@ def test_kinds(tmp_path: Path) -> None:
         (LINE | {"weight": 3}, "'weight' is unknown"),
         (LINE | {"prompt": "  "}, "prompt is empty"),
         (LINE | {"slice": ""}, "slice is empty"),
+        (LINE | {"prompt": None}, "prompt is null, it must be text"),
+        (LINE | {"slice": ["a", "b"]}, r'slice is \["a", "b"\], it must be text'),
         (["a"], "line 1: no prompt"),
     ],
 )

@@ -261,10 +261,55 @@ def test_pictures_alone_pass_only_if_every_guardrail_holds(
 def test_a_report_of_pictures_is_no_business_of_the_gate() -> None:
     from intonaco.codec import as_json
 
-    good = replace(METRIC, assessment=Assessment.SUPERIOR)
-    facts = {"candidates": ["b"], "comparisons": {"b": [as_json(good)]}}
+    good = replace(METRIC, difference=0.1, interval=(0.05, 0.15))
+    facts = {"candidates": ["b"], "alpha": 0.05, "comparisons": {"b": [as_json(good)]}}
     assert decided({**facts, "kind": PICTURES}, Evaluation())["b"].verdict is Verdict.PASS
     assert decided(facts, Evaluation())["b"].verdict is Verdict.ERROR
+
+
+def test_pictures_that_were_to_improve_must_have() -> None:
+    same = replace(METRIC, assessment=Assessment.NON_INFERIOR)
+
+    def with_gain(low: float, high: float) -> Verdict:
+        gain = replace(METRIC, metric="adherence_improve", interval=(low, high), guardrail=False)
+        return of_pictures([same, gain], least=0.01).verdict
+
+    assert with_gain(0.02, 0.04) is Verdict.PASS
+    assert with_gain(0.0, 0.04) is Verdict.INCONCLUSIVE
+    assert with_gain(-0.02, 0.005) is Verdict.FAIL
+    assert of_pictures([same], least=0.01).verdict is Verdict.INCONCLUSIVE
+    assert of_pictures([same]).verdict is Verdict.PASS
+
+
+def test_pictures_are_judged_again_by_the_present_margins_at_the_same_alpha() -> None:
+    from intonaco.codec import as_json
+
+    lower = replace(METRIC, difference=-0.05, interval=(-0.06, -0.04))
+    facts = {
+        "kind": PICTURES,
+        "candidates": ["b"],
+        "alpha": 0.05,
+        "comparisons": {"b": [as_json(lower)]},
+    }
+    wide = Evaluation.model_validate({"margins": {"adherence": 0.1}})
+    assert decided(facts, Evaluation())["b"].verdict is Verdict.FAIL
+    assert decided(facts, wide)["b"].verdict is Verdict.PASS
+    assert decided(facts, wide.model_copy(update={"alpha": 0.01}))["b"].verdict is Verdict.ERROR
+
+
+def test_a_later_attempt_is_judged_at_the_share_of_the_present_alpha() -> None:
+    facts = {
+        "candidates": ["b"],
+        "alpha": 0.05,
+        "alphas": {"b": 0.025},
+        "expected": {"attempts": {"b": 2}},
+        "keep": ["s"],
+        "champion": {},
+        "comparisons": {"b": []},
+    }
+    again = decided(facts, Evaluation.model_validate({"alpha": 0.02}))["b"]
+    assert again.reasons[0].startswith("was measured at alpha 0.025, and 0.01 was fixed for it")
+    assert "alpha" not in decided(facts, Evaluation())["b"].reasons[0]
 
 
 def test_a_folder_without_a_report_is_told(tmp_path: Path) -> None:

@@ -22,11 +22,18 @@ from intonaco.config import Evaluation, Extractor, Margins
 from intonaco.errors import ConfigError, Conflict, NotFound
 from intonaco.evaluation import gate, power
 from intonaco.evaluation.gate import GateDecision
+from intonaco.evaluation.prompts import read_prompts, shots, shots_digest, version_of
 from intonaco.evaluation.verdicts import decided, results_of
 from intonaco.evaluation.wording import amount, change, metric_name
 from intonaco.executor import Parts
 from intonaco.executor.data import dataset_of
-from intonaco.executor.evaluating import extractor_digest, payload, slices_of, tracked
+from intonaco.executor.evaluating import (
+    extractor_digest,
+    log_report,
+    payload,
+    slices_of,
+    tracked,
+)
 from intonaco.jobs import job_folder
 from intonaco.types import Action, JobSpec, Json, MetricResult, Release, Update, Verdict
 
@@ -104,11 +111,12 @@ def run(
     folder = _run_job(p, JobSpec(key=key, entrypoint=ENTRYPOINT, payload=made), quiet=as_json)
     facts = _read(folder)
     decisions = decided(facts, app.config.evaluation, extractor=extractor_digest(p))
-    p.tracker.log(
+    log_report(
+        p,
         key,
+        folder,
         params={"release": candidate.release_id, "against": champion or "none"},
         metrics=tracked(decisions),
-        artifacts=folder / "report.html",
     )
     page = folder / "report.html"
     if as_json:
@@ -124,8 +132,12 @@ def run(
 def _run_job(p: Parts, spec: JobSpec, *, quiet: bool) -> Path:
     """Run a job to its end, with a bar; its ``out`` folder. Ctrl-C cancels it. Raises
     BackendError."""
-    wait_for(p, p.training.submit(spec), what="the evaluation", quiet=quiet)
-    return job_folder(p.workspace, spec.key) / "out"
+    folder = job_folder(p.workspace, spec.key)
+    handle = p.training.submit(spec)
+    if not quiet:  # it goes on if this process dies
+        out.print(f"evaluation {folder.name} runs", markup=False)
+    wait_for(p, handle, what="the evaluation", quiet=quiet)
+    return folder / "out"
 
 
 def _release(p: Parts, beginning: str) -> Release:
@@ -169,12 +181,12 @@ def plan(
     folder = _find(app, from_) if from_ else _run_against_itself(app, quiet=as_json)
     facts = _read(folder)
     settings = app.config.evaluation
-    drawn = int(facts["reproduce"]["seeds_per_prompt"])
     if AGAIN not in facts["comparisons"]:
         raise ConfigError(
             f"{folder} is no run of a champion against itself",
             hint="without --from one is made",
         )
+    drawn = int(facts["reproduce"]["seeds_per_prompt"])
     noises = power.noise(
         results_of(facts, AGAIN),
         alpha=float(facts["alpha"]),
@@ -190,6 +202,10 @@ def plan(
         print_json({"report": str(folder / "report.json"), **to_json(found)})
         return
     _print_plan(found, prompts, seeds or drawn)
+    if settings.prompts is not None:
+        present = version_of(read_prompts(app.workspace.resolve(settings.prompts)))
+        if present != facts["shots"].get("prompts_digest"):
+            out.print("note: it drew other prompts than evaluation.prompts has now", markup=False)
     out.print(f"A/A report {folder.parent.name}: {folder / 'report.html'}", markup=False)
 
 
@@ -233,7 +249,8 @@ def _margins(known: Margins, given: list[str]) -> Margins:
     try:
         return Margins.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"--margin: {error.errors()[0]['msg']}") from error
+        wrong = error.errors()[0]
+        raise ConfigError(f"--margin {wrong['loc'][0]}: {wrong['msg']}") from error
 
 
 def _of_more(x: power.Noise, times: float) -> power.Noise:
@@ -307,7 +324,9 @@ def compare(
         folder = _find(app, first)
         facts: Mapping[str, Json] = _read(folder)
         judge = extractor_digest(app.parts()) if app.config.extractor is not None else None
-        decisions = decided(facts, app.config.evaluation, extractor=judge)
+        decisions = decided(
+            facts, app.config.evaluation, extractor=judge, shots=_present_shots(app)
+        )
         page: Path | None = folder / "report.html"
     else:
         facts, decisions = _compare_folders(
@@ -375,8 +394,14 @@ def report(
     if as_json:
         print_json({"page": str(page), **facts})
         return
-    then = facts["reproduce"]["settings"]
-    _print(facts, decided(facts, Evaluation.model_validate(then)))
+    try:
+        then = Evaluation.model_validate(facts["reproduce"]["settings"])
+    except (ValidationError, KeyError) as error:
+        raise ConfigError(
+            f"{folder / 'report.json'} was made with settings that are unknown here: {error}",
+            hint=f"its page {page} tells what it said",
+        ) from error
+    _print(facts, decided(facts, then))
     out.print(f"report {page}", markup=False)
     if open_ and not webbrowser.open(page.resolve().as_uri()):
         out.print("no browser was found to open it in", markup=False)
@@ -391,6 +416,11 @@ def _find(app: App, which: str) -> Path:
     direct = app.workspace.jobs / which / "out"
     if len(given.parts) == 1 and (direct / "report.json").is_file():
         return direct
+    if len(given.parts) == 1 and (app.workspace.jobs / which / "spec.json").is_file():
+        raise NotFound(
+            f"job {which} has no report, or none yet",
+            hint=f"its log is {app.workspace.jobs / which / 'log.txt'}",
+        )
     for update in app.ledger.all(Update):
         if which and update.update_id.startswith(which):
             for status in app.ledger.effects(update.update_id).values():
@@ -403,11 +433,24 @@ def _find(app: App, which: str) -> Path:
     )
 
 
+def _present_shots(app: App) -> str | None:
+    """Digest of what ``evaluation.prompts`` asks of an arm now; None if there is no such file."""
+    settings = app.config.evaluation
+    if settings.prompts is None:
+        return None
+    prompts = read_prompts(app.workspace.resolve(settings.prompts))
+    return shots_digest(shots(prompts, settings.seeds_per_prompt))
+
+
 def _read(folder: Path) -> dict[str, Json]:
+    file = folder / "report.json"
     try:
-        facts: dict[str, Json] = json.loads((folder / "report.json").read_text())
+        facts: dict[str, Json] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / 'report.json'} cannot be read: {error}") from error
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    fields = ("candidates", "comparisons", "shots", "reproduce")
+    if not isinstance(facts, dict) or any(name not in facts for name in fields):
+        raise ConfigError(f"{file} is no report of an evaluation, or not a whole one")
     return facts
 
 

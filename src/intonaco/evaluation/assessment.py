@@ -11,7 +11,7 @@ from intonaco.types import Assessment, MetricResult
 
 LOWER_IS_BETTER = frozenset({"distance", "latency", "latency_p95", "copies", "unsafe", "cost"})
 LIMITS = frozenset({"memory", "peak_memory", "cost"})  # a ratio of two exact numbers
-CEILINGS = frozenset({"unsafe"})  # judged by the candidate's own value, not by a difference
+CEILINGS = frozenset({"unsafe"})  # of the candidate itself, whatever the champion's
 FRECHET = "fd@"  # and the extractor's name
 SCORE = "score:"  # and the head's name
 SUCCESS = "_improve"  # after a metric: what an update was made for
@@ -20,7 +20,7 @@ SUCCESS = "_improve"  # after a metric: what an update was made for
 def judge(result: MetricResult, margins: Margins) -> MetricResult:
     """The result with the margin that the configuration has for it, if any."""
     margin = margin_of(result.metric, result.slice, margins)
-    if result.metric in CEILINGS and result.difference is None and result.interval is not None:
+    if result.metric in CEILINGS:
         found = _assess_ceiling(result.interval, margin)
     elif result.metric == "detail":
         found = _assess_either_way(result.difference, result.interval, margin)
@@ -92,9 +92,9 @@ def _assess_either_way(
     return Assessment.HARMFUL if high < -margin or low > margin else Assessment.UNDECIDED
 
 
-def _assess_ceiling(interval: Interval, ceiling: float | None) -> Assessment:
+def _assess_ceiling(interval: Interval | None, ceiling: float | None) -> Assessment:
     """What an interval of an absolute share says against the most that is allowed."""
-    if not all(math.isfinite(v) for v in interval) or interval[0] > interval[1]:
+    if interval is None or not all(math.isfinite(v) for v in interval) or interval[0] > interval[1]:
         return Assessment.NO_DATA
     if ceiling is None:
         return Assessment.UNDECIDED

@@ -67,10 +67,14 @@ def read_drawn(folder: Path) -> dict[tuple[str, int], Drawn]:
             continue
         try:
             raw = json.loads(line)
-            text = str(raw["prompt"] if "prompt" in raw else raw["text"])
+            text = raw["prompt"] if "prompt" in raw else raw["text"]
+            if not isinstance(text, str):
+                raise TypeError(f"prompt is a {type(text).__name__}, it must be text")
             prompt_id = str(raw.get("prompt_id") or normal(text))
             seed = int(raw.get("seed", counts.get(prompt_id, 0)))
             kind: Kind = raw.get("kind", KINDS[0])
+            if kind not in KINDS:
+                raise ValueError(f"kind is {kind!r}, it is {' or '.join(KINDS)}")
             shot = Shot(
                 prompt=Prompt(
                     prompt_id=prompt_id, prompt=text, slice=str(raw.get("slice") or ALL), kind=kind
@@ -119,6 +123,12 @@ def compare_folders(
         )
     keys = list(first)
     shots = tuple(first[key].shot for key in keys)
+    for key in keys:
+        if normal(first[key].shot.prompt.prompt) != normal(second[key].shot.prompt.prompt):
+            raise ConfigError(
+                f"prompt {key[0]!r} has other words in {candidate} than in {champion}",
+                hint="both folders need the same prompts and seeds",
+            )
     kept = EvaluationCache(cache)
     loaded = load_extractor(extractor, root)
     look = Looking(loaded, shots, heads=Heads.load({}, root, loaded), unsafe=None, cache=kept)
@@ -139,19 +149,24 @@ def compare_folders(
     if real is None:
         for metric in ("distance", "recall"):
             look.skipped[metric] = "no reference images were given"
-    keep = [s for s in look.slices if s not in improve]
+    if unknown := [name for name in improve if name not in look.slices]:
+        raise ConfigError(
+            f"--improve {unknown[0]}: no picture is of that slice",
+            hint=f"there are {', '.join(look.slices)}",
+        )
+    keep = [s for s in look.slices if s not in improve] or list(look.slices)
     results = compare(
         scores[CHAMPION],
         scores[candidate.name],
         yardstick,
         None,
-        keep=keep or list(look.slices),
+        keep=keep,
         improve=list(improve),
         alpha=settings.alpha,
         margins=settings.margins,
         extractor=loaded.name,
     )
-    decision = of_pictures(results)
+    decision = of_pictures(results, least=settings.min_improvement if improve else None)
     report: dict[str, Json] = {
         "kind": PICTURES,
         "champion": {"release_id": champion.name},

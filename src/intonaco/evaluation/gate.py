@@ -81,11 +81,18 @@ def decide(
 ) -> dict[str, GateDecision]:
     """The verdict on each candidate of a report of ``intonaco.evaluation.job``. Never raises for
     what a report lacks: that is the verdict ERROR."""
-    names = [str(name) for name in report.get("candidates") or ()]
+    given = report.get("candidates")
+    names = [str(name) for name in given] if isinstance(given, list | tuple) else []
     asked = expected or Expected()
     if broken := _not_as_written(report):
         return {name: _error(f"the report cannot be read: {broken}") for name in names}
-    return {name: _decide_one(name, report, config, asked) for name in names}
+    found = {}
+    for name in names:
+        try:
+            found[name] = _decide_one(name, report, config, asked)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            found[name] = _error(f"the report cannot be read: {type(error).__name__}: {error}")
+    return found
 
 
 _LISTS = ("keep", "improve", "success")

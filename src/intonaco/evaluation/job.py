@@ -24,13 +24,14 @@ the job.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from intonaco.codec import as_json
+from intonaco.errors import BackendError, StorageError
 from intonaco.evaluation.arms import ArmImages, Reference
 from intonaco.evaluation.cache import EvaluationCache
 from intonaco.evaluation.comparison import (
@@ -81,6 +83,7 @@ from intonaco.types import Json
 from intonaco.workspace import write_atomic, write_json
 
 log = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 SMALL = 96  # pixels: shown larger than they are, with their pixels
 
 
@@ -120,6 +123,7 @@ class Evaluation:
         self.keep = order.keep
         self.success = tuple(self.payload.get("success") or order.settings.success)
         self.notes: list[str] = []
+        self.yardstick: dict[str, Json] = {}  # which reference images, for the report
         self._generated = 0
         self._kinds: set[str] = set()
         self._resources = contextlib.ExitStack()
@@ -175,9 +179,9 @@ class Evaluation:
                     arms[spec.name]["seconds_per_image"] = timing.costs.candidate_seconds
                     arms[CHAMPION]["seconds_per_image"] = timing.costs.champion_seconds
                     self.job.progress("compare", 0, 1, f"{spec.name}: comparing with the champion")
+                    pair = self._alike(champion, one, spec.name)
                     found = compare(
-                        champion.scores,
-                        one.scores,
+                        *pair,
                         reference,
                         timing.costs,
                         keep=self.keep,
@@ -187,13 +191,14 @@ class Evaluation:
                         extractor=self.extractor.name,
                         success=self.success,
                     )
-                    pair = (champion.scores, one.scores)
                     splits[spec.name] = {
                         "kinds": by_kind(*pair, order.shots, alpha),
                         "hidden": by_secrecy(*pair, order.hidden, alpha),
                     }
                 comparisons[spec.name] = as_json(found)
             except Exception as error:  # one broken candidate must not hide the others
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise  # and a full disk is no candidate's fault
                 log.exception("candidate %s", spec.name, extra={"action": "evaluation_failed"})
                 errors[spec.name] = f"{type(error).__name__}: {error}"
                 measured.pop(spec.name, None)
@@ -269,6 +274,7 @@ class Evaluation:
             return generate(sampler, all_shots, order.batch_size, report)
 
         images: Images = self.cache.images(self.drawers.key(spec), len(all_shots), draw)
+        _check_size(spec, images)
         report(len(all_shots))
         if sampler is None and not self.drawers.timed_in_workers:
             sampler = self.drawers.sampler(spec)  # the images were there, but it is to be timed
@@ -289,6 +295,7 @@ class Evaluation:
         order = self.order
         self.job.progress("reference", 0, 1, "looking at the reference")
         folder = read_folder(order.reference, "data.reference")
+        self.yardstick = {"folder": order.reference.name, "digest": folder.digest}
         training = [
             read_folder(order.training[version], f"dataset {version[:10]}", most=MOST_TRAINING)
             for version in dict.fromkeys(v for arm in order.arms for v in arm.training)
@@ -323,6 +330,13 @@ class Evaluation:
                 f"{len(files)} of {len(reference.files)} reference images are in a training set: "
                 "distance and recall flatter who learnt them"
             )
+
+    def _alike(self, champion: Measured, one: Measured, name: str) -> tuple[ArmImages, ArmImages]:
+        """Both arms as far as they can be compared: detail is of pictures of one size only."""
+        if champion.images.shape == one.images.shape:
+            return champion.scores, one.scores
+        self.skipped["detail"] = f"{name} draws pictures of another size than the champion"
+        return replace(champion.scores, detail=None), replace(one.scores, detail=None)
 
     def _timing(self, spec: ArmSpec) -> Callable[[int, int], None]:
         return lambda done, of: self.job.progress(
@@ -365,12 +379,14 @@ class Evaluation:
             "batch_size": order.batch_size,
             "latency_rounds": order.latency_rounds,
             "prompts": Path(payload["prompts"]).name,
-            "reference": order.reference.name,
+            "reference": self.yardstick,
             "extractor": {
                 "type": order.extractor.type,
                 "name": self.extractor.name,
                 "digest": self.extractor.digest,
             },
+            "heads": {name: head.model_dump(mode="json") for name, head in order.heads.items()},
+            "unsafe": None if order.unsafe is None else asdict(order.unsafe),
             "releases": {
                 arm.name: {
                     "release_id": arm.release_id,
@@ -409,12 +425,33 @@ class Evaluation:
         )
 
 
+def _check_size(spec: ArmSpec, images: Images) -> None:
+    """Raises BackendError for pictures of another size than was asked for: users would get them."""
+    height, width = images.shape[1:3]
+    asked = (int(spec.generation.get("width", width)), int(spec.generation.get("height", height)))
+    if asked != (width, height):
+        raise BackendError(
+            f"{spec.name} draws {width}x{height} where {asked[0]}x{asked[1]} is asked for",
+            backend="model",
+            retriable=False,
+        )
+
+
 def run(job: JobFolder) -> Mapping[str, Json]:
-    """The job. Raises ConfigError for a wrong payload, BackendError for a broken champion."""
+    """The job. Raises ConfigError for a wrong payload, BackendError for a broken champion,
+    StorageError for a full disk."""
     started = time.monotonic()
     evaluation = Evaluation(job)
-    report = evaluation.run()
-    write_json(job.out / "report.json", report)
+    try:
+        report = evaluation.run()
+        write_json(job.out / "report.json", report)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StorageError(
+            f"the disk is full: {job.root} or {evaluation.order.cache} cannot be written",
+            hint="free some space, or lower evaluation.cache_gb; what was drawn whole is kept",
+        ) from error
     settings = evaluation.order.settings
     evaluation.cache.trim(
         keep_bytes=int(settings.cache_gb * 1e9),

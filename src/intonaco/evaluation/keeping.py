@@ -27,10 +27,12 @@ def save_images(
     slices: Sequence[str],
     hidden: Collection[str],
 ) -> None:
-    """``images/NAME.npz``, which says what is ``hidden``, and of the rest ``grids/NAME.png``."""
+    """``images/NAME.npz``, which says what was asked and what of it is ``hidden``, and of the rest
+    ``grids/NAME.png``."""
     raw = _npz(
         images=images,
         prompt_ids=np.array([s.prompt.prompt_id for s in all_shots]),
+        prompts=np.array([s.prompt.prompt for s in all_shots]),
         slices=np.array([s.prompt.slice for s in all_shots]),
         seeds=np.array([s.seed for s in all_shots], dtype=np.int64),
         hidden=np.array([s.prompt.prompt_id in hidden for s in all_shots], dtype=np.bool_),

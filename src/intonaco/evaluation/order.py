@@ -9,7 +9,7 @@ from typing import Any
 
 from intonaco import config
 from intonaco.errors import ConfigError
-from intonaco.evaluation.prompts import Prompt, Shot, read_prompts, shots
+from intonaco.evaluation.prompts import Prompt, Shot, read_prompts, shots, shots_digest
 from intonaco.types import Json
 
 CHAMPION = "champion"
@@ -119,11 +119,16 @@ class Order:
             payload.get("settings") or {"margins": payload.get("margins", {})}
         )
         benchmark, unsafe = payload.get("benchmark"), payload.get("unsafe")
+        wanted = shots(prompts, seeds)
+        if payload.get("shots", made := shots_digest(wanted)) != made:
+            raise ConfigError(
+                "evaluation.prompts changed after this evaluation was asked for: evaluate again"
+            )
         return cls(
             champion=champion,
             candidates=candidates,
             prompts=prompts,
-            shots=shots(prompts, seeds),
+            shots=wanted,
             seeds_per_prompt=seeds,
             slices=slices,
             keep=keep,

@@ -86,6 +86,9 @@ def _prompt(line: str, where: str) -> Prompt:
             f"{where}: no prompt: {type(error).__name__}: {error}",
             hint='each line is {"prompt_id": ..., "prompt": ..., "slice": ...}',
         ) from error
+    for field in ("prompt_id", "prompt", "slice"):
+        if not isinstance(raw[field], str | int) or isinstance(raw[field], bool):
+            raise ConfigError(f"{where}: {field} is {json.dumps(raw[field])[:40]}, it must be text")
     if unknown := sorted(set(raw) - set(FIELDS)):
         raise ConfigError(
             f"{where}: {unknown[0]!r} is unknown", hint=f"fields are {', '.join(FIELDS)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from intonaco.environments import EnvironmentStore, Way
 from intonaco.errors import ConfigError
@@ -80,8 +81,9 @@ def payload(
     prompts = p.workspace.resolve(config.prompts).resolve()
     drawn = [r for r in (*candidates.values(), champion) if r]
     period = hidden_period(p, attempt=attempt, at=at)
+    golden = read_prompts(prompts)
     secret = hidden(
-        read_prompts(prompts),
+        golden,
         share=config.hidden.share,
         period=period,
         key=p.workspace.instance_key(),
@@ -91,6 +93,7 @@ def payload(
         "champion": _arm(p, "champion", champion) if champion else None,
         "candidates": [_arm(p, name, release) for name, release in candidates.items()],
         "prompts": str(prompts),
+        "shots": shots_digest(shots(golden, config.seeds_per_prompt)),
         "reference": str(p.workspace.resolve(p.config.data.reference).resolve()),
         "extractor": {
             **p.config.extractor.model_dump(),
@@ -126,13 +129,6 @@ def payload(
     }
 
 
-def expected_shots(p: Parts) -> str:
-    """Digest of what ``evaluation.prompts`` asks of every arm. Raises ConfigError."""
-    config = p.config.evaluation
-    prompts = read_prompts(p.workspace.resolve(str(config.prompts)))
-    return shots_digest(shots(prompts, config.seeds_per_prompt))
-
-
 def hidden_period(p: Parts, *, attempt: str, at: float) -> str:
     """Names the stretch in which the same prompts are hidden."""
     if p.config.evaluation.hidden.rotate == "month":
@@ -149,6 +145,20 @@ def tracked(decisions: Mapping[str, GateDecision]) -> dict[str, float]:
             if value is not None:
                 found[f"{name}/{m.metric}" + (f"/{m.slice}" if m.slice else "")] = value
     return found
+
+
+def log_report(
+    p: Parts,
+    key: str,
+    folder: Path,
+    *,
+    params: Mapping[str, Json],
+    metrics: Mapping[str, float],
+) -> None:
+    """Hand an evaluation to the tracker, its page and its facts as artifacts. ``folder``: that of
+    ``report.html`` and ``report.json``."""
+    p.tracker.log(key, params=params, metrics=metrics, artifacts=folder / "report.html")
+    p.tracker.log(key, artifacts=folder / "report.json")
 
 
 def _benchmark(p: Parts) -> Mapping[str, Json] | None:

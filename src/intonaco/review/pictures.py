@@ -26,8 +26,8 @@ TILES = 6  # a side, of a scrambled picture
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
     """An arm with the file that an evaluation saved of it: npz of ``images`` [n, h, w, 3] uint8,
-    ``prompt_ids``, ``slices`` and ``seeds`` [n], and optionally ``hidden`` [n]: whether nobody may
-    see the prompt."""
+    ``prompt_ids``, ``slices`` and ``seeds`` [n], and optionally ``prompts`` [n], the words that
+    were drawn, and ``hidden`` [n]: whether nobody may see the prompt."""
 
     arm: ReviewArm
     file: Path
@@ -37,10 +37,11 @@ def choose(
     arms: Sequence[Drawn], prompts: Sequence[Prompt], *, key: str, limit: int
 ) -> tuple[ReviewItem, ...]:
     """One picture of each prompt that every arm drew with the same seed and that is not hidden, at
-    most ``limit`` prompts, slices in turn; which ones depends on ``key`` alone. Raises ConfigError
-    if there is none or a prompt's text is not known, StorageError for a file that cannot be read.
+    most ``limit`` prompts, slices in turn; which ones depends on ``key`` alone. The words of one
+    that the first arm's file does not tell are those of ``prompts``. Raises ConfigError if there is
+    none or a prompt's text is not known, StorageError for a file that cannot be read.
     """
-    known = {p.prompt_id: p for p in prompts}
+    known = {p.prompt_id: p.prompt for p in prompts} | _words(arms[0].file)
     drawn = [_shots(d.file) for d in arms]
     common = set(drawn[0]).intersection(*drawn[1:])
     if not common:
@@ -69,7 +70,7 @@ def choose(
                     ReviewItem(
                         item=_mac(key, "item", prompt_id, str(seed))[:16],
                         prompt_id=prompt_id,
-                        prompt=known[prompt_id].prompt,
+                        prompt=known[prompt_id],
                         slice=name,
                         seed=seed,
                     )
@@ -145,6 +146,14 @@ def _shots(file: Path) -> dict[tuple[str, int], tuple[int, str]]:
         for row, (p, s, seed, secret) in enumerate(zip(ids, slices, seeds, hidden, strict=True))
         if not secret
     }
+
+
+def _words(file: Path) -> dict[str, str]:
+    """The words that were drawn, by prompt_id: ``evaluation.prompts`` may say others by now."""
+    if not _has(file, "prompts"):
+        return {}
+    ids, words = (_read(file, name) for name in ("prompt_ids", "prompts"))
+    return {str(i): str(text) for i, text in zip(ids, words, strict=True)}
 
 
 def _has(file: Path, name: str) -> bool:
