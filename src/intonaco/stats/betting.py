@@ -121,6 +121,18 @@ class BettingMean:
         """Log e-value now against "delta >= d"."""
         return float(mix(self._wealth[1, self._at(d)]))
 
+    def components(self, d: float, *, above: bool) -> Array:
+        """Log evidence of each fraction against "delta <= d" (``above``) or "delta >= d", its share
+        included, shape [fractions]: what ``planning.remaining`` starts from."""
+        found: Array = self._wealth[0 if above else 1, self._at(d)] - math.log(self._fractions.size)
+        return found
+
+    def growth(self, d: float, *, above: bool) -> Array:
+        """What each of them gained per observation so far; zeros without any."""
+        gained = self._wealth[0 if above else 1, self._at(d)]
+        found: Array = gained / max(self.observations, 1)
+        return found
+
     def peak_above(self, d: float) -> float:
         """The highest log e-value so far against "delta <= d"."""
         return float(self._peak[0, self._at(d)])
