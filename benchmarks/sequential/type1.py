@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sequential.runs import Array, Difference, Flags, Latency, Pairs, Ratio
 
 from intonaco.stats import boundaries, sample_ratio
 from intonaco.stats.betting import mix
 from intonaco.stats.quantiles import ranks
-from sequential.runs import Array, Difference, Flags, Latency, Pairs, Ratio
 
 SCENARIOS = ("iid", "drift", "weights", "sticky", "bursts")
 ALPHA = 0.01
