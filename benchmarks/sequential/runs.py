@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intonaco.stats import error_ratio, latency, outcome
+from intonaco.stats import boundaries, error_ratio, latency, outcome
 from intonaco.stats.betting import FRACTIONS, log_growth, mix
 
 Array = NDArray[np.float64]
@@ -86,6 +86,69 @@ class Pairs:
         self._wealth[0] += above[:, 0]
         self._wealth[1] += below[:, 0]
         np.maximum(self.peak, mix(self._wealth), out=self.peak)
+
+
+class PairsClosed:
+    """``PairedBernstein`` in each run."""
+
+    def __init__(self, runs: int, alpha: float) -> None:
+        self._level = math.log(2 / alpha)
+        self._sums = np.zeros((4, runs))
+        self._squares = np.zeros(runs)
+        self._t = 0
+
+    def take(self, difference: Array) -> None:
+        """One pair a run."""
+        self._t += 1
+        x, t = (difference + 1) / 2, self._t
+        mean, variance = (0.5 + self._sums[3]) / t, (0.25 + self._squares) / t
+        stake = np.sqrt(2 * self._level / (variance * t * math.log(1 + t)))
+        stake = np.minimum(stake, 0.5)
+        spent = (x - mean) ** 2 * (-np.log1p(-stake) - stake)
+        self._sums += np.array([stake * x, stake, spent, x])
+        self._squares += (x - (0.5 + self._sums[3]) / (t + 1)) ** 2
+
+    def interval(self) -> tuple[Array, Array]:
+        """Ends of each run's, not cut off at -1 and 1."""
+        centre = self._sums[0] / self._sums[1]
+        radius = (self._level + self._sums[2]) / self._sums[1]
+        return 2 * (centre - radius) - 1, 2 * (centre + radius) - 1
+
+
+class ScoresClosed:
+    """``PropensityBernstein`` in each run; the boundary from a table, whose value at the next
+    smaller time is taken (intervals are too short by up to 5 %, never too long)."""
+
+    def __init__(self, runs: int, alpha: float, smallest_weight: float) -> None:
+        self._v = np.geomspace(1e-3, 1e8, 600)
+        scale = 2 / smallest_weight
+        self._table = np.array(
+            [
+                boundaries.gamma_exponential_bound(
+                    float(v), alpha / 2, v_opt=400.0, c=scale, alpha_opt=alpha / 2
+                )
+                for v in self._v
+            ]
+        )
+        self._sums = np.zeros((3, runs))
+        self._sums[2] = 0.5
+        self._t = 0
+
+    def take(self, values: Array, challenger: Flags, weight: float) -> None:
+        """One randomised unit a run."""
+        about = self._sums[2] / (self._t + 1)
+        expected = np.clip(self._sums[0] / (self._t + 1), -1, 1)
+        away = values - about
+        score = np.where(challenger, away / weight, -away / (1 - weight))
+        self._sums += np.array([score, (score - expected) ** 2, values])
+        self._t += 1
+
+    def interval(self) -> tuple[Array, Array]:
+        """Ends of each run's, not cut off at -1 and 1."""
+        place = np.searchsorted(self._v, self._sums[1], "right") - 1
+        radius = self._table[np.maximum(place, 0)] / self._t
+        centre = self._sums[0] / self._t
+        return centre - radius, centre + radius
 
 
 class Latency:

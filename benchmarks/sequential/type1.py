@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sequential.runs import Array, Difference, Flags, Latency, Pairs, Ratio
+from sequential.runs import (
+    Array,
+    Difference,
+    Flags,
+    Latency,
+    Pairs,
+    PairsClosed,
+    Ratio,
+    ScoresClosed,
+)
 
 from intonaco.stats import boundaries, sample_ratio
 from intonaco.stats.betting import mix
@@ -142,49 +151,27 @@ def pairs(at: Units) -> float:
 
 def pairs_closed(at: Units) -> float:
     """``PairedBernstein`` at level ``1 - ALPHA``: streams in which 0 was ever left out."""
-    t, level = 0, math.log(2 / ALPHA)
-    total, squares = np.zeros(at.runs), np.zeros(at.runs)
-    sums = np.zeros((3, at.runs))
+    test = PairsClosed(at.runs, ALPHA)
     missed = np.zeros(at.runs, bool)
     for i in range(at.units):
         spread = (0.02 + 0.2 * at.level(i)) * at.rng.normal(size=at.runs)
         skewed = np.where(at.rng.random(at.runs) < 0.1, -0.9, 0.1)
-        d = np.clip(skewed if at.scenario in ("sticky", "weights") else spread, -1, 1)
-        x, t = (d + 1) / 2, t + 1
-        mean, variance = (0.5 + total) / t, (0.25 + squares) / t
-        stake = np.minimum(np.sqrt(2 * level / (variance * t * math.log(1 + t))), 0.5)
-        sums += np.array([stake * x, stake, (x - mean) ** 2 * (-np.log1p(-stake) - stake)])
-        total += x
-        squares += (x - (0.5 + total) / (t + 1)) ** 2
-        missed |= np.abs(sums[0] - 0.5 * sums[1]) > level + sums[2]
+        test.take(np.clip(skewed if at.scenario in ("sticky", "weights") else spread, -1, 1))
+        low, high = test.interval()
+        missed |= (low > 0) | (high < 0)
     return float(missed.mean())
 
 
 def scores_closed(at: Units) -> float:
-    """``PropensityBernstein``: streams in which 0 was ever left out. The boundary is a table, with
-    the value below taken."""
-    v = np.geomspace(1e-3, 1e7, 2_000)
+    """``PropensityBernstein``: streams in which 0 was ever left out."""
     smallest = 0.01 if at.scenario in ("weights", "sticky") else 0.2
-    table = np.array(
-        [
-            boundaries.gamma_exponential_bound(
-                float(t), ALPHA / 2, v_opt=400.0, c=2 / smallest, alpha_opt=ALPHA / 2
-            )
-            for t in v[::10]
-        ]
-    )
-    total, squares, outcomes = np.zeros(at.runs), np.zeros(at.runs), np.full(at.runs, 0.5)
+    test = ScoresClosed(at.runs, ALPHA, smallest)
     missed = np.zeros(at.runs, bool)
     for i in range(at.units):
-        challenger, w = at.assign(i), at.weight(i)
         y = np.clip(0.3 + 0.4 * at.level(i) + 0.1 * at.rng.standard_t(3, at.runs), 0, 1)
-        about, expected = outcomes / (i + 1), np.clip(total / (i + 1), -1, 1)
-        x = np.where(challenger, (y - about) / w, -(y - about) / (1 - w))
-        total += x
-        squares += (x - expected) ** 2
-        outcomes += y
-        place = np.searchsorted(v[::10], squares, "right") - 1
-        missed |= (np.abs(total) > table[np.maximum(place, 0)]) & (place >= 0)
+        test.take(y, at.assign(i), at.weight(i))
+        low, high = test.interval()
+        missed |= (low > 0) | (high < 0)
     return float(missed.mean())
 
 
