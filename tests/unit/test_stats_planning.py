@@ -123,37 +123,32 @@ def test_latency(slower: float) -> None:
 
 
 def test_what_is_still_expected_falls_as_evidence_grows() -> None:
-    """Of a test halfway through, with the growth it has had or that of known rates."""
+    """Of a test halfway through."""
     rng = np.random.default_rng(6)
     test, threshold = RandomizedDifference((0.05,), centre=0.01), math.log(100)
-    growth = planning.difference_growth(
+    step = planning.difference_step(
         planning.failures(0.01), planning.failures(0.01), weight=0.5, d=0.05, above=False
     )
     expected = []
     for _ in range(4):
-        left = planning.remaining(test.components(0.05, above=False), growth, threshold)
+        left = planning.remaining(test.components(0.05, above=False), step, threshold)
         assert left is not None
         expected.append(left)
         for _ in range(60):
             challenger = bool(rng.random() < 0.5)
             test.assign(float(rng.random() < 0.01), challenger=challenger, weight=0.5)
     assert expected == sorted(expected, reverse=True)
-    observed = planning.remaining(
-        test.components(0.05, above=False), test.growth(0.05, above=False), threshold
-    )
-    assert observed is not None
-    assert observed < expected[0]
     while test.log_evidence_below(0.05) < threshold:
         test.assign(0.0, challenger=bool(rng.random() < 0.5), weight=0.5)
-    assert planning.remaining(test.components(0.05, above=False), growth, threshold) == 0
+    assert planning.remaining(test.components(0.05, above=False), step, threshold) == 0
 
 
 def test_tests_say_where_they_stand() -> None:
     ratio, latency, pairs = ErrorRatio(), LatencyTest(), PairedDifference((0.05,))
-    growth = ratio.growth(champion=0.01, challenger=0.05, weight=0.05)
-    whole = planning.remaining(ratio.components, growth, math.log(100))
+    step = planning.ratio_step(champion=0.01, challenger=0.05, weight=0.05)
+    whole = planning.remaining(ratio.components, step, math.log(100))
     ratio.error(challenger=True, weight=0.05)
-    left = planning.remaining(ratio.components, growth, math.log(100))
+    left = planning.remaining(ratio.components, step, math.log(100))
     assert whole is not None
     assert left is not None
     assert left < whole
@@ -182,13 +177,13 @@ def test_evidence_is_carried_over_the_weights() -> None:
     """Stages of 1, 5 and 50 %: what the first two gather is not lost."""
     threshold = math.log(100)
 
-    def growth(weight: float) -> Array:
+    def step(weight: float) -> planning.Step:
         same = planning.failures(0.01)
-        return planning.difference_growth(same, same, weight=weight, d=0.02, above=False)
+        return planning.difference_step(same, same, weight=weight, d=0.02, above=False)
 
     start = planning.shares(5)
-    alone = planning.remaining(start, growth(0.5), threshold)
-    stages = [(growth(0.01), 2_000.0), (growth(0.05), 4_000.0), (growth(0.5), math.inf)]
+    alone = planning.remaining(start, step(0.5), threshold)
+    stages = [(step(0.01), 2_000.0), (step(0.05), 4_000.0), (step(0.5), math.inf)]
     together = planning.remaining_over(start, stages, threshold)
     assert alone is not None
     assert together is not None

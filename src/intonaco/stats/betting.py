@@ -127,12 +127,6 @@ class BettingMean:
         found: Array = self._wealth[0 if above else 1, self._at(d)] - math.log(self._fractions.size)
         return found
 
-    def growth(self, d: float, *, above: bool) -> Array:
-        """What each of them gained per observation so far; zeros without any."""
-        gained = self._wealth[0 if above else 1, self._at(d)]
-        found: Array = gained / max(self.observations, 1)
-        return found
-
     def peak_above(self, d: float) -> float:
         """The highest log e-value so far against "delta <= d"."""
         return float(self._peak[0, self._at(d)])

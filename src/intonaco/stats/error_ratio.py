@@ -146,17 +146,6 @@ class ErrorRatio:
         before the champion's first."""
         return self._weighted[1] / self._weighted[0] if self._weighted[0] else None
 
-    def growth(self, *, champion: float, challenger: float, weight: float) -> Array:
-        """Expected growth of each component per request, if these are the error rates: shape
-        [J]."""
-        return ratio_growth(
-            champion=champion,
-            challenger=challenger,
-            weight=weight,
-            tolerance=self.tolerance,
-            ratios=self._ratios.tolist(),
-        )
-
     def state(self) -> Mapping[str, Json]:
         """JSON from which ``restore`` continues bit for bit."""
         return {
@@ -179,19 +168,3 @@ class ErrorRatio:
         self.peak = float(state["peak"])
         self.errors = [int(n) for n in state["errors"]]
         self._weighted = [float(n) for n in state["weighted"]]
-
-
-def ratio_growth(
-    *,
-    champion: float,
-    challenger: float,
-    weight: float,
-    tolerance: float = 0.0,
-    ratios: Sequence[float] = RATIOS,
-) -> Array:
-    """Expected log factor of each ratio per request, at these error rates and this weight."""
-    at = np.asarray(ratios, float)
-    bad = weight * challenger * log_factors(True, weight, at, tolerance)
-    good = (1 - weight) * champion * log_factors(False, weight, at, tolerance)
-    found: Array = bad + good
-    return found
