@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -253,13 +253,3 @@ def _some(all_of_them: int) -> int:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def limits() -> Mapping[str, float]:
-    """``median_over_bound`` at most, by scenario; none for times 10 % longer."""
-    of_kind = {"errors": 1.6, "scores": 2.0}
-    return {
-        s.name: 5.0 if s.kind == "times" else of_kind[s.kind]
-        for s in SCENARIOS
-        if s.kind != "times" or s.size == 0.2
-    }

@@ -32,12 +32,16 @@ def described(name: str) -> str:
     """A scenario in words."""
     what, _, weight = name.partition("_w")
     parts = what.split("_")
-    shown = {
-        "errors": lambda: f"errors {parts[1]} to {parts[2]} %",
-        "p90": lambda: f"times +{parts[1]} %",
-        "score": lambda: "score lower by 0.05, pairs",
-    }[parts[0]]()
+    if parts[0] == "errors":
+        shown = f"errors {parts[1]} to {parts[2]} %"
+    else:
+        shown = f"times +{parts[1]} %" if parts[0] == "p90" else "score lower by 0.05, pairs"
     return f"{shown}, {weight} % of traffic" if weight else shown
+
+
+def limit(name: str) -> float | None:
+    """The most that a scenario may need over its bound; None where none is set."""
+    return next((most for start, most in LIMITS.items() if name.startswith(start)), None)
 
 
 def page(values: Values) -> str:
@@ -52,12 +56,12 @@ def page(values: Values) -> str:
     ]
     for name in scenarios(values):
         at = f"sequential.{name}"
-        limit = next((v for start, v in LIMITS.items() if name.startswith(start)), None)
+        most = limit(name)
         peers = [values.get(f"{at}.{peer}.requests") for peer in PEERS]
         cells = [
             f"{values[f'{at}.requests']:,.0f}",
             f"{values[f'{at}.median_over_bound']:.2f}",
-            "" if limit is None else f"{limit:g}",
+            "" if most is None else f"{most:g}",
             *("—" if v is None else f"{v:,.0f}" for v in peers),
             f"{values[f'{at}.requests_over_best_peer']:.2f}",
             f"{100 * values[f'{at}.peer_false_alarms_drift']:.0f} %",
@@ -98,16 +102,16 @@ def requests(values: Values) -> str:
             'stroke="#dddddd"/>'
         )
         marks.append(_text(x(tick), bottom + 18, f"{tick:,}", anchor="middle"))
-    for row, name in enumerate(names):
+    for row, scenario in enumerate(names):
         y = TOP + ROW * row + ROW / 2
-        at = f"sequential.{name}"
-        ours = values[f"{at}.requests"]
-        marks.append(_text(LEFT - 12, y + 4, described(name), anchor="end", size=11))
-        found = {"bound": ours / values[f"{at}.median_over_bound"], "ours": ours}
+        key = f"sequential.{scenario}"
+        ours = values[f"{key}.requests"]
+        marks.append(_text(LEFT - 12, y + 4, described(scenario), anchor="end", size=11))
+        found = {"bound": ours / values[f"{key}.median_over_bound"], "ours": ours}
         found |= {
-            peer: values[f"{at}.{peer}.requests"]
+            peer: values[f"{key}.{peer}.requests"]
             for peer in PEERS
-            if f"{at}.{peer}.requests" in values
+            if f"{key}.{peer}.requests" in values
         }
         ends = sorted(found.values())
         marks.append(

@@ -216,7 +216,8 @@ class Latency:
 
     def peak_within(self, level: float) -> Array:
         """The highest log evidence so far in each run."""
-        return self._within[self._levels.index(level)].peak[1]
+        found: Array = self._within[self._levels.index(level)].peak[1]
+        return found
 
     @staticmethod
     def _rank(times: Array, held: NDArray[np.int_], seconds: Array) -> Array:

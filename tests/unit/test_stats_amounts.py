@@ -44,8 +44,9 @@ def test_the_components_are_where_planning_starts() -> None:
     test.take(1.0, challenger=True, weight=0.5)
     for more, evidence in ((True, test.log_evidence_more), (False, test.log_evidence_within)):
         components = test.components(more=more)
-        assert planning.remaining(components, np.zeros(components.size), evidence - 1e-9) == 0
-        assert planning.remaining(components, np.zeros(components.size), evidence + 1e-9) is None
+        idle = planning.Step(chances=np.ones(1), gains=np.zeros((1, components.size)))
+        assert planning.remaining(components, idle, evidence - 1e-9) == 0
+        assert planning.remaining(components, idle, evidence + 1e-9) is None
 
 
 def test_state_restores_bit_for_bit_and_what_is_wrong_is_refused() -> None:

@@ -58,7 +58,7 @@ def test_proving_error_rates(rate: float, margin: float, weight: float) -> None:
     def step() -> Array:
         challenger = rng.random(RUNS) < weight
         test.take((rng.random(RUNS) < rate).astype(float), challenger, weight)
-        return test.peak[1]
+        return np.asarray(test.peak[1])
 
     foretold = planning.to_prove_errors(
         champion=rate, challenger=rate, weight=weight, margin=margin, alpha=ALPHA
@@ -73,7 +73,7 @@ def test_proving_scores() -> None:
         challenger = rng.random(RUNS) < 0.5
         values = np.clip(0.6 + 0.15 * rng.normal(size=RUNS), 0, 1)
         test.take(values, challenger, 0.5)
-        return test.peak[1]
+        return np.asarray(test.peak[1])
 
     same = planning.scores(0.6, 0.15)
     foretold = planning.to_prove_scores(
@@ -87,7 +87,7 @@ def test_proving_pairs() -> None:
 
     def step() -> Array:
         test.take(np.clip(0.15 * rng.normal(size=RUNS), -1, 1))
-        return test.peak[1]
+        return np.asarray(test.peak[1])
 
     foretold = planning.to_prove_pairs(
         differences=planning.scores(0.0, 0.15, low=-1.0), margin=0.03, alpha=ALPHA

@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from intonaco.stats import quantiles
 from intonaco.stats.sketch import QuantileSketch
 
 
-def _sketch(values: np.ndarray, **how: int) -> QuantileSketch:
-    sketch = QuantileSketch(**how)
+def _sketch(values: NDArray[np.float64], buckets: int = 1024) -> QuantileSketch:
+    sketch = QuantileSketch(buckets=buckets)
     for value in values:
         sketch.add(float(value))
     return sketch
