@@ -19,7 +19,8 @@ prompts 0.15 more). Alpha 0.01, a look after every request.
   know the champion's true rate; ours compares, and needs to know nothing.
 - `peer_false_alarms_drift`: what becomes of that best rule's 1 % if rates move for both arms in a
   lifetime: errors between 0.5 and 1.5 %, times by 10 %, scores by 0.05 either way. Ours is valid
-  under drift (`METRIC.type1` includes it).
+  under drift (`METRIC.type1` includes it). `drift.requests`, `drift.requests_over_best_peer`: the
+  same race in such a service, the peers tuned to 1 % there.
 - `METRIC.type1`: share of 2,000 streams without a difference in which the test ever claimed one,
   the worst of five scenarios (`benchmarks/sequential/type1.py`): nominal 0.01, limit 0.0167.
 
@@ -28,6 +29,7 @@ SEQUENTIAL_EFFORT=0.1 takes a tenth of the runs.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -52,6 +54,7 @@ LOG_SD = 0.2
 SCORE, PROMPT_SD, NOISE_SD = 0.6, 0.15, 0.15 / math.sqrt(2)
 BASE = 0.01
 MOST = 200_000  # requests of a run
+MOVED = {"errors": 0.5, "times": 0.1, "scores": 0.05}  # by drift, either way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,24 +87,9 @@ SCENARIOS = (
 def run() -> dict[str, float]:
     found: dict[str, float] = {}
     for scenario in SCENARIOS:
-        units = median_units(scenario, _some(RUNS))
-        requests = units * (scenario.weight or 1.0)
-        limit = bound(scenario)
-        figures = {"requests": requests, "median_over_bound": units / limit}
-        judged = peers.judge(*worlds(scenario), runs=_some(PEER_RUNS), alpha=ALPHA, seed=len(found))
-        for peer in ("argo", "flagger", "kayenta"):
-            mine = min((f for f in judged if f.setting.peer == peer), key=lambda f: f.requests)
-            if math.isfinite(mine.requests):
-                figures[f"{peer}.requests"] = mine.requests
-            _say(
-                f"  {peer}: {mine.setting.name}, {mine.requests:.0f} requests, false alarms "
-                f"{mine.tuned:.3f}, under drift {mine.drifting:.3f}"
-            )
-        best = min(judged, key=lambda f: f.requests)
-        figures["requests_over_best_peer"] = requests / min(best.requests, peers.LIFETIME)
-        figures["peer_false_alarms_drift"] = best.drifting
+        figures = beside(scenario, drift=False)
+        figures |= {f"drift.{name}": value for name, value in beside(scenario, drift=True).items()}
         found |= {f"{scenario.name}.{name}": value for name, value in figures.items()}
-        _say(f"{scenario.name}: {requests:.0f} requests, {units / limit:.2f} of the bound")
     for metric in type1.METRICS:
         shares = type1.measure(metric, runs=_some(TYPE1_RUNS), units=_some(TYPE1_UNITS))
         found[f"{metric}.type1"] = max(shares.values())
@@ -109,14 +97,47 @@ def run() -> dict[str, float]:
     return found
 
 
+def beside(scenario: Scenario, *, drift: bool) -> dict[str, float]:
+    """Ours beside the peers' best settings, all in a service that is steady or drifts."""
+    units = median_units(scenario, _some(RUNS), drift=drift)
+    requests = units * (scenario.weight or 1.0)
+    figures = {"requests": requests}
+    if not drift:
+        figures["median_over_bound"] = units / bound(scenario)
+    _say(f"{scenario.name}{', drift' if drift else ''}: {figures}")
+    good, bad, moved = worlds(scenario, drift=drift)
+    judged = peers.judge(
+        good, bad, moved, runs=_some(PEER_RUNS), alpha=ALPHA, seed=SCENARIOS.index(scenario)
+    )
+    for peer in ("argo", "flagger", "kayenta"):
+        mine = min((f for f in judged if f.setting.peer == peer), key=lambda f: f.requests)
+        if math.isfinite(mine.requests):
+            figures[f"{peer}.requests"] = mine.requests
+        _say(
+            f"  {peer}: {mine.setting.name}, {mine.requests:.0f} requests, false alarms "
+            f"{mine.tuned:.3f}, under drift {mine.drifting:.3f}"
+        )
+    best = min(judged, key=lambda f: f.requests)
+    figures["requests_over_best_peer"] = requests / min(best.requests, peers.LIFETIME)
+    if not drift:
+        figures["peer_false_alarms_drift"] = best.drifting
+    return figures
+
+
+def wave(minute: Array | float, phase: Array) -> Array:
+    """How far rates, times and scores have moved, in [-1, 1], twice around in three hours."""
+    found: Array = np.sin(np.asarray(minute) * (4 * math.pi / peers.MINUTES) + phase)
+    return found
+
+
 # --------------------------------------------------------------------------------------------- ours
 
 
-def median_units(scenario: Scenario, runs: int) -> float:
+def median_units(scenario: Scenario, runs: int, *, drift: bool = False) -> float:
     """Units (of both arms; pairs) until half of the runs have caught the bad release."""
     rng = np.random.default_rng([7, SCENARIOS.index(scenario)])
     crossings = Crossings(runs, math.log(1 / ALPHA))
-    for peak in _peaks(scenario, runs, rng):
+    for peak in _peaks(scenario, runs, rng, drift):
         if crossings.look(peak) or crossings.units >= MOST:
             break
         if crossings.units % 100 == 0 and math.isfinite(crossings.median):
@@ -124,27 +145,34 @@ def median_units(scenario: Scenario, runs: int) -> float:
     return crossings.median
 
 
-def _peaks(scenario: Scenario, runs: int, rng: np.random.Generator) -> Iterator[Array]:
+def _peaks(scenario: Scenario, runs: int, rng: np.random.Generator, drift: bool) -> Iterator[Array]:
     """The highest evidence so far, after each unit."""
-    if scenario.weight is None:
+    phase = rng.random(runs) * 2 * math.pi
+    a_minute = peers.PER_MINUTE / (scenario.weight or 1.0)
+
+    def level(unit: int) -> Array | float:
+        return wave(unit / a_minute, phase) if drift else 0.0
+
+    if scenario.weight is None:  # what moves the scores of both cancels in a pair
         pairs = Pairs(runs)
         while True:
             pairs.take(np.clip(scenario.size + 0.15 * rng.normal(size=runs), -1, 1))
             yield pairs.peak[0]
     elif scenario.kind == "errors":
         ratio = Ratio(runs)
-        while True:
+        for unit in itertools.count():
             challenger = rng.random(runs) < scenario.weight
-            failed = rng.random(runs) < np.where(challenger, scenario.size, BASE)
-            ratio.take(failed, challenger, scenario.weight)
+            rate = np.where(challenger, scenario.size, BASE) * (1 + MOVED["errors"] * level(unit))
+            ratio.take(rng.random(runs) < rate, challenger, scenario.weight)
             yield ratio.peak
     else:
         times = Latency(runs, levels=())
-        for _ in range(KEPT):
-            times.learn(np.exp(LOG_SD * rng.normal(size=runs)), np.ones(runs, bool))
-        while True:
+        for unit in itertools.count(-KEPT):
+            seconds = np.exp(LOG_SD * rng.normal(size=runs)) * (1 + MOVED["times"] * level(unit))
+            if unit < 0:  # before the rollout
+                times.learn(seconds, np.ones(runs, bool))
+                continue
             challenger = rng.random(runs) < scenario.weight
-            seconds = np.exp(LOG_SD * rng.normal(size=runs))
             seconds = np.where(challenger, (1 + scenario.size) * seconds, seconds)
             times.take(seconds, challenger, scenario.weight)
             times.learn(seconds, ~challenger)
@@ -184,15 +212,15 @@ def _kl(p: Array, q: Array) -> float:
 # -------------------------------------------------------------------------------------------- peers
 
 
-def worlds(scenario: Scenario) -> tuple[peers.Make, peers.Make, peers.Make]:
-    """What the peers see of no difference, of the bad release, and of no difference while the
-    champion drifts."""
+def worlds(scenario: Scenario, *, drift: bool) -> tuple[peers.Make, peers.Make, peers.Make]:
+    """What the peers see of no difference and of the bad release, in a service that is steady or
+    drifts, and of no difference in one that drifts."""
     minute: dict[str, Callable[[np.random.Generator, tuple[int, ...], float, Array], Array]] = {
         "errors": _error_share,
         "times": _ninetieth,
         "scores": _score_lost,
     }
-    draw = minute[scenario.kind]
+    draw, moved = minute[scenario.kind], MOVED[scenario.kind]
     worse = {
         "errors": scenario.size / BASE,
         "times": 1 + scenario.size,
@@ -200,17 +228,15 @@ def worlds(scenario: Scenario) -> tuple[peers.Make, peers.Make, peers.Make]:
     }[scenario.kind]
     same = 0.0 if scenario.kind == "scores" else 1.0
 
-    def make(challenger: float, drift: bool) -> peers.Make:
+    def make(challenger: float, drifts: bool) -> peers.Make:
         def lifetimes(runs: int, rng: np.random.Generator) -> Array:
-            shape = (runs, peers.MINUTES)
             phase = rng.random((runs, 1)) * 2 * math.pi
-            wave = np.sin(np.arange(peers.MINUTES) / peers.MINUTES * 4 * math.pi + phase)
-            level = 0.5 * wave if drift else np.zeros(shape)
-            return np.stack([draw(rng, shape, arm, level) for arm in (challenger, same)])
+            level = moved * drifts * wave(np.arange(peers.MINUTES, dtype=float), phase)
+            return np.stack([draw(rng, level.shape, arm, level) for arm in (challenger, same)])
 
         return lifetimes
 
-    return make(same, False), make(worse, False), make(same, True)
+    return make(same, drift), make(worse, drift), make(same, True)
 
 
 def _error_share(
@@ -228,7 +254,7 @@ def _ninetieth(
     """Of a minute's times: the order statistic, drawn as one (a beta variable's quantile)."""
     rank = math.ceil(0.9 * peers.PER_MINUTE)
     share = rng.beta(rank, peers.PER_MINUTE + 1 - rank, shape)
-    times: Array = factor * (1 + 0.2 * level) * np.exp(LOG_SD * _quantile(share))
+    times: Array = factor * (1 + level) * np.exp(LOG_SD * _quantile(share))
     return times
 
 
@@ -237,7 +263,7 @@ def _score_lost(
 ) -> Array:
     """One less the mean score of a minute; prompts differ from request to request."""
     sd = math.hypot(PROMPT_SD, NOISE_SD) / math.sqrt(peers.PER_MINUTE)
-    found: Array = 1 - SCORE + lower + 0.1 * level + sd * rng.normal(size=shape)
+    found: Array = 1 - SCORE + lower + level + sd * rng.normal(size=shape)
     return found
 
 

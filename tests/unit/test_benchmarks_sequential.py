@@ -101,17 +101,19 @@ VALUES = {
     "sequential.errors_1_2_w5.argo.requests": 2380.0,
     "sequential.errors_1_2_w5.requests_over_best_peer": 0.71,
     "sequential.errors_1_2_w5.peer_false_alarms_drift": 0.04,
+    "sequential.errors_1_2_w5.drift.requests_over_best_peer": 0.5,
     "sequential.score_05.requests": 158.0,
     "sequential.score_05.median_over_bound": 1.31,
     "sequential.score_05.requests_over_best_peer": 1.1,
     "sequential.score_05.peer_false_alarms_drift": 0.98,
+    "sequential.score_05.drift.requests_over_best_peer": 0.2,
     "sequential.errors.type1": 0.0075,
 }
 
 
 def test_the_page_and_the_picture_show_what_was_measured() -> None:
     page = drawing.page(VALUES)
-    row = "| errors 1 to 2 %, 5 % of traffic | 1,700 | 1.35 | 1.6 | 2,380 | — | — | 0.71 | 4 % |"
+    row = "| errors 1 to 2 %, 5 % of traffic | 1,700 | 1.35 | 1.6 | 2,380 | — | — | 0.71 | 4 % | 0.50 |"
     assert row in page
     assert "| errors | 0.0075 |" in page
     text = drawing.pictures(VALUES)["requests.svg"]
