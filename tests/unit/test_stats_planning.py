@@ -82,6 +82,23 @@ def test_proving_scores() -> None:
     _close(foretold, _median(step))
 
 
+def test_proving_amounts() -> None:
+    rng = np.random.default_rng(7)
+    test = Difference(RUNS, 0.0, centre=0.25, centre_weight=20.0)
+
+    def step() -> Array:
+        challenger = rng.random(RUNS) < 0.5
+        cost = np.clip(1.0 + 0.3 * rng.normal(size=RUNS), 0.1, 9.0)
+        test.take(np.minimum(np.where(challenger, cost / 1.1, cost), 4.0) / 4.0, challenger, 0.5)
+        return np.asarray(test.peak[1])
+
+    same = planning.scores(1.0, 0.3, low=0.1, high=9.0)
+    foretold = planning.to_prove_amounts(
+        champion=same, challenger=same, cap=4.0, weight=0.5, margin=0.1, alpha=ALPHA
+    )
+    _close(foretold, _median(step))
+
+
 def test_proving_pairs() -> None:
     rng, test = np.random.default_rng(4), Pairs(RUNS, 0.03)
 

@@ -4,13 +4,15 @@ Error budget: alpha 0.01 and three standard errors of the number of streams, a f
 scenarios: `iid`; `drift`, all rates and times move together; `weights`, the challenger's share
 rises from 1 to 5, 20, 50 %; `sticky`, users who stay in their arm and of whom five cause most
 errors, at rising weights, one event a user; `bursts`, for 20 units in 250 everything is far worse.
-Small by default; the marker `slow` has 2,000 streams of 1,500 units. Prints its table.
+Small by default; the marker `slow` has 2,000 streams of 1,500 units. The table is printed at the
+end of the run.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,36 +36,35 @@ SMALL = (200, 400)  # streams, units
 FULL = (2_000, 1_500)
 
 
-def _table(metric: str, size: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
+Record = Callable[[str, object], None]
+
+
+def _table(metric: str, size: tuple[int, int], record: Record) -> None:
     shares = type1.measure(metric, runs=size[0], units=size[1])
     limit = type1.limit(size[0])
     cells = "  ".join(f"{scenario} {share:.4f}" for scenario, share in shares.items())
-    with capsys.disabled():
-        print(f"\n{metric:16} {cells}   (limit {limit:.4f}, {size[0]} streams)", end="")
+    record("table", f"{metric:15} {cells}  (limit {limit:.4f}, {size[0]} streams)")
     assert max(shares.values()) <= limit
 
 
 @pytest.mark.parametrize("metric", list(type1.METRICS))
-def test_false_claims_are_rare(metric: str, capsys: pytest.CaptureFixture[str]) -> None:
-    _table(metric, SMALL, capsys)
+def test_false_claims_are_rare(metric: str, record_property: Record) -> None:
+    _table(metric, SMALL, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", list(type1.METRICS))
-def test_false_claims_are_rare_full(metric: str, capsys: pytest.CaptureFixture[str]) -> None:
-    _table(metric, FULL, capsys)
+def test_false_claims_are_rare_full(metric: str, record_property: Record) -> None:
+    _table(metric, FULL, record_property)
 
 
 @pytest.mark.slow
-def test_every_error_of_sticky_users_would_break_the_claim(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_every_error_of_sticky_users_would_break_the_claim(record_property: Record) -> None:
     """Why callers must take one error a unit: the same streams, with all of a user's errors."""
     wrong, right = (
         type1.errors(type1.Units.of("sticky", *FULL, seed=23), once=once) for once in (False, True)
     )
-    with capsys.disabled():
-        print(f"\nsticky users     every error {wrong:.4f}  first error {right:.4f}", end="")
+    record_property("table", f"sticky users: every error {wrong:.4f}  first error {right:.4f}")
     assert wrong > 3 * type1.limit(FULL[0])
     assert right <= type1.limit(FULL[0])
 

@@ -227,6 +227,25 @@ def to_prove_scores(
     return remaining(shares(step.gains.shape[1]), step, math.log(1 / alpha))
 
 
+def to_prove_amounts(
+    *,
+    champion: Outcomes,
+    challenger: Outcomes,
+    cap: float,
+    weight: float,
+    margin: float,
+    alpha: float,
+) -> float | None:
+    """Requests until ``AmountTest`` shows the challenger's mean amount below ``1 + margin`` times
+    the champion's, both capped. ``champion``, ``challenger``: distributions of amounts."""
+    shown = [
+        Outcomes(values=np.minimum(o.values / (1 + slack), cap) / cap, chances=o.chances)
+        for o, slack in ((champion, 0.0), (challenger, margin))
+    ]
+    step = difference_step(*shown, weight=weight, d=0.0, above=False)
+    return remaining(shares(step.gains.shape[1]), step, math.log(1 / alpha))
+
+
 def to_prove_pairs(*, differences: Outcomes, margin: float, alpha: float) -> float | None:
     """Pairs until ``PairedDifference`` shows a mean difference below ``margin``."""
     step = paired_step(differences, d=margin, above=False)
