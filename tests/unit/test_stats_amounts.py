@@ -37,6 +37,13 @@ def test_dearer_challengers_are_found_and_equal_ones_pass_the_margin() -> None:
     assert dear.peak_more > math.log(100) > dear.peak_within
     assert equal.peak_within > math.log(100) > equal.peak_more
     assert equal.estimate == pytest.approx(1.0, abs=0.05)
+    assert equal.peak_less < math.log(100)
+    cheap = AmountTest(5.0)
+    for _ in range(1500):
+        challenger, cost = bool(rng.random() < 0.5), float(np.exp(0.3 * rng.normal()))
+        cheap.take(cost * (0.8 if challenger else 1), challenger=challenger, weight=0.5)
+    assert cheap.log_evidence_less > math.log(100)
+    assert cheap.peak_less >= cheap.log_evidence_less
 
 
 def test_the_components_are_where_planning_starts() -> None:

@@ -105,8 +105,21 @@ def test_a_slower_challenger_is_found_and_an_equal_one_passes_the_margin() -> No
         assert equal.peak_within(level) > math.log(100)
         assert equal.log_evidence_within(level) <= equal.peak_within(level)
         assert slow.peak_within(level) < math.log(100)
+        assert equal.peak_faster(level) < math.log(100)
     assert equal.components_slower.size == len(POWERS) * 5
     assert equal.components_within(0.5).size == 5
+
+
+def test_a_faster_challenger_is_superior_at_every_level() -> None:
+    rng = np.random.default_rng(8)
+    test = LatencyTest()
+    _warm(test, rng)
+    for _ in range(1500):
+        challenger, seconds = bool(rng.random() < 0.5), float(np.exp(0.2 * rng.normal()))
+        test.take(seconds * (0.8 if challenger else 1.0), challenger=challenger, weight=0.5)
+    for level in (0.5, 0.9):
+        assert test.log_evidence_faster(level) > math.log(100)
+        assert test.peak_faster(level) >= test.log_evidence_faster(level)
 
 
 def test_a_rare_slow_tail_is_found() -> None:

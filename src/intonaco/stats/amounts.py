@@ -13,7 +13,7 @@ what lies beyond the cap counts as the cap. No test of unbounded means is possib
 bound (Bahadur and Savage, Annals of Mathematical Statistics 1956).
 
 **Null of not within**, its mirror image with the margin:
-``E[min(C_i(1) / (1 + margin), cap)] >= E[min(C_i(0), cap)]``.
+``E[min(C_i(1) / (1 + margin), cap)] >= E[min(C_i(0), cap)]``; with a margin of 0, of not less.
 
 **Claim.** ``Y_i = min(C_i / (1 + tolerance), cap) / cap`` on the challenger and
 ``min(C_i, cap) / cap`` on the champion are outcomes in [0, 1] whose mean difference is at most 0
@@ -45,7 +45,7 @@ class AmountTest:
         if not (0 < cap < math.inf and tolerance >= 0 and margin > 0):
             raise ValueError("cap and margin are positive, the tolerance is 0 or more")
         self.cap, self.tolerance, self.margin = cap, tolerance, margin
-        self._more, self._within = OutcomeBets(0.25), OutcomeBets(0.25)
+        self._more, self._within, self._less = (OutcomeBets(0.25) for _ in range(3))
         self.units = [0, 0]  # champion, challenger
         self.totals = [0.0, 0.0]  # of amounts, capped
         self.beyond = [0, 0]  # amounts above the cap
@@ -57,7 +57,11 @@ class AmountTest:
             raise ValueError(f"weight {weight} outside [0, 1] or {amount} no amount")
         if not 0 < weight < 1:
             return False
-        for bets, slack in ((self._more, self.tolerance), (self._within, self.margin)):
+        for bets, slack in (
+            (self._more, self.tolerance),
+            (self._within, self.margin),
+            (self._less, 0.0),
+        ):
             shrunk = amount / (1 + slack) if challenger else amount
             bets.take(min(shrunk / self.cap, 1.0), challenger=challenger, weight=weight)
         self.units[challenger] += 1
@@ -85,6 +89,16 @@ class AmountTest:
         """The highest so far."""
         return self._within.peak_below(0.0)
 
+    @property
+    def log_evidence_less(self) -> float:
+        """Log e-value now against "no less"."""
+        return self._less.log_evidence_below(0.0)
+
+    @property
+    def peak_less(self) -> float:
+        """The highest so far."""
+        return self._less.peak_below(0.0)
+
     def components(self, *, more: bool) -> Array:
         """Log evidence of each bet, its share included: what ``planning.remaining`` starts from."""
         return (self._more if more else self._within).components(0.0, above=more)
@@ -102,6 +116,7 @@ class AmountTest:
             "made_with": [self.cap, self.tolerance, self.margin],
             "more": self._more.state(),
             "within": self._within.state(),
+            "less": self._less.state(),
             "units": list(self.units),
             "totals": list(self.totals),
             "beyond": list(self.beyond),
@@ -113,6 +128,7 @@ class AmountTest:
             raise StorageError("the stored evidence was gathered with other settings")
         self._more.restore(state["more"])
         self._within.restore(state["within"])
+        self._less.restore(state["less"])
         self.units = [int(n) for n in state["units"]]
         self.totals = [float(t) for t in state["totals"]]
         self.beyond = [int(n) for n in state["beyond"]]

@@ -29,12 +29,14 @@ testing by betting", IEEE Trans. Inf. Theory 2024, arXiv 2112.09162).
 as it is known before unit ``i``: ``P(T_i(1) > (1 + margin) h_i) >= P(T_i(0) > h_i)`` for every
 unit, given the past. Rejected: not every unit's share of slow answers is as large as the
 champion's; under equal conditions, the challenger's ``q`` quantile is less than ``1 + margin``
-times the champion's. It is a claim for each level, so ask all of them.
+times the champion's. It is a claim for each level, so ask all of them. With a margin of 0 it is
+that of superiority.
 
 **What the caller must do.** One time a unit, its first randomised one, in the order in which
 requests began. In the order in which they ended, the slow come late: then the first claim holds for
 the null "the times have the same distribution", not for the wider one. ``learn`` only after the
-same record was taken. A request without an end has no time: it is an error, and counted there.
+same record was taken. A request that failed has no time and is counted as an error; where failing
+could hide slowness (a limit that ends it), feed the time until it was ended.
 """
 
 from __future__ import annotations
@@ -131,6 +133,7 @@ class LatencyTest:
         self.times = ChampionTimes(needed=needed, kept=kept)
         self._slower = [OutcomeBets(1 / (1 + k)) for k in self._powers]
         self._within = [OutcomeBets(1 - level) for level in self.levels]
+        self._faster = [OutcomeBets(1 - level) for level in self.levels]
         self.peak_slower = 0.0
         self.units = [0, 0]  # champion, challenger
 
@@ -150,13 +153,16 @@ class LatencyTest:
             return False
         harm = seconds / (1 + self.tolerance) if challenger else seconds
         good = seconds / (1 + self.margin) if challenger else seconds
-        rank, within = self.times.rank(harm, request_class), self.times.rank(good, request_class)
-        if rank is None or within is None:
+        rank, within, plain = (
+            self.times.rank(time, request_class) for time in (harm, good, seconds)
+        )
+        if rank is None or within is None or plain is None:
             return False
         for power, slower in zip(self._powers, self._slower, strict=True):
             slower.take(rank**power, challenger=challenger, weight=weight)
-        for level, bet in zip(self.levels, self._within, strict=True):
-            bet.take(float(within > level), challenger=challenger, weight=weight)
+        for bets, shown in ((self._within, within), (self._faster, plain)):
+            for level, bet in zip(self.levels, bets, strict=True):
+                bet.take(float(shown > level), challenger=challenger, weight=weight)
         self.units[challenger] += 1
         self.peak_slower = max(self.peak_slower, self.log_evidence_slower)
         return True
@@ -181,6 +187,14 @@ class LatencyTest:
         """The highest so far."""
         return self._within[self.levels.index(level)].peak_below(0.0)
 
+    def log_evidence_faster(self, level: float) -> float:
+        """Log e-value now against "no faster at this level"."""
+        return self._faster[self.levels.index(level)].log_evidence_below(0.0)
+
+    def peak_faster(self, level: float) -> float:
+        """The highest so far."""
+        return self._faster[self.levels.index(level)].peak_below(0.0)
+
     def components_within(self, level: float) -> Array:
         """Log wealth of each bet on "within", its share included."""
         every = self._within[self.levels.index(level)].side(above=False)
@@ -194,6 +208,7 @@ class LatencyTest:
             "times": self.times.state(),
             "slower": [bet.state() for bet in self._slower],
             "within": [bet.state() for bet in self._within],
+            "faster": [bet.state() for bet in self._faster],
             "peak_slower": self.peak_slower,
             "units": list(self.units),
         }
@@ -203,10 +218,13 @@ class LatencyTest:
         if dict(state["made_with"]) != self._made_with():
             raise StorageError("the stored evidence was gathered with other settings")
         self.times.restore(state["times"])
-        for bet, stored in zip(self._slower, state["slower"], strict=True):
-            bet.restore(stored)
-        for bet, stored in zip(self._within, state["within"], strict=True):
-            bet.restore(stored)
+        for bets, name in (
+            (self._slower, "slower"),
+            (self._within, "within"),
+            (self._faster, "faster"),
+        ):
+            for bet, stored in zip(bets, state[name], strict=True):
+                bet.restore(stored)
         self.peak_slower = float(state["peak_slower"])
         self.units = [int(n) for n in state["units"]]
 
