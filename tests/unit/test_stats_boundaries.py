@@ -60,6 +60,18 @@ def test_reference_values_of_confseq() -> None:
     assert 0.08204769 <= band <= 1.015 * 0.08204769
 
 
+def test_a_thousand_outcomes_of_confseq() -> None:
+    """The last of 1,000 rows of demo/ate_data.csv there, from the sums of its scores and of their
+    squares; all rows agree to 1e-12."""
+    s, v = 174.59111433668542, 808.6458996846283
+    how = {"v_opt": 32.0, "c": 4.0, "alpha_opt": 0.025}
+    radius = boundaries.gamma_exponential_bound(v, 0.025, **how) / 1000
+    assert s / 1000 + radius == pytest.approx(0.29338820314705, abs=1e-12)
+    assert s / 1000 - radius == pytest.approx(0.0557940255263216, abs=1e-12)
+    p = math.exp(-boundaries.gamma_exponential_log_mixture(s, v, **how))
+    assert p == pytest.approx(7.33500456673828e-05, rel=1e-9)
+
+
 def test_a_bound_that_cannot_be_reached_is_infinite() -> None:
     few, many = (
         boundaries.beta_binomial_bound(0.09 * n, 0.01, v_opt=36.0, g=0.9, h=0.1) for n in (20, 200)
