@@ -121,6 +121,12 @@ class BettingMean:
         """Log e-value now against "delta >= d"."""
         return float(mix(self._wealth[1, self._at(d)]))
 
+    def components(self, d: float, *, above: bool) -> Array:
+        """Log evidence of each fraction against "delta <= d" (``above``) or "delta >= d", its share
+        included, shape [fractions]: what ``planning.remaining`` starts from."""
+        found: Array = self._wealth[0 if above else 1, self._at(d)] - math.log(self._fractions.size)
+        return found
+
     def peak_above(self, d: float) -> float:
         """The highest log e-value so far against "delta <= d"."""
         return float(self._peak[0, self._at(d)])
