@@ -228,7 +228,11 @@ def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -
     if model is not None and not a.get("action"):
         begin_update(parts, tx, take_over(parts, command.actor, now), now, actor=command.actor)
         return f"taking over the model of {model}"
-    default = Action.FULL_RETRAIN if champion is None else Action.FINE_TUNE
+    known = parts.config.training.recipes
+    afresh = [n in known and known[n].init != "champion" for n in a.get("recipes") or ()]
+    default = Action.FINE_TUNE
+    if champion is None or (afresh and all(afresh)):
+        default = Action.FULL_RETRAIN
     action = Action(str(a.get("action") or default))
     _upstream_is_known(parts, action, (a.get("assemble") or {}).get("upstream"))
     decision = parts.config.decision
@@ -244,11 +248,10 @@ def _update_start(parts: Parts, tx: Transaction, command: Command, now: float) -
     if recipes and usual is None:
         raise Conflict(f"{action} trains nothing, and recipes were asked for")
     for name in recipes:
-        if name not in parts.config.training.recipes:
-            known = ", ".join(parts.config.training.recipes)
-            raise NotFound(f"no recipe {name!r}; training.recipes has: {known}")
+        if name not in known:
+            raise NotFound(f"no recipe {name!r}; training.recipes has: {', '.join(known)}")
     left = accounts.money(parts.ledger, parts.config, now).left
-    seconds = {r: parts.config.training.recipes[r].estimated_seconds for r in recipes}
+    seconds = {r: known[r].estimated_seconds for r in recipes}
     aside = _by_hand(parts, seconds, left, now)
     cause = Cause(
         str(a.get("cause") or (Cause.FIRST_RELEASE if champion is None else Cause.REQUESTED))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from tests import fixtures_tiny
 from tests.fixtures_training import write_pictures
 from typer.testing import CliRunner
@@ -32,13 +33,17 @@ def root(tmp_path: Path) -> Path:
     """A workspace without a champion, whose recipes start from a folder."""
     root = tmp_path / "workspace"
     write_pictures(root / "data")
+    (root / "held").mkdir()
+    Image.new("RGB", (32, 32), (9, 99, 199)).save(root / "held" / "0.png")
     fixtures_tiny.save(root / "base")
     short = {**SHORT, "init": "base"}
     config = {
         "service": "sample",
         "tracker": {"type": "none"},
         "registry": {"type": "none"},
-        "data": {"train": "data"},
+        "data": {"train": "data", "reference": "held"},
+        "extractor": {"type": "clip", "path": "nowhere", "digest": "0" * 64},
+        "evaluation": {"prompts": "prompts.jsonl"},
         "decision": {
             "fine_tune": [],
             "full_retrain": ["short"],
@@ -47,6 +52,7 @@ def root(tmp_path: Path) -> Path:
         "training": {"recipes": {"short": short, "dear": {**short, "estimated_seconds": 1e6}}},
     }
     (root / "intonaco.yaml").write_text(yaml.safe_dump(config))
+    (root / "prompts.jsonl").write_text('{"prompt_id": "0", "prompt": "a two", "slice": "two"}\n')
     return root
 
 
@@ -137,10 +143,23 @@ def test_an_update_by_hand_trains_what_was_asked_for(root: Path) -> None:
     spec = json.loads((folder / "spec.json").read_text())
     assert spec["payload"]["recipe"]["steps"] == 4
     assert spec["payload"]["max_money"] <= 100
-    # There is nothing to prove it with here, which fails the update and keeps the release.
+    # There is no extractor to prove it with, which fails the update and keeps the release.
     ended = until(
         lambda: next((u for u in opened.ledger.all(Update) if u.phase.final), None), "it ends"
     )
     assert ended.phase is Phase.FAILED
     assert "not evaluated" in ended.reason
     assert [s.settled for s in opened.ledger.spending()] == [True]
+
+
+def test_what_cannot_be_evaluated_is_not_trained(root: Path, controller: None) -> None:
+    (root / "prompts.jsonl").unlink()
+    opened = open_app(root)
+    ask(root, "--recipe", "short", "--reason", "by hand")
+    ended = until(
+        lambda: next((u for u in opened.ledger.all(Update) if u.phase.final), None), "it ends"
+    )
+    assert ended.phase is Phase.FAILED
+    assert "prompts.jsonl" in ended.reason
+    assert opened.parts().releases.list() == []
+    assert not list(Workspace(root).jobs.glob("*"))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from intonaco.errors import BackendError, IntonacoError
 from intonaco.executor import data, models, probes, proof, review, service, training
+from intonaco.executor.evaluating import check_configured
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.ledger import Effect
 
@@ -23,7 +24,7 @@ class Executor:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._kinds: Mapping[str, Callable[[Parts, Effect], Outcome]] = {
-            "dataset": data.dataset,
+            "dataset": _dataset,
             "train": training.train,
             "assemble": models.assemble,
             "evaluate": proof.evaluate,
@@ -47,3 +48,9 @@ class Executor:
             return Failed(str(error))
         except IntonacoError as error:
             return Failed(str(error))
+
+
+def _dataset(parts: Parts, effect: Effect) -> Outcome:
+    """The first effect of whatever trains: what cannot be evaluated afterwards is not trained."""
+    check_configured(parts)
+    return data.dataset(parts, effect)

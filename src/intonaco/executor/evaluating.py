@@ -19,7 +19,7 @@ from intonaco.upstreams import in_force, is_upstream, read_facts
 
 
 def check_configured(p: Parts) -> None:
-    """Raises ConfigError if something that every evaluation needs is not given."""
+    """Raises ConfigError if something that every evaluation needs is not given or not there."""
     wanted = {
         "evaluation.prompts": p.config.evaluation.prompts,
         "data.reference": p.config.data.reference,
@@ -30,6 +30,10 @@ def check_configured(p: Parts) -> None:
             f"{', '.join(missing)}: needed to evaluate",
             hint="docs/guides/evaluate.md says what each is",
         )
+    read_prompts(p.workspace.resolve(str(wanted["evaluation.prompts"])))
+    reference = p.workspace.resolve(str(wanted["data.reference"]))
+    if not reference.is_dir():
+        raise ConfigError(f"data.reference: there is no folder {reference}")
 
 
 def extractor_digest(p: Parts) -> str | None:
