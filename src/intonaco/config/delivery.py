@@ -50,8 +50,8 @@ class Step(Section):
 
 DEFAULT_STEPS = (
     Step(kind=StepKind.SHADOW, weight=0.1),
-    Step(weight=0.01),
-    Step(weight=0.05),
+    Step(weight=0.01, min_units=20),
+    Step(weight=0.05, min_units=50),
     Step(weight=0.2),
     Step(weight=0.5),
     Step(weight=1.0),
