@@ -127,11 +127,14 @@ def back_to_the_first(world: World, first: str, second: str) -> None:
     assert ("retire", second) in world.serving.calls
 
 
-@pytest.mark.parametrize("how", ["harm", "dead", "word"])
+@pytest.mark.parametrize("how", ["harm", "dead", "trip", "word"])
 def test_what_goes_wrong_in_the_bake_goes_back(world: World, evidence: Evidence, how: str) -> None:
     first, second = to_bake(world)
     if how == "harm":
         evidence.found = Assessment.HARMFUL
+    elif how == "trip":
+        world.router.trip(second, world.clock.now())
+        assert world.router.observed().weights == {"champion": 0.0, "holdback": 1.0}
     elif how == "dead":
         world.serving.failing[second] = "out of memory"
     else:

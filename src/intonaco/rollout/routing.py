@@ -19,12 +19,13 @@ def desired_arms(
     answer just now and is not known to be dead, so keep the last table.
 
     A first release has no champion beside it: once it is ready it *is* the champion arm. Once the
-    challenger is champion, ``previous`` is the one before it, and keeps what it does not have."""
+    challenger is champion, ``previous`` is the one before it: it keeps the share that the new one
+    does not have, none perhaps, and steps in for it."""
     if champion is None or not champion.urls:
         return None
     if rollout is not None and rollout.challenger == champion.release:
         held = round(1.0 - weights.get("challenger", 1.0), 12)
-        if rollout.promoted_at is not None and held > 0 and previous is not None and previous.urls:
+        if rollout.promoted_at is not None and previous is not None and previous.urls:
             return _held_back(champion, previous, held)
         rollout = None
     share = 0.0 if rollout is None else weights.get("challenger", 0.0)
