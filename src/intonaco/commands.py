@@ -19,6 +19,8 @@ from intonaco.decision.triggers import Call, State, call
 from intonaco.errors import Conflict, IntonacoError, NotFound
 from intonaco.executor import Parts
 from intonaco.ledger import Command, Ledger, Transaction
+from intonaco.rollout.machine import COMMANDS
+from intonaco.rollout.quarantine import quarantined
 from intonaco.types import (
     Action,
     Candidate,
@@ -34,7 +36,6 @@ from intonaco.types import (
 )
 
 TRIGGERS = "triggers"  # setting: what triggers saw
-ROLLOUT_COMMANDS = ("pause", "resume", "abort", "promote", "skip")
 
 
 def submit(
@@ -177,7 +178,7 @@ def _update(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
         tx.update(replace(update, cancel_requested=True))
         rollout = parts.ledger.active_rollout()
         if rollout is not None and rollout.update_id == update.update_id:
-            tx.set(f"rollout:{rollout.rollout_id}", {"command": "abort", "actor": command.actor})
+            _tell(parts, tx, rollout, "abort", command)
         return f"update {update.update_id} will be cancelled"
     raise NotFound(f"unknown: update {what}")
 
@@ -313,10 +314,21 @@ def _rollout(parts: Parts, tx: Transaction, command: Command, now: float) -> str
     rollout = parts.ledger.active_rollout()
     if rollout is None:
         raise Conflict("no rollout is running")
-    if what not in ROLLOUT_COMMANDS:
+    if what not in COMMANDS:
         raise NotFound(f"unknown: rollout {what}")
-    tx.set(f"rollout:{rollout.rollout_id}", {"command": what, "actor": command.actor})
+    _tell(parts, tx, rollout, what, command)
     return f"{what} of rollout {rollout.rollout_id}"
+
+
+def _tell(parts: Parts, tx: Transaction, rollout: Rollout, what: str, command: Command) -> None:
+    """The machine takes it at its next look; nothing that comes before that undoes an abort."""
+    name = f"rollout:{rollout.rollout_id}"
+    before = parts.ledger.setting(name)
+    if before and before["command"] == "abort":
+        raise Conflict(f"rollout {rollout.rollout_id} is being aborted by {before['actor']}")
+    reason = str(command.arguments.get("reason") or "")
+    said = {"command": what, "actor": command.actor, "reason": reason, "at": command.at}
+    tx.set(name, said)
 
 
 def _retry(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
@@ -346,10 +358,14 @@ def _retry(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
 def _rollback(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
     to = command.arguments.get("to")
     rollout = parts.ledger.active_rollout()
-    if rollout is not None and to in (None, rollout.champion):
-        tx.set(f"rollout:{rollout.rollout_id}", {"command": "abort", "actor": command.actor})
+    alone = rollout is not None and rollout.promoted_at is not None and rollout.champion is None
+    if rollout is not None and not alone and to in (None, rollout.champion):
+        _tell(parts, tx, rollout, "abort", command)
         return f"rollout {rollout.rollout_id} is being rolled back"
     target = rollback_target(parts.ledger, str(to) if to else None)
+    if rollout is not None and rollout.promoted_at is not None:
+        hint = "`intonaco rollout skip` ends its bake, then roll back"
+        raise Conflict(f"{rollout.challenger[:10]} is baking", hint=hint)
     if parts.ledger.active_updates():
         raise Conflict(
             "an update is running", hint="`intonaco update cancel` it first, then roll back"
@@ -363,9 +379,13 @@ def rollback_target(ledger: Ledger, to: str | None) -> str:
     """The release to go back to. Raises NotFound, Conflict."""
     champion = ledger.champion()
     if to is None:
-        target = ledger.previous()
-        if target is None:
-            raise Conflict("there is no earlier champion to go back to")
+        bad = quarantined(ledger.all(Rollout))
+        served = [t.release_id for t in ledger.tenures() if t.release_id not in (champion, *bad)]
+        if not served:
+            hint = f"{', '.join(r[:10] for r in bad)}: rolled back before, go there with --to"
+            text = "there is no earlier champion to go back to"
+            raise Conflict(text, hint=hint if set(bad) - {champion} else "")
+        target = served[-1]
     else:
         target = ledger.get(Release, to).release_id
         if target not in {tenure.release_id for tenure in ledger.tenures()}:

@@ -18,6 +18,7 @@ from intonaco.executor import Done, Executor, Failed, Outcome, Parts
 from intonaco.ledger import EffectStatus, Transaction
 from intonaco.protocols import Notifier
 from intonaco.rollout.controller import RolloutController
+from intonaco.rollout.quarantine import quarantined
 from intonaco.triggering import Triggers
 from intonaco.types import Diagnosis, Event, Phase, Rollout, Update
 from intonaco.watching import Watch
@@ -92,6 +93,7 @@ class Controller:
                 rollout=ledger.find(Rollout, update.rollout_id) if update.rollout_id else None,
                 approval=commands.approval_of(ledger, update.update_id),
                 earlier=self._earlier(update),
+                quarantined=quarantined(ledger.all(Rollout)),
             )
             step = loop.advance(update, facts, now)
             news = [e for e in step.effects if e.key not in facts.effects]

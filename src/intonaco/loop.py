@@ -23,7 +23,7 @@ from intonaco.evaluation import gate
 from intonaco.evaluation.attempts import attempt, attempts
 from intonaco.evaluation.verdicts import with_review
 from intonaco.ledger import Effect, EffectStatus
-from intonaco.rollout.machine import steps_for
+from intonaco.rollout.strategies import steps_for, straight
 from intonaco.types import (
     Action,
     Candidate,
@@ -32,8 +32,6 @@ from intonaco.types import (
     Plan,
     Rollout,
     RolloutStatus,
-    RolloutStep,
-    StepKind,
     Update,
     Verdict,
 )
@@ -57,6 +55,7 @@ class Facts:
     rollout: Rollout | None = None
     approval: Approval | None = None
     earlier: int = 0  # candidates that the gate judged for the same trigger before this update
+    quarantined: Mapping[str, str] = field(default_factory=dict)  # why, by release
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,12 +282,22 @@ def _gate(update: Update, facts: Facts, now: float) -> Step:
         else c
         for c in update.candidates
     )
+    candidates = tuple(_not_again(c, facts.quarantined) for c in candidates)
     passed = [c for c in candidates if c.verdict is Verdict.PASS]
     update = replace(update, candidates=candidates, chosen=passed[0].release_id if passed else None)
     note = "; ".join(
         f"{c.name}: {c.verdict}" + (f" ({c.reasons[0]})" if c.reasons else "") for c in candidates
     )
     return _to(update, Phase.REGISTER, now, note)
+
+
+def _not_again(candidate: Candidate, quarantined: Mapping[str, str]) -> Candidate:
+    """A release that was rolled back is not tried again by itself, whatever was measured."""
+    why = quarantined.get(candidate.release_id or "")
+    if why is None:
+        return candidate
+    reason = f"in quarantine, rolled back before: {why} (`intonaco rollout retry` tries it again)"
+    return replace(candidate, verdict=Verdict.FAIL, reasons=(reason, *candidate.reasons))
 
 
 def _measured(update: Update, facts: Facts) -> Mapping[str, gate.GateDecision]:
@@ -382,17 +391,25 @@ def _approve(update: Update, facts: Facts, now: float) -> Step:
 def _rollout(update: Update, facts: Facts, now: float) -> Step:
     """The rollout has its own machine; here it is only waited for."""
     rollout = facts.rollout
-    if rollout is None or not rollout.status.final:
+    if rollout is None:
         return Step(update=update)
-    if rollout.status is RolloutStatus.PROMOTED:
+    if rollout.promoted_at is not None or rollout.status is RolloutStatus.PROMOTED:
         return _to(update, Phase.BAKE, now, rollout.reason)
+    if not rollout.status.final:
+        return Step(update=update)
+    if rollout.status is RolloutStatus.OBSERVED:
+        return _retire_and_end(update, facts, Phase.CANCELLED, now, rollout.reason)
     return _retire_and_end(update, facts, Phase.ROLLED_BACK, now, rollout.reason)
 
 
 def _bake(update: Update, facts: Facts, now: float) -> Step:
-    """The old release stays warm for a while, then drains and retires."""
-    if now - update.phase_since < facts.config.rollout.bake_seconds:
+    """The old release stays warm as long as the rollout watches the new one, then drains and
+    retires; or it is champion again."""
+    rollout = facts.rollout
+    if rollout is None or not rollout.status.final:
         return Step(update=update)
+    if rollout.status is not RolloutStatus.PROMOTED:
+        return _retire_and_end(update, facts, Phase.ROLLED_BACK, now, rollout.reason)
     if update.champion is None or update.champion == update.chosen:
         return _to(update, Phase.PROMOTED, now, "baked")
     wanted = _effect(update, "retire", update.champion)
@@ -422,22 +439,22 @@ _PHASES = {
 
 def _rollout_of(update: Update, config: Config, now: float) -> Rollout:
     rollout_id = f"{update.update_id}-{update.attempt}"
-    straight = update.champion is None or update.plan.action is Action.ROLL_BACK
+    alone = update.champion is None or update.plan.action is Action.ROLL_BACK
     return Rollout(
         rollout_id=rollout_id,
         service_id=update.service_id,
         update_id=update.update_id,
-        champion=None if straight else update.champion,
+        champion=None if alone else update.champion,
         challenger=str(update.chosen),
-        steps=(RolloutStep(kind=StepKind.CANARY, weight=1.0),)
-        if straight
-        else steps_for(config.rollout),
+        steps=straight(config.rollout) if alone else steps_for(config.rollout),
         status=RolloutStatus.RUNNING,
         started_at=now,
         step_since=now,
         salt=digest(["salt", rollout_id, now])[:16],
         alpha=config.rollout.alpha / 2 ** (update.attempt - 1),
         max_seconds=config.rollout.max_seconds,
+        on_inconclusive=config.rollout.on_inconclusive,
+        stuck_seconds=config.rollout.stuck_seconds,
         attempt=update.attempt,
     )
 

@@ -233,6 +233,8 @@ class Watch:
         elif self.analysis is None or self.analysis.rollout_id != rollout.rollout_id:
             self.analysis = self._analysis_of(rollout, self.medians())
             self._dirty = True
+        if self.analysis is not None and rollout is not None and rollout.promoted_epoch is not None:
+            self.analysis.promoted(rollout.promoted_epoch)
 
     def medians(self) -> dict[str, float]:
         """The champion's median service time in each request class, in seconds."""

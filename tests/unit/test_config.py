@@ -54,7 +54,7 @@ def test_the_name_of_the_service_is_enough() -> None:
         (
             "service: s\nrollout: {steps: [{weight: 1, minutes: 5}]}",
             "intonaco.yaml: rollout.steps.0.minutes: unknown field; "
-            "allowed: kind, min_seconds, min_units, weight",
+            "allowed: deadline_s, kind, min_seconds, min_units, on_timeout, weight",
         ),
         # a field that must be there
         ("{}", "intonaco.yaml: service: required and not given"),
@@ -88,8 +88,8 @@ def test_the_name_of_the_service_is_enough() -> None:
         ),
         # what only the whole says
         (
-            "service: s\nrollout: {steps: [{weight: 0.5}]}",
-            "intonaco.yaml: rollout.steps: the last canary step must have weight 1.0",
+            "service: s\nrollout: {steps: [{kind: bake}]}",
+            "intonaco.yaml: rollout.steps: a bake comes after promote",
         ),
         (
             "service: s\nrollout: {steps: [{weight: 0.5}, {weight: 0.1}, {weight: 1}]}",

@@ -493,3 +493,67 @@ def test_margins_must_fit_the_metric() -> None:
         analysis(score_range=(0.5, 0.55))
     with pytest.raises(ValueError, match="some of"):
         analysis(metrics=("speed",))
+
+
+# ------------------------------------------------------------------------------------ promoted
+
+
+def bake(
+    an: RolloutAnalysis, count: int, *, failing: float, holdback: float, seed: int = 0
+) -> None:
+    """Users under the table after the promotion; ``failing``: share of the new champion's."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        arm = "holdback" if rng.random() < holdback else "champion"
+        failed = arm == "champion" and rng.random() < failing
+        tries = [attempt(arm, Outcome.ERROR if failed else Outcome.OK, at=1000.0 + number)]
+        share = holdback if arm == "holdback" else 1 - holdback
+        an.observe(
+            scored(
+                number,
+                arm=arm,
+                probability=share,
+                attempts=tries,
+                at=1000.0 + number,
+                routing_epoch=8,
+            )
+        )
+
+
+def promoted(holdback: float) -> RolloutAnalysis:
+    an = analysis()
+    traffic(an, 400)
+    an.promoted(7)
+    an.begin_step(4, 900.0, 1.0 - holdback)
+    assert of(an, "errors").assessment in (Assessment.NON_INFERIOR, Assessment.NO_DATA)
+    return an
+
+
+@pytest.mark.parametrize("holdback", [0.2, 0.0])
+def test_a_champion_that_turns_bad_is_found_in_its_bake(holdback: float) -> None:
+    """The same users as before count once more: against those held back, or against what the
+    champion before it did."""
+    an = promoted(holdback)
+    bake(an, 300, failing=0.3, holdback=holdback)
+    assert of(an, "errors").assessment is Assessment.HARMFUL
+
+
+@pytest.mark.parametrize("holdback", [0.2, 0.0])
+def test_a_good_champion_bakes_in_peace_and_across_restarts(holdback: float) -> None:
+    an = promoted(holdback)
+    bake(an, 200, failing=0.0, holdback=holdback)
+    again = analysis(medians={})
+    again.restore(json.loads(json.dumps(an.state())))
+    again.promoted(7)
+    for each in (an, again):
+        bake(each, 200, failing=0.0, holdback=holdback, seed=1)
+        assert of(each, "errors").assessment is not Assessment.HARMFUL
+    assert again.state() == an.state()
+
+
+def test_records_of_before_the_promotion_keep_their_arms() -> None:
+    an = promoted(0.2)
+    an.observe(scored(5000, arm="champion", probability=0.5, routing_epoch=7))
+    an.observe(scored(5001, arm="champion", probability=0.8, routing_epoch=8))
+    errors = of(an, "errors")
+    assert (errors.units_champion, errors.units_challenger) == (1, 1)

@@ -10,16 +10,17 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from pydantic import ValidationError
 
 from intonaco.codec import decode, encode
 from intonaco.config import RolloutConfig, Step
 from intonaco.rollout.machine import (
     RolloutDecision,
     RolloutFacts,
-    steps_for,
     tick,
     weights_of,
 )
+from intonaco.rollout.strategies import steps_for, straight
 from intonaco.types import (
     Assessment,
     BreakerTrip,
@@ -38,7 +39,9 @@ CONFIG = RolloutConfig(
         Step(weight=1.0, min_seconds=10, min_units=30),
     ),
     max_seconds=1000,
+    bake_seconds=10,
 )
+PROMOTED = RolloutStatus.PROMOTED
 METRICS = ("errors", "slow", "clip_score")
 
 
@@ -82,10 +85,12 @@ def rollout(config: RolloutConfig = CONFIG, champion: str | None = "A") -> Rollo
         update_id="u",
         champion=champion,
         challenger="B",
-        steps=steps_for(config),
+        steps=steps_for(config) if champion else straight(config),
         status=RolloutStatus.RUNNING,
         started_at=0.0,
         max_seconds=config.max_seconds,
+        on_inconclusive=config.on_inconclusive,
+        stuck_seconds=config.stuck_seconds,
         salt="salt",
     )
 
@@ -105,11 +110,12 @@ def test_runs_through_all_steps_to_promotion() -> None:
         decision = tick(state, FINE, now)
         state, now = decision.rollout, now + 10
         seen.append((decision.weights["shadow"], decision.weights["challenger"]))
-    assert seen == [(0.2, 0.0), (0.0, 0.05), (0.0, 0.5), (0.0, 1.0), (0.0, 1.0)]
+    assert seen == [(0.2, 0.0), (0.0, 0.05), (0.0, 0.5), *[(0.0, 1.0)] * 4]
     assert state.status is RolloutStatus.PROMOTED
     assert state.verdict is Verdict.PASS
-    assert state.ended_at == 40.0
-    assert [h.left_at for h in state.history] == [10.0, 20.0, 30.0, 40.0]
+    assert state.promoted_at == 40.0
+    assert state.ended_at == 60.0
+    assert [h.left_at for h in state.history] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
     assert "errors " in state.reason
     assert "margin" in state.reason
     assert decode(Rollout, encode(state)) == state
@@ -207,14 +213,21 @@ def test_no_guardrail_is_no_proof() -> None:
 
 
 def test_a_first_release_is_promoted_when_it_is_ready() -> None:
-    config = RolloutConfig(steps=(Step(weight=1.0, min_seconds=0, min_units=0),))
-    state = rollout(config, champion=None)
+    state = rollout(CONFIG, champion=None)
     ready = RolloutFacts(challenger_ready=True, observed_epoch_applied=True)
     assert not tick(state, RolloutFacts(), 1.0).rollout.history
     state = tick(state, ready, 2.0).rollout
     assert weights_of(state)["challenger"] == 1.0
-    assert tick(state, RolloutFacts(challenger_ready=True), 3.0).rollout == state
-    assert tick(state, ready, 3.0).rollout.status is RolloutStatus.PROMOTED
+    unconfirmed = tick(state, RolloutFacts(challenger_ready=True), 3.0).rollout
+    assert unconfirmed.promoted_at is None
+    state = tick(state, ready, 3.0).rollout
+    assert (state.promoted_at, state.status) == (3.0, RolloutStatus.RUNNING)
+    # There is nothing to go back to, so it stays whatever it does.
+    state = tick(state, replace(ready, dead=True, trips=(TRIP,)), 4.0).rollout
+    refused = tick(state, replace(ready, command="abort"), 5.0)
+    assert refused.events == (("refused", "abort refused: there is nothing to go back to"),)
+    state = tick(state, ready, 6.0).rollout
+    assert tick(state, ready, 16.0).rollout.status is RolloutStatus.PROMOTED
 
 
 def test_pause_holds_the_weights_and_the_deadline() -> None:
@@ -231,7 +244,8 @@ def test_commands_hurry_but_drop_no_proof() -> None:
     assert tick(go(0), replace(FINE, command="skip", shadow_pairs=0), 1.0).rollout.step == 1
     assert tick(go(1), replace(FINE, command="promote"), 21.0).rollout.step == 3
     at_last = tick(go(3), replace(FINE, command="promote", units_at_step=0), 61.0).rollout
-    assert at_last.status is RolloutStatus.PROMOTED
+    assert at_last.promoted_at == 61.0
+    assert tick(go(5), replace(FINE, command="skip"), 101.0).rollout.status is PROMOTED
     for facts, words in (
         (replace(FINE, command="promote", assessments=UNDECIDED), "slow (undecided)"),
         (replace(FINE, command="promote", frozen=True), "frozen"),
@@ -246,15 +260,216 @@ def test_commands_hurry_but_drop_no_proof() -> None:
 
 def test_blue_green_is_shadow_then_everybody() -> None:
     blue_green = CONFIG.model_copy(update={"strategy": "blue_green"})
-    assert [(s.kind, s.weight) for s in steps_for(blue_green)] == [
-        (StepKind.SHADOW, 0.2),
-        (StepKind.CANARY, 1.0),
-    ]
-    bare = RolloutConfig(strategy="blue_green", steps=(Step(weight=1.0, min_units=7),))
-    assert [(s.kind, s.weight, s.min_units) for s in steps_for(bare)] == [
-        (StepKind.SHADOW, 1.0, 7),
-        (StepKind.CANARY, 1.0, 7),
-    ]
+    assert kinds_of(blue_green) == "shadow 0.2, analysis 0, canary 1, promote 0, bake 0"
+    bare = RolloutConfig(
+        strategy="blue_green",
+        steps=(Step(weight=1.0, min_units=7), Step(kind=StepKind.APPROVE)),
+        bake_seconds=0,
+    )
+    assert kinds_of(bare) == "shadow 1, approve 0, analysis 0, canary 1, promote 0"
+    assert steps_for(bare)[0].min_units == 7
+
+
+def test_shadow_only_promotes_nobody() -> None:
+    config = CONFIG.model_copy(update={"strategy": "shadow_only"})
+    assert kinds_of(config) == "shadow 0.2, analysis 0"
+    state = rollout(config)
+    for n in range(3):
+        state = tick(state, replace(FINE, assessments=UNDECIDED), 20.0 * n).rollout
+        assert weights_of(state) == {"challenger": 0.0, "shadow": 0.2}
+    ended = tick(state, FINE, 80.0)
+    assert ended.rollout.status is RolloutStatus.OBSERVED
+    assert ended.rollout.verdict is Verdict.PASS
+    assert ended.weights == {"challenger": 0.0, "shadow": 0.0}
+
+
+def test_written_out_steps_are_taken_as_they_are() -> None:
+    steps = (
+        Step(kind=StepKind.STAGE),
+        Step(weight=0.1),
+        Step(kind=StepKind.PAUSE, min_seconds=None),
+        Step(weight=0.5),
+        Step(kind=StepKind.PROMOTE),
+        Step(kind=StepKind.BAKE, min_seconds=60, weight=0.05),
+    )
+    listed = "stage 0, canary 0.1, pause 0, canary 0.5, canary 1, promote 0, bake 0.05"
+    assert kinds_of(RolloutConfig(steps=steps)) == listed
+
+
+def kinds_of(config: RolloutConfig) -> str:
+    return ", ".join(f"{s.kind} {s.weight:g}" for s in steps_for(config))
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([{"weight": 0.5}, {"weight": 0.1}], "must not fall"),
+        ([{"weight": 0.5}, {"kind": "stage"}], "first step"),
+        ([{"weight": 0.5}, {"kind": "shadow", "weight": 0.1}], "shadow step after"),
+        ([{"kind": "promote"}, {"weight": 0.1}], "only be bake"),
+        ([{"kind": "bake"}], "comes after promote"),
+        ([{"kind": "canary"}], "needs one above 0"),
+        ([{"kind": "approve", "min_units": 3}], "min_units is not read by a approve step"),
+        ([{"weight": 0.5, "min_seconds": None}], "only a pause"),
+        ([], "at least 1"),
+    ],
+)
+def test_lists_that_make_no_sense_are_refused(steps: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RolloutConfig.model_validate({"steps": steps})
+
+
+# ------------------------------------------------------------------------------------ bake, waits
+
+
+def baking(holdback: float = 0.1, **facts: Any) -> Rollout:
+    """A promoted rollout in its bake, entered at 100."""
+    config = CONFIG.model_copy(update={"holdback": holdback})
+    state = rollout(config)
+    for n in range(6):
+        state = tick(state, replace(FINE, **facts), 20.0 * n).rollout
+    assert state.steps[state.step].kind is StepKind.BAKE
+    return state
+
+
+def test_the_bake_holds_users_back_and_ends_promoted() -> None:
+    state = baking()
+    assert weights_of(state) == {"challenger": 0.9, "shadow": 0.0}
+    assert tick(state, FINE, 105.0).rollout.status is RolloutStatus.RUNNING
+    # Nothing new has to be proven, and no deadline of the evidence ends it.
+    ended = tick(state, replace(FINE, assessments=()), 5000.0)
+    assert ended.rollout.status is RolloutStatus.PROMOTED
+    assert ended.rollout.reason.startswith("every guardrail is proven")
+    assert ended.weights["challenger"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"trips": (TRIP,)}, {"assessments": HARMFUL}, {"dead": True}, {"command": "abort"}]
+)
+def test_harm_in_the_bake_goes_back(changes: dict[str, Any]) -> None:
+    decision = tick(baking(), replace(FINE, **changes), 101.0)
+    assert decision.rollout.status is RolloutStatus.ROLLED_BACK
+    assert decision.rollout.promoted_at == 80.0
+    assert decision.weights["challenger"] == 0.0
+
+
+def test_it_does_not_go_back_to_a_champion_that_is_not_ready() -> None:
+    sick = replace(FINE, assessments=HARMFUL, champion_ready=False)
+    for state, share in ((go(2), 0.5), (baking(), 0.9)):
+        first = tick(state, sick, 200.0)
+        assert first.rollout.status is RolloutStatus.RUNNING
+        assert first.weights["challenger"] == share
+        assert [kind for kind, _ in first.events] == ["returning"]
+        again = tick(first.rollout, sick, 201.0)
+        assert again.events == ()
+        # Once decided it goes back, whatever the evidence says by then.
+        back = tick(again.rollout, FINE, 202.0).rollout
+        assert back.status is RolloutStatus.ROLLED_BACK
+        assert back.reason.startswith("harmful: slow")
+        assert back.verdict is Verdict.FAIL
+        # If the challenger cannot answer either, nothing is lost by going back.
+        dead = tick(again.rollout, replace(sick, dead=True), 202.0).rollout
+        assert dead.status is RolloutStatus.ROLLED_BACK
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"challenger_ready": False}, "it is not ready"),
+        ({"observed_epoch_applied": False}, "the gateway does not follow"),
+    ],
+)
+def test_stuck_for_too_long_goes_back(changes: dict[str, Any], words: str) -> None:
+    stuck = replace(FINE, **changes)
+    state = tick(go(1), stuck, 100.0).rollout
+    assert tick(state, FINE, 650.0).rollout.stuck_since is None
+    state = tick(state, stuck, 699.0).rollout
+    assert state.status is RolloutStatus.RUNNING
+    ended = tick(state, stuck, 700.0).rollout
+    assert ended.status is RolloutStatus.ROLLED_BACK
+    assert ended.reason == f"no progress for 600 s: {words}"
+
+
+def waits_at(step: Step) -> Rollout:
+    """A rollout that entered ``step``, after 5 % of users, at 20."""
+    config = RolloutConfig(
+        steps=(Step(weight=0.05, min_seconds=10, min_units=5), step, Step(weight=0.5)),
+        max_seconds=10_000,
+    )
+    state = rollout(config)
+    for now in (0.0, 20.0):
+        state = tick(state, FINE, now).rollout
+    assert state.steps[state.step].kind is step.kind
+    assert weights_of(state)["challenger"] == 0.05
+    return state
+
+
+def test_an_approval_is_waited_for_and_never_skipped() -> None:
+    state = waits_at(Step(kind=StepKind.APPROVE, deadline_s=100))
+    assert tick(state, FINE, 119.0).rollout == state
+    for command in ("skip", "promote", "resume"):
+        decision = tick(state, replace(FINE, command=command), 50.0)
+        assert [kind for kind, _ in decision.events] == ["refused"]
+        assert decision.rollout.step == state.step
+    before = go(1)
+    early = tick(before, replace(FINE, command="approve"), 25.0)
+    assert early.events == (("refused", "approve refused: it does not wait for an approval"),)
+    word = replace(FINE, command="approve", actor="ada", why="looks fine", asked_at=90.0)
+    approved = tick(state, word, 500.0)  # read late, given in time
+    assert approved.rollout.step == state.step + 1
+    assert "approved by ada: looks fine" in approved.events[0][1]
+    late = tick(state, replace(word, asked_at=120.0), 120.0).rollout
+    assert late.status is RolloutStatus.INCONCLUSIVE
+    assert late.reason == "nobody approved within 100 s"
+    harm = tick(state, replace(FINE, assessments=HARMFUL), 30.0).rollout
+    assert harm.status is RolloutStatus.ROLLED_BACK
+
+
+def test_an_approval_that_may_be_late_is_told_once() -> None:
+    state = waits_at(Step(kind=StepKind.APPROVE, deadline_s=100, on_timeout="hold"))
+    first = tick(state, FINE, 120.0)
+    assert [kind for kind, _ in first.events] == ["overdue"]
+    assert tick(first.rollout, FINE, 121.0).events == ()
+    word = replace(FINE, command="approve")
+    assert tick(first.rollout, word, 5000.0).rollout.step == state.step + 1
+
+
+def test_a_pause_does_not_use_up_an_approval() -> None:
+    state = waits_at(Step(kind=StepKind.APPROVE, deadline_s=100))
+    state = tick(state, replace(FINE, command="pause"), 60.0).rollout
+    state = tick(state, FINE, 5000.0).rollout
+    state = tick(state, replace(FINE, command="resume"), 5060.0).rollout
+    assert tick(state, FINE, 5110.0).rollout.status is RolloutStatus.RUNNING
+    assert tick(state, FINE, 5120.0).rollout.status is RolloutStatus.INCONCLUSIVE
+
+
+def test_a_pause_step_ends_by_time_or_by_hand() -> None:
+    timed = waits_at(Step(kind=StepKind.PAUSE, min_seconds=30))
+    assert tick(timed, FINE, 49.0).rollout.step == 1
+    assert tick(timed, FINE, 50.0).rollout.step == 2
+    held = waits_at(Step(kind=StepKind.PAUSE, min_seconds=None))
+    assert tick(held, FINE, 9000.0).rollout.step == 1
+    assert tick(held, replace(FINE, command="resume"), 9000.0).rollout.step == 2
+    assert tick(held, replace(FINE, command="skip"), 9000.0).rollout.step == 2
+
+
+def test_an_analysis_step_waits_for_the_proof() -> None:
+    state = waits_at(Step(kind=StepKind.ANALYSIS))
+    waiting = tick(state, replace(FINE, assessments=UNDECIDED), 30.0)
+    assert waiting.events == (("waiting", "waiting for slow (undecided)"),)
+    assert tick(waiting.rollout, FINE, 31.0).rollout.step == 2
+
+
+def test_evidence_that_does_not_come_can_be_waited_for() -> None:
+    state = replace(go(2), on_inconclusive="hold")
+    facts = replace(FINE, assessments=UNDECIDED)
+    first = tick(state, facts, 1000.0)
+    assert [kind for kind, _ in first.events] == ["overdue"]
+    assert "not proven within 1000 s" in first.events[0][1]
+    second = tick(first.rollout, facts, 2000.0)
+    assert second.rollout.status is RolloutStatus.RUNNING
+    assert second.weights["challenger"] == 0.5
+    assert tick(second.rollout, FINE, 3000.0).rollout.step == 3
 
 
 # ------------------------------------------------------------------------------------ whatever
@@ -267,10 +482,22 @@ class AnyTraffic(RuleBasedStateMachine):
     """Random facts and commands in random order."""
 
     @initialize(
-        champion=st.sampled_from(["A", None]), strategy=st.sampled_from(["canary", "blue_green"])
+        champion=st.sampled_from(["A", None]),
+        strategy=st.sampled_from(["canary", "blue_green", "shadow_only"]),
+        holdback=st.sampled_from([0.0, 0.05]),
+        waits=st.booleans(),
     )
-    def begin(self, champion: str | None, strategy: str) -> None:
-        config = CONFIG.model_copy(update={"strategy": strategy})
+    def begin(self, champion: str | None, strategy: str, holdback: float, waits: bool) -> None:
+        steps = list(CONFIG.steps)
+        if waits:
+            steps[2:2] = [
+                Step(kind=StepKind.APPROVE, deadline_s=300),
+                Step(kind=StepKind.PAUSE, min_seconds=None),
+                Step(kind=StepKind.ANALYSIS),
+            ]
+        config = CONFIG.model_copy(
+            update={"strategy": strategy, "holdback": holdback, "steps": tuple(steps)}
+        )
         self.state = rollout(config, champion)
         self.now = 0.0
         self.weights = {"challenger": 0.0, "shadow": 0.0}
@@ -284,7 +511,10 @@ class AnyTraffic(RuleBasedStateMachine):
         ready=st.booleans(),
         applied=st.booleans(),
         frozen=st.booleans(),
-        command=st.sampled_from([None, None, None, "pause", "resume", "promote", "skip", "x"]),
+        healthy=st.booleans(),
+        command=st.sampled_from(
+            [None, None, None, "pause", "resume", "promote", "skip", "approve", "x"]
+        ),
         trouble=st.sampled_from([None] * 12 + ["trip", "dead", "split", "abort"]),
     )
     def look(
@@ -296,6 +526,7 @@ class AnyTraffic(RuleBasedStateMachine):
         ready: bool,
         applied: bool,
         frozen: bool,
+        healthy: bool,
         command: str | None,
         trouble: str | None,
     ) -> None:
@@ -309,6 +540,7 @@ class AnyTraffic(RuleBasedStateMachine):
             observed_epoch_applied=applied or lucky,
             sample_ratio_ok=trouble != "split",
             dead=trouble == "dead",
+            champion_ready=healthy or lucky,
             command="abort" if trouble == "abort" else command,
             frozen=frozen and not lucky,
         )
@@ -323,21 +555,30 @@ class AnyTraffic(RuleBasedStateMachine):
             assert decision.events == ()
             return
         harmful = any(a.assessment is Assessment.HARMFUL for a in facts.assessments)
-        if trouble or harmful:
-            assert after.status is RolloutStatus.ROLLED_BACK
+        alone = before.promoted_at is not None and before.champion is None
+        if (trouble or harmful or before.returning) and not alone:
+            can = facts.champion_ready or before.champion is None or facts.dead
+            assert after.status is (RolloutStatus.ROLLED_BACK if can else before.status)
+            assert can or after.returning
         proven = {
             a.metric
             for a in facts.assessments
             if a.assessment in (Assessment.NON_INFERIOR, Assessment.SUPERIOR)
         }
         gained = decision.weights["challenger"] - self.weights["challenger"]
+        crowned = after.promoted_at is not None and before.promoted_at is None
         if after.champion is not None and (
-            after.status is RolloutStatus.PROMOTED
-            or (decision.weights["challenger"] == 1.0 and gained > 0)
+            crowned
+            or (before.promoted_at is None and decision.weights["challenger"] == 1.0 and gained > 0)
         ):
             assert proven == set(METRICS)
-        if after.status in (RolloutStatus.ROLLED_BACK, RolloutStatus.INCONCLUSIVE):
+        if after.step > before.step and before.history:
+            left = {s.kind for s in before.steps[before.step : after.step]}
+            assert StepKind.APPROVE not in left or command == "approve"
+        if after.status.final and after.status is not RolloutStatus.PROMOTED:
             assert decision.weights == {"challenger": 0.0, "shadow": 0.0}
+        elif after.promoted_at is not None:
+            assert decision.weights["challenger"] >= 0.95
         else:
             assert gained >= 0
             assert after.step - before.step in (0, 1) or command == "promote"

@@ -92,3 +92,18 @@ def test_the_breaker_is_closed_only_when_a_release_comes_back() -> None:
     third = next_table(second, more, service_id="s", salt="x", reason="")
     assert third is not None
     assert third.untrip == ()
+
+
+def test_users_are_held_back_on_the_previous_champion() -> None:
+    crowned = replace(ROLLOUT, promoted_at=5.0)
+    arms = desired_arms(CHALLENGER, crowned, CHALLENGER, {"challenger": 0.95}, CHAMPION)
+    assert arms is not None
+    held = [(a.name, a.role.value, a.release, a.weight) for a in arms]
+    assert held == [("champion", "champion", "b", 0.95), ("holdback", "holdback", "a", 0.05)]
+    standby = desired_arms(CHALLENGER, crowned, CHALLENGER, {"challenger": 1.0}, CHAMPION)
+    assert standby is not None
+    assert [(a.name, a.weight) for a in standby] == [("champion", 1.0), ("holdback", 0.0)]
+    gone = replace(CHAMPION, urls=(), ready=False, error="it ended")
+    alone = desired_arms(CHALLENGER, crowned, CHALLENGER, {"challenger": 0.95}, gone)
+    assert alone is not None
+    assert [(a.name, a.weight) for a in alone] == [("champion", 1.0)]

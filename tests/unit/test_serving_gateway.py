@@ -292,6 +292,31 @@ async def test_the_shield_and_the_breaker(stage: Stage) -> None:
     assert (await stage.ask("third")).headers["x-intonaco-arm"] == "challenger:x"
 
 
+async def test_a_new_champion_that_bakes_is_shielded_by_the_one_before(stage: Stage) -> None:
+    """No user sees it fail, and its breaker gives everybody back."""
+    state = stage.gateway.state
+    state.apply(table(1, arm("champion", NEW, 1.0, "new"), arm("holdback", OLD, 0.0, "old")))
+    for i in range(3):
+        answer = await stage.ask(f"before{i}", prompt=f"a dog {i}")
+        assert answer.headers["x-intonaco-arm"] == "champion"
+    stage.workers.answers("new", 500)
+    answer = await stage.ask("first")
+    assert answer.status_code == 200
+    assert answer.headers["x-intonaco-assigned-arm"] == "champion"
+    assert answer.headers["x-intonaco-arm"] == "holdback"
+    await stage.records()
+    assert [t.release for t in stage.observed().trips] == [NEW]
+    assert stage.observed().weights == {"champion": 0.0, "holdback": 1.0}
+    assert stage.observed().failed == 0
+    before = len(stage.workers.asked)
+    assert (await stage.ask("second")).headers["x-intonaco-assigned-arm"] == "holdback"
+    assert stage.workers.hosts()[before:] == ["old"]
+    # Once it has baked nobody steps in, and the trip of then takes nobody's traffic.
+    del stage.workers.behaviour["new"]
+    state.apply(table(2, arm("champion", NEW, 1.0, "new")))
+    assert (await stage.ask("third")).headers["x-intonaco-arm"] == "champion"
+
+
 async def test_a_poisonous_prompt_trips_nothing(stage: Stage) -> None:
     stage.gateway.state.apply(canary(0))
     for i in range(3):

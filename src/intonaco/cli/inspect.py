@@ -13,7 +13,7 @@ from intonaco.cli.common import HERE, AsJson, Folder, ago, opened, out, print_js
 from intonaco.cli.traffic import traffic
 from intonaco.codec import as_json as to_json
 from intonaco.errors import BackendError, NotFound
-from intonaco.types import Observed, Release, Rollout, Update
+from intonaco.types import Observed, Release, Rollout, StepKind, Update
 
 REASON = 70  # characters of a reason in a table
 
@@ -284,15 +284,27 @@ def rollout_show(workspace: Folder = HERE, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rollout)
         return
+    facts = readmodel.rollout_facts(rollout, app.clock.now())
     out.print(f"rollout {rollout.rollout_id}: {rollout.status} {rollout.reason}", markup=False)
+    if facts["waiting_for"]:
+        out.print(f"waiting for {facts['waiting_for']}", markup=False)
     print_table(
         "steps",
-        ("kind", "weight", "units", "decision"),
-        ((h.kind, f"{h.weight:.0%}", h.units, h.decision) for h in rollout.history),
+        ("", "step", "users", "judged", "decision"),
+        (
+            (
+                {"done": "✓", "current": "▶", "stopped": "✗"}.get(step["state"], ""),
+                step["text"],
+                _bar(step["weight"], 1.0) if step["kind"] is StepKind.CANARY else "",
+                "" if step["units"] is None else step["units"],
+                step["decision"],
+            )
+            for step in facts["steps"]
+        ),
     )
     print_table(
         "\nassessments",
-        ("metric", "assessment", "difference", "interval", "margin"),
+        ("metric", "assessment", "difference", "interval", "margin", "evidence of harm"),
         (
             (
                 a.metric,
@@ -300,7 +312,14 @@ def rollout_show(workspace: Folder = HERE, as_json: AsJson = False) -> None:
                 _number(a.difference),
                 f"[{a.interval[0]:.3f}, {a.interval[1]:.3f}]" if a.interval else "",
                 a.margin,
+                f"{_bar(a.evidence_harm, a.threshold)} {a.evidence_harm:.1f} of {a.threshold:.1f}",
             )
             for a in rollout.assessments
         ),
     )
+
+
+def _bar(value: float, whole: float, cells: int = 12) -> str:
+    """A share of a whole, drawn."""
+    filled = round(min(max(value / whole, 0.0), 1.0) * cells)
+    return "█" * filled + "░" * (cells - filled)

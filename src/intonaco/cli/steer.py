@@ -42,8 +42,9 @@ def add_to(app: typer.Typer) -> None:
         ("pause", "Hold the traffic where it is; harm is still acted on."),
         ("resume", "Go on after a pause."),
         ("abort", "Roll back now."),
-        ("promote", "Promote now, if nothing is harmful."),
+        ("promote", "Give it to everybody now, if every guardrail is proven."),
         ("skip", "Go to the next step now, if nothing is harmful."),
+        ("approve", "Give the word that the present step waits for."),
         ("retry", "Try the last rolled-back challenger again, at half the error budget."),
     ):
         rollouts.command(name, help=text)(_rollout_command(name))
@@ -166,8 +167,8 @@ def update_cancel(update: UpdateId, workspace: Folder = HERE, as_json: AsJson = 
 
 
 def _rollout_command(name: str) -> Any:
-    def command(workspace: Folder = HERE, as_json: AsJson = False) -> None:
-        ask(opened(workspace), f"rollout.{name}", {}, as_json)
+    def command(workspace: Folder = HERE, reason: Reason = "", as_json: AsJson = False) -> None:
+        ask(opened(workspace), f"rollout.{name}", {"reason": reason}, as_json)
 
     return command
 

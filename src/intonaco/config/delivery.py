@@ -6,21 +6,53 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from intonaco.config.base import Positive, Section, Share
+from intonaco.config.base import Positive, Section
 from intonaco.types import StepKind
+
+_READ = {  # by kind
+    StepKind.STAGE: {"min_seconds"},
+    StepKind.SHADOW: {"weight", "min_seconds", "min_units"},
+    StepKind.CANARY: {"weight", "min_seconds", "min_units"},
+    StepKind.PAUSE: {"min_seconds"},
+    StepKind.APPROVE: {"deadline_s", "on_timeout"},
+    StepKind.ANALYSIS: set(),
+    StepKind.PROMOTE: set(),
+    StepKind.BAKE: {"weight", "min_seconds"},
+}
+_WEIGHED = (StepKind.SHADOW, StepKind.CANARY)
 
 
 class Step(Section):
+    """``weight``: share of users (canary), of requests copied (shadow), of users kept on the
+    previous champion (bake). ``min_seconds`` of a pause: null waits until somebody resumes.
+    ``deadline_s``: of an approval, null for none."""
+
     kind: StepKind = StepKind.CANARY
-    weight: Share
-    min_seconds: Annotated[float, Field(ge=0)] = 600.0
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_seconds: Annotated[float, Field(ge=0)] | None = 600.0
     min_units: Annotated[int, Field(ge=0)] = 100
+    deadline_s: Positive | None = None
+    on_timeout: Literal["abort", "hold"] = "abort"
+
+    @model_validator(mode="after")
+    def _has_what_it_reads(self) -> Step:
+        for name in sorted(self.model_fields_set - _READ[self.kind] - {"kind"}):
+            if getattr(self, name) != Step.model_fields[name].default:
+                raise ValueError(f"{name} is not read by a {self.kind} step; leave it out")
+        if self.kind in _WEIGHED and self.weight <= 0:
+            raise ValueError(f"weight: a {self.kind} step needs one above 0")
+        if self.kind is StepKind.BAKE and self.weight > 0.5:
+            raise ValueError("weight: of a bake is what stays on the previous one, at most 0.5")
+        if self.min_seconds is None and self.kind is not StepKind.PAUSE:
+            raise ValueError("min_seconds: only a pause may wait without an end")
+        return self
 
 
 DEFAULT_STEPS = (
     Step(kind=StepKind.SHADOW, weight=0.1),
-    Step(weight=0.05),
-    Step(weight=0.25),
+    Step(weight=0.01, min_units=20),
+    Step(weight=0.05, min_units=50),
+    Step(weight=0.2),
     Step(weight=0.5),
     Step(weight=1.0),
 )
@@ -37,8 +69,10 @@ class RolloutMargins(Section):
 
 
 class RolloutConfig(Section):
-    strategy: Literal["canary", "blue_green"] = "canary"
-    steps: tuple[Step, ...] = DEFAULT_STEPS
+    """``steps``: what a strategy makes of them is told in docs/concepts/rollouts.md."""
+
+    strategy: Literal["canary", "blue_green", "shadow_only"] = "canary"
+    steps: Annotated[tuple[Step, ...], Field(min_length=1)] = DEFAULT_STEPS
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     margins: RolloutMargins = RolloutMargins()
     harm_tolerance: Annotated[float, Field(ge=0)] = 0.0
@@ -46,18 +80,34 @@ class RolloutConfig(Section):
     score_range: tuple[float, float] = (-1.0, 1.0)
     slower_than: Positive = 2.0
     max_seconds: Positive = 86_400.0
-    bake_seconds: Annotated[float, Field(ge=0)] = 3600.0  # at 100 %, the old release kept warm
+    on_inconclusive: Literal["abort", "hold"] = "abort"  # at max_seconds
+    stuck_seconds: Annotated[float, Field(ge=0)] = 600.0  # not ready or not followed; 0: for ever
+    bake_seconds: Annotated[float, Field(ge=0)] = 3600.0  # as champion, the previous one kept warm
+    holdback: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # users kept on the previous one then
     drain_seconds: Positive = 660.0  # longer than the longest request
 
     @field_validator("steps")
     @classmethod
-    def _ends_at_all(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    def _in_order(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        kinds = [s.kind for s in steps]
         canary = [s.weight for s in steps if s.kind is StepKind.CANARY]
-        if not canary or canary[-1] != 1.0:
-            raise ValueError("the last canary step must have weight 1.0")
         if canary != sorted(canary):
             raise ValueError("canary weights must not fall")
+        if StepKind.STAGE in kinds[1:]:
+            raise ValueError("stage can only be the first step")
+        if StepKind.SHADOW in kinds and StepKind.CANARY in kinds[: _last(kinds, StepKind.SHADOW)]:
+            raise ValueError("a shadow step after a canary step: users see its answers already")
+        if StepKind.PROMOTE in kinds:
+            after = kinds[kinds.index(StepKind.PROMOTE) + 1 :]
+            if set(after) - {StepKind.BAKE}:
+                raise ValueError("after promote there can only be bake")
+        elif StepKind.BAKE in kinds:
+            raise ValueError("a bake comes after promote")
         return steps
+
+
+def _last(kinds: list[StepKind], kind: StepKind) -> int:
+    return len(kinds) - 1 - kinds[::-1].index(kind)
 
 
 class Approval(Section):

@@ -100,9 +100,10 @@ _JOB = all_of(
 )
 _STEP = all_of(
     kind={"enum": [str(k) for k in StepKind]},
+    text=TEXT,
     weight=NUMBER,
     state=STATE,
-    min_seconds=NUMBER,
+    min_seconds=MAYBE_NUMBER,
     min_units=COUNT,
     seconds=MAYBE_NUMBER,
     units={"type": ["integer", "null"]},
@@ -254,6 +255,8 @@ SCHEMAS: Json = {
         attempt=COUNT,
         started_at=MAYBE_NUMBER,
         ended_at=MAYBE_NUMBER,
+        promoted_at=MAYBE_NUMBER,
+        waiting_for=MAYBE_TEXT,
     ),
     "Routing": all_of(
         epoch=COUNT,

@@ -10,7 +10,8 @@ from intonaco.jobs import JobFolder, job_folder
 from intonaco.ledger import EffectStatus, Ledger
 from intonaco.readmodel.curation import curation_awaited
 from intonaco.readmodel.plain import Facts, plain
-from intonaco.types import Event, Phase, Rollout, RolloutStatus, Update
+from intonaco.rollout.words import step_name
+from intonaco.types import Event, Phase, Rollout, RolloutStatus, StepKind, Update
 from intonaco.workspace import Workspace
 
 PHASES = (
@@ -191,7 +192,8 @@ def rollout_facts(rollout: Rollout, now: float) -> Facts:
     steps = []
     for index, step in enumerate(rollout.steps):
         entered = rollout.history[index] if index < len(rollout.history) else None
-        if rollout.status is RolloutStatus.PROMOTED or index < rollout.step:
+        whole = rollout.status in (RolloutStatus.PROMOTED, RolloutStatus.OBSERVED)
+        if whole or index < rollout.step:
             state = "done"
         elif index == rollout.step:
             state = "stopped" if rollout.status.final else "current"
@@ -201,6 +203,7 @@ def rollout_facts(rollout: Rollout, now: float) -> Facts:
         steps.append(
             {
                 "kind": step.kind,
+                "text": step_name(step),
                 "weight": step.weight,
                 "state": state,
                 "min_seconds": step.min_seconds,
@@ -225,7 +228,38 @@ def rollout_facts(rollout: Rollout, now: float) -> Facts:
         "attempt": rollout.attempt,
         "started_at": rollout.started_at,
         "ended_at": rollout.ended_at,
+        "promoted_at": rollout.promoted_at,
+        "waiting_for": waiting_for(rollout, now),
     }
+
+
+def waiting_for(rollout: Rollout, now: float) -> str | None:
+    """What the present step needs before it is left, in words; None once it has ended."""
+    if rollout.status.final:
+        return None
+    if rollout.returning:
+        return f"the champion to be ready, to go back: {rollout.returning}"
+    if rollout.status is RolloutStatus.PAUSED:
+        return "somebody to resume it"
+    if not rollout.history:
+        return "the challenger to be ready"
+    current, step = rollout.history[-1], rollout.steps[rollout.step]
+    if current.decision.startswith("waiting for "):
+        return current.decision.removeprefix("waiting for ")
+    if step.kind is StepKind.APPROVE:
+        left = step.deadline_s - (now - rollout.step_since) if step.deadline_s else None
+        within = "" if left is None else f" within {max(left, 0.0):.0f} s"
+        return f"a person's approval{within}"
+    if step.min_seconds is None:
+        return "somebody to resume it"
+    waits = []
+    left = step.min_seconds - (now - rollout.step_since)
+    if left > 0:
+        waits.append(f"{left:.0f} s more")
+    if step.min_units:
+        kind = "pairs" if step.kind is StepKind.SHADOW else "users of the challenger"
+        waits.append(f"{step.min_units} {kind} to be judged")
+    return " and ".join(waits) or "the next look"
 
 
 def last_rollout_facts(ledger: Ledger, now: float) -> Facts | None:

@@ -35,6 +35,7 @@ from intonaco.types import Assessment, Json, MetricAssessment, ScoredRecord
 _CENTRES = {ERRORS: 0.01, "slow": 0.02, CLIP_SCORE: 0.5}
 _UNRANDOMISED = 1e-9
 _OPEN_PAIRS = 2000
+_AFTER = {"champion": "challenger", "holdback": "champion"}  # whom arms belong to once promoted
 _MISSING_TOLERATED = 0.2  # of scores, beyond what the champion's arm misses
 _MISSING_NEEDED = 20
 
@@ -152,6 +153,7 @@ class RolloutAnalysis:
         self._step = (-1, 0.0, 0.0)
         self._step_units: set[str] = set()
         self._final: BettingMean | None = None  # challenger's error rate at 100 %
+        self._promoted: int | None = None  # last routing epoch before it became champion
         # One harm test a metric, and one for errors once nobody is left to compare with.
         self._harm_threshold = math.log((len(metrics) + 1) / alpha)
         self._threshold = math.log(1 / alpha)
@@ -162,6 +164,17 @@ class RolloutAnalysis:
         """The rollout is at this step since then; the same step again changes nothing."""
         if (step, since) != self._step[:2]:
             self._step, self._step_units = (step, since, weight), set()
+
+    def promoted(self, epoch: int) -> None:
+        """The challenger is champion in routing tables after ``epoch``; again changes nothing. Its
+        users are compared with those held back, every user once more. What proved it stays."""
+        if self._promoted is not None:
+            return
+        self._promoted = epoch
+        if ERRORS in self.metrics:
+            self._begin_final()
+        points = {m: (self._tolerance[m], self._margin[m]) for m in self.metrics}
+        self._quick = _Lane(points, self._max_units)
 
     def observe(self, item: ScoredRecord, challenger_weight: float | None = None) -> bool:
         """Take a record; False if it says nothing here.
@@ -202,6 +215,8 @@ class RolloutAnalysis:
     ) -> bool:
         record = item.record
         role = record.assigned_arm.partition(":")[0]
+        if self._promoted is not None and record.routing_epoch > self._promoted:
+            role = _AFTER.get(role, role)
         if role not in ("champion", "challenger", "baseline"):
             return False
         challenger = role == "challenger"
@@ -285,12 +300,15 @@ class RolloutAnalysis:
         """At 100 % nobody is randomised any more: the challenger's error rate is held against the
         champion's, as it was measured before, plus the margin. A drift of the base rate counts
         against the challenger here."""
+        self._begin_final().update(failed, scale=1.0, low=0.0, high=1.0)
+
+    def _begin_final(self) -> BettingMean:
         if self._final is None:
             before = self._quick.evidence[ERRORS]
             rate = (before.totals[0] + 1) / (before.units[0] + 2) if before.units[0] else 0.0
             limit = rate + max(self._margin[ERRORS], self._tolerance[ERRORS])
             self._final = BettingMean((min(limit, 0.5),))
-        self._final.update(failed, scale=1.0, low=0.0, high=1.0)
+        return self._final
 
     def _settle_waiting(self) -> None:
         while self._waiting and self._waiting[0].start <= self._until - self._settle:
@@ -410,6 +428,7 @@ class RolloutAnalysis:
             "pair_scores": list(self._pair_scores),
             "step": list(self._step),
             "step_units": "".join(sorted(self._step_units)),
+            "promoted": self._promoted,
             "final": None
             if self._final is None
             else {"limit": float(self._final.grid[0]), "evidence": self._final.state()},
@@ -434,6 +453,7 @@ class RolloutAnalysis:
         step, since, weight = state["step"]
         self._step = (int(step), float(since), float(weight))
         self._step_units = _split(state["step_units"])
+        self._promoted = state.get("promoted")
         self._final = None
         if state["final"] is not None:
             self._final = BettingMean((float(state["final"]["limit"]),))

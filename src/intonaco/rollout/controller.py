@@ -10,10 +10,12 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from intonaco.codec import as_json, decode
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
+from intonaco.ledger import Transaction
 from intonaco.rollout import machine, restarts
 from intonaco.rollout.routing import desired_arms, next_table
 from intonaco.types import (
@@ -22,13 +24,13 @@ from intonaco.types import (
     RolloutStatus,
     RoutingTable,
     ServingStatus,
-    StepKind,
 )
 from intonaco.watching import Watch
 
 log = logging.getLogger(__name__)
 
 RESTARTS = "champion:restarts"  # the setting of the ledger that keeps them
+BACK = "previous:restarts"  # of the one to go back to while the new champion bakes
 
 
 class RolloutController:
@@ -53,10 +55,12 @@ class RolloutController:
         self, rollout: Rollout, observed: Observed | None, fence: int, now: float
     ) -> tuple[Rollout | None, Mapping[str, float]]:
         parts = self.parts
-        status = parts.serving.status(rollout.challenger)
         asked = parts.ledger.setting(f"rollout:{rollout.rollout_id}")
-        decision = machine.tick(rollout, self._facts(rollout, status, observed, asked), now)
+        decision = machine.tick(rollout, self._facts(rollout, observed, asked), now)
         after = decision.rollout
+        if after.promoted_at is not None and rollout.promoted_at is None:
+            table = parts.ledger.latest_routing()
+            after = replace(after, promoted_epoch=table.epoch if table else 0)
         if after != rollout or asked:
             with parts.ledger.begin(fence=fence) as tx:
                 tx.rollout(after)
@@ -71,31 +75,40 @@ class RolloutController:
                         actor=asked["actor"] if asked else "controller",
                         data=self._event_data(after, observed),
                     )
-                if after.status is RolloutStatus.PROMOTED:
-                    tx.crown(after.challenger, now, after.reason)
-                    tx.event(
-                        now,
-                        "champion",
-                        after.challenger,
-                        f"{after.challenger[:10]} is champion",
-                        data={"previous": after.champion, "update_id": after.update_id},
-                    )
+                self._crown(tx, rollout, after, now)
         return (None if after.status.final else after), decision.weights
 
+    def _crown(self, tx: Transaction, before: Rollout, after: Rollout, now: float) -> None:
+        """Write down who is champion now: the challenger once it is promoted, the previous one
+        again if it is rolled back after that."""
+        if after.promoted_at is not None and before.promoted_at is None:
+            champion, previous = after.challenger, after.champion
+        elif after.promoted_at is not None and after.status is RolloutStatus.ROLLED_BACK:
+            assert after.champion is not None  # the machine goes back to nothing else
+            champion, previous = after.champion, after.challenger
+        else:
+            return
+        tx.crown(champion, now, after.reason)
+        tx.event(
+            now,
+            "champion",
+            champion,
+            f"{champion[:10]} is champion" + (" again" if previous == after.challenger else ""),
+            data={"previous": previous, "update_id": after.update_id},
+        )
+
     def _facts(
-        self,
-        rollout: Rollout,
-        status: ServingStatus,
-        observed: Observed | None,
-        asked: Mapping[str, str] | None,
+        self, rollout: Rollout, observed: Observed | None, asked: Mapping[str, Any] | None
     ) -> machine.RolloutFacts:
+        parts = self.parts
+        status = parts.serving.status(rollout.challenger)
+        back = parts.serving.status(rollout.champion) if rollout.champion else None
         analysis = self.watch.analysis
-        table = self.parts.ledger.latest_routing()
+        table = parts.ledger.latest_routing()
         trips = observed.trips if observed else ()
         asked = asked or {}
         if analysis is not None and rollout.history:
-            step = rollout.steps[rollout.step]
-            weight = step.weight if step.kind is StepKind.CANARY else 0.0
+            weight = machine.weights_of(rollout)["challenger"]
             analysis.begin_step(rollout.step, rollout.step_since, weight)
         return machine.RolloutFacts(
             assessments=analysis.assess() if analysis else (),
@@ -105,6 +118,7 @@ class RolloutController:
                 t for t in trips if t.release == rollout.challenger and t.at >= rollout.started_at
             ),
             challenger_ready=status.ready,
+            champion_ready=back is None or back.ready,
             observed_epoch_applied=observed is not None
             and table is not None
             and observed.epoch >= table.epoch,
@@ -112,7 +126,9 @@ class RolloutController:
             sample_ratio_text=analysis.sample_ratio_text if analysis else "",
             command=asked.get("command"),
             actor=asked.get("actor", "somebody"),
-            frozen=bool(self.parts.ledger.setting("frozen")),
+            why=asked.get("reason", ""),
+            asked_at=asked.get("at"),
+            frozen=bool(parts.ledger.setting("frozen")),
             dead=bool(status.error),
         )
 
@@ -139,13 +155,15 @@ class RolloutController:
         parts = self.parts
         champion_id = parts.ledger.champion()
         champion = self._healthy(champion_id, fence, now) if champion_id else None
-        challenger = None
+        challenger = previous = None
         if rollout is not None:
             challenger = parts.serving.status(rollout.challenger)
             if rollout.champion is None and champion_id is None and challenger.ready:
                 champion = challenger  # the first release
+            if rollout.promoted_at is not None and rollout.champion is not None:
+                previous = self._healthy(rollout.champion, fence, now, BACK)
         latest = parts.ledger.latest_routing()
-        arms = desired_arms(champion, rollout, challenger, weights)
+        arms = desired_arms(champion, rollout, challenger, weights, previous)
         if arms is not None:
             salt = rollout.salt if rollout else (latest.salt if latest else "none")
             table = next_table(
@@ -188,17 +206,19 @@ class RolloutController:
         self._gateway_lost = False
         return observed
 
-    def _healthy(self, champion: str, fence: int, now: float) -> ServingStatus:
-        """Status of the champion. One whose worker died is started again, one that dies each time
-        after longer and longer."""
+    def _healthy(
+        self, champion: str, fence: int, now: float, setting: str = RESTARTS
+    ) -> ServingStatus:
+        """Status of the champion, or of the one before. One whose worker died is started again, one
+        that dies each time after longer and longer."""
         parts = self.parts
         status = parts.serving.status(champion)
-        kept = parts.ledger.setting(RESTARTS)
+        kept = parts.ledger.setting(setting)
         stored = decode(restarts.Restarts, json.dumps(kept)) if kept else None
         decision = restarts.decide(stored, status, now)
         if decision.after != stored:
             with parts.ledger.begin(fence=fence) as tx:
-                tx.set(RESTARTS, as_json(decision.after))
+                tx.set(setting, as_json(decision.after))
                 if decision.event is not None:
                     kind, text = decision.event
                     tx.event(now, kind, champion, text, data={"error": status.error})

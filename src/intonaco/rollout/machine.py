@@ -1,13 +1,16 @@
-"""The one machine behind canary, blue/green, rolling and A/B: they differ in their list of steps.
+"""The one machine behind every strategy: they differ in their list of steps (``strategies``).
 
 ``tick(rollout, facts, now)`` moves at most one step. What it keeps to, whatever the facts:
 
-- a trip, proven harm, a dead worker or an abort end the rollout at once, paused or frozen or not;
+- a trip, proven harm, a dead worker, a step that is stuck or an abort send everybody back, paused
+  or frozen or not, in every step, the bake after promotion too; but never to a champion that is not
+  ready while the challenger still answers: then it *returns* as soon as the champion is ready;
 - a step is left only when nothing is harmful, the gateway follows the table, the challenger is
-  ready, and both the time and the units that the step asks for are there;
+  ready, and what the step waits for is there; an approval is never skipped;
 - at weight 1.0 nobody is randomised and nothing more can be learned about the difference: every
-  guardrail is proven (non-inferior or superior) *before* that step is entered, and still when it is
-  left for promotion. Evidence that does not come within ``max_seconds`` ends inconclusive;
+  guardrail is proven (non-inferior or superior) *before* that step is entered, and still when the
+  challenger becomes champion. Evidence that does not come within ``max_seconds`` ends
+  inconclusive, or is told and waited for where ``on_inconclusive`` is "hold";
 - a final status never changes, and but for promotion it means weight 0.
 """
 
@@ -16,21 +19,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from intonaco.config import RolloutConfig
-from intonaco.rollout.outcomes import CLIP_SCORE, METRICS
+from intonaco.rollout.outcomes import METRICS
+from intonaco.rollout.words import brief, describe, step_name
 from intonaco.types import (
     Assessment,
     BreakerTrip,
     MetricAssessment,
     Rollout,
     RolloutStatus,
-    RolloutStep,
     StepKind,
     StepResult,
     Verdict,
 )
 
-COMMANDS = ("pause", "resume", "abort", "promote", "skip")
+COMMANDS = ("pause", "resume", "abort", "promote", "skip", "approve")
 _PROVEN = (Assessment.NON_INFERIOR, Assessment.SUPERIOR)
 
 
@@ -38,21 +40,30 @@ _PROVEN = (Assessment.NON_INFERIOR, Assessment.SUPERIOR)
 class RolloutFacts:
     """What the machine decides on. ``units_at_step``: distinct challenger users judged since the
     step began. ``trips``: the challenger's, of this rollout. ``guardrails``: metrics that must be
-    proven; one that is not assessed has no data."""
+    proven; one that is not assessed has no data. ``champion_ready``: it could take everybody now
+    (the previous one, once the challenger is champion). ``dead``: the challenger cannot answer."""
 
     assessments: tuple[MetricAssessment, ...] = ()
     units_at_step: int = 0
     shadow_pairs: int = 0
     trips: tuple[BreakerTrip, ...] = ()
     challenger_ready: bool = False
+    champion_ready: bool = True
     observed_epoch_applied: bool = False
     sample_ratio_ok: bool = True
     sample_ratio_text: str = ""
     guardrails: tuple[str, ...] = METRICS
     command: str | None = None
     actor: str = "somebody"
+    why: str = ""  # that the actor gave
+    asked_at: float | None = None  # when the command was given, None: now
     frozen: bool = False
     dead: bool = False
+
+    @property
+    def by(self) -> str:
+        """Who asked, and why."""
+        return self.actor + (f": {self.why}" if self.why else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,45 +71,32 @@ class RolloutDecision:
     """The rollout as it is now, the shares that traffic should have, and what happened.
 
     ``weights``: {"challenger": share of users, "shadow": share of requests copied}. ``events``:
-    (kind, sentence), kinds being begun, step, waiting, paused, resumed, refused, promoted,
-    rolled_back, inconclusive."""
+    (kind, sentence), kinds being begun, step, waiting, overdue, paused, resumed, refused, crowned,
+    returning, promoted, observed, rolled_back, inconclusive."""
 
     rollout: Rollout
     weights: Mapping[str, float]
     events: tuple[tuple[str, str], ...] = field(default=())
 
 
-def steps_for(config: RolloutConfig) -> tuple[RolloutStep, ...]:
-    """The configured steps, shadow ones first.
-
-    ``blue_green`` goes from shadow straight to everybody; without a configured shadow step all
-    requests are copied, for as long and for as many pairs as the first step asks. Rolling and A/B
-    are canary lists (0.25, 0.5, 0.75, 1.0; 0.5, 1.0).
-    """
-    steps = tuple(
-        RolloutStep(kind=s.kind, weight=s.weight, min_seconds=s.min_seconds, min_units=s.min_units)
-        for s in config.steps
-    )
-    shadow = tuple(s for s in steps if s.kind is StepKind.SHADOW)
-    canary = tuple(s for s in steps if s.kind is StepKind.CANARY)
-    if config.strategy == "blue_green":
-        copied = shadow or (replace(steps[0], kind=StepKind.SHADOW, weight=1.0),)
-        return (*copied, canary[-1])
-    return (*shadow, *canary)
-
-
 def weights_of(rollout: Rollout) -> Mapping[str, float]:
-    """Shares that the rollout's state asks for."""
+    """Shares that the rollout's state asks for. Steps that move no traffic keep that of the last
+    one that did."""
+    nothing = {"challenger": 0.0, "shadow": 0.0}
     if rollout.status is RolloutStatus.PROMOTED:
-        return {"challenger": 1.0, "shadow": 0.0}
+        return nothing | {"challenger": 1.0}
     if rollout.status.final or not rollout.history:
-        return {"challenger": 0.0, "shadow": 0.0}
+        return nothing
     taken = rollout.steps[: rollout.step + 1]
-    canary = [s.weight for s in taken if s.kind is StepKind.CANARY]
-    return {
-        "challenger": max(canary, default=0.0),
-        "shadow": taken[-1].weight if taken[-1].kind is StepKind.SHADOW else 0.0,
-    }
+    if rollout.promoted_at is not None:
+        held = taken[-1].weight if taken[-1].kind is StepKind.BAKE else 0.0
+        return nothing | {"challenger": 1.0 - held}
+    for step in reversed(taken):
+        if step.kind is StepKind.CANARY:
+            return nothing | {"challenger": step.weight}
+        if step.kind is StepKind.SHADOW:
+            return nothing | {"shadow": step.weight}
+    return nothing
 
 
 def tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
@@ -106,7 +104,8 @@ def tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
     if rollout.status.final:
         return _decided(rollout)
     rollout = replace(rollout, assessments=facts.assessments or rollout.assessments)
-    ended = _must_end(rollout, facts, now)
+    rollout = _timed(rollout, facts, now)
+    ended = _must_end(rollout, facts, now) or _unapproved(rollout, facts, now)
     if ended is not None:
         return ended
     if facts.command in ("pause", "resume"):
@@ -120,19 +119,29 @@ def tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
         moved.rollout.status.final or len(moved.rollout.history) > len(rollout.history)
     ):
         return moved
-    if rollout.max_seconds > 0 and now - rollout.started_at >= rollout.max_seconds:
-        reason = f"not proven within {rollout.max_seconds:.0f} s: {_where(rollout, facts)}"
-        return _end(rollout, facts, RolloutStatus.INCONCLUSIVE, Verdict.INCONCLUSIVE, reason, now)
-    return moved or _decided(rollout)
+    return _unproven_in_time(rollout, facts, now) or moved or _decided(rollout)
 
 
 # ---------------------------------------------------------------------------------------- endings
 
 
+def _timed(rollout: Rollout, facts: RolloutFacts, now: float) -> Rollout:
+    """With the time since which it has been stuck. Once promoted, a gateway that is silent is no
+    reason to go back."""
+    follows = facts.observed_epoch_applied or not rollout.history or rollout.promoted_at is not None
+    if facts.challenger_ready and follows:
+        return replace(rollout, stuck_since=None)
+    return rollout if rollout.stuck_since is not None else replace(rollout, stuck_since=now)
+
+
 def _must_end(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
-    """Whatever sends all users back to the champion at once."""
+    """Whatever sends all users back to the champion at once. Nothing does where there was none
+    before."""
+    if rollout.promoted_at is not None and rollout.champion is None:
+        return None
     verdict = Verdict.FAIL
     harmful = [a for a in facts.assessments if a.assessment is Assessment.HARMFUL]
+    stuck = now - rollout.stuck_since if rollout.stuck_since is not None else 0.0
     if facts.trips:
         trip = facts.trips[0]
         reason = f"the breaker tripped after {trip.failures} failures: {trip.reason}"
@@ -145,10 +154,64 @@ def _must_end(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecis
         reason = "the traffic split is not the one that was logged"
         reason += f": {facts.sample_ratio_text}" if facts.sample_ratio_text else ""
     elif facts.command == "abort":
-        reason = f"aborted by {facts.actor}"
+        reason = f"aborted by {facts.by}"
+    elif 0 < rollout.stuck_seconds <= stuck:
+        what = "the gateway does not follow" if facts.challenger_ready else "it is not ready"
+        reason = f"no progress for {stuck:.0f} s: {what}"
+    elif rollout.returning:
+        reason, verdict = rollout.returning, rollout.returning_verdict or Verdict.FAIL
     else:
         return None
+    return _go_back(rollout, facts, verdict, reason, now)
+
+
+def _go_back(
+    rollout: Rollout, facts: RolloutFacts, verdict: Verdict, reason: str, now: float
+) -> RolloutDecision:
+    """To the champion, or as soon as it can take everybody."""
+    champion = rollout.champion
+    if champion is not None and not facts.champion_ready and not facts.dead:
+        if rollout.returning:
+            return _decided(rollout)
+        rollout = replace(rollout, returning=reason, returning_verdict=verdict)
+        text = f"goes back as soon as {champion[:10]} is ready: {reason}"
+        return _decided(rollout, ("returning", text))
     return _end(rollout, facts, RolloutStatus.ROLLED_BACK, verdict, reason, now)
+
+
+def _unapproved(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
+    """What happens when a person's word is overdue; one that was given in time counts, whenever it
+    is read."""
+    step = rollout.steps[rollout.step] if rollout.history else None
+    if step is None or step.kind is not StepKind.APPROVE or step.deadline_s is None:
+        return None
+    if rollout.status is RolloutStatus.PAUSED:
+        return None
+    asked = facts.asked_at if facts.command == "approve" and facts.asked_at is not None else now
+    if asked - rollout.step_since < step.deadline_s:
+        return None
+    reason = f"nobody approved within {step.deadline_s:.0f} s"
+    return _overdue(rollout, facts, reason, step.on_timeout, now)
+
+
+def _unproven_in_time(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
+    if rollout.promoted_at is not None or rollout.max_seconds <= 0:
+        return None
+    if now - rollout.started_at < rollout.max_seconds:
+        return None
+    reason = f"not proven within {rollout.max_seconds:.0f} s: {_where(rollout, facts)}"
+    return _overdue(rollout, facts, reason, rollout.on_inconclusive, now)
+
+
+def _overdue(
+    rollout: Rollout, facts: RolloutFacts, reason: str, then: str, now: float
+) -> RolloutDecision | None:
+    if then == "abort":
+        return _end(rollout, facts, RolloutStatus.INCONCLUSIVE, Verdict.INCONCLUSIVE, reason, now)
+    if rollout.overdue:
+        return None
+    text = f"{reason}; it goes on until somebody promotes or aborts it"
+    return _decided(replace(rollout, overdue=True), ("overdue", text))
 
 
 def _end(
@@ -166,6 +229,7 @@ def _end(
         reason=reason,
         ended_at=now,
         paused_at=None,
+        stuck_since=None,
     )
     return _decided(rollout, (status.value, reason))
 
@@ -174,11 +238,13 @@ def _end(
 
 
 def _advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
-    """Begin, take the next step or promote, if everything asked for is there. None: not yet."""
+    """Begin, take the next step or end, if everything asked for is there. None: not yet."""
     if not rollout.history:
         missing = _missing_to_enter(rollout, 0, facts)
         return None if missing else _enter(rollout, facts, 0, now)
     step = rollout.steps[rollout.step]
+    if step.kind is StepKind.APPROVE or step.min_seconds is None:
+        return None  # a person's turn
     units = facts.shadow_pairs if step.kind is StepKind.SHADOW else facts.units_at_step
     if now - rollout.step_since < step.min_seconds or units < step.min_units:
         return None
@@ -187,8 +253,8 @@ def _advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecisi
     return _move_on(rollout, facts, now)
 
 
-def _move_on(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
-    """To the next step or to promotion; else say what is waited for."""
+def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") -> RolloutDecision:
+    """To the next step or to the end; else say what is waited for."""
     to = rollout.step + 1
     missing = _missing_to_enter(rollout, to, facts)
     if missing:
@@ -200,42 +266,68 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecisi
         rollout = replace(rollout, history=(*rollout.history[:-1], current))
         return _decided(rollout, ("waiting", text))
     if to < len(rollout.steps):
-        return _enter(rollout, facts, to, now)
-    proven = ", ".join(brief(a) for a in facts.assessments if a.metric in facts.guardrails)
-    reason = (
-        f"every guardrail is proven: {proven}"
-        if rollout.champion
-        else "straight to everybody: nothing to compare with"
-    )
+        return _enter(rollout, facts, to, now, note)
+    if rollout.promoted_at is None and not any(s.kind is StepKind.CANARY for s in rollout.steps):
+        reason = f"watched, nobody is promoted: {_proof(rollout, facts)}"
+        return _end(rollout, facts, RolloutStatus.OBSERVED, Verdict.PASS, reason, now)
+    reason = rollout.reason or _proof(rollout, facts)
+    promoted_at = rollout.promoted_at if rollout.promoted_at is not None else now
+    rollout = replace(rollout, promoted_at=promoted_at)
     return _end(rollout, facts, RolloutStatus.PROMOTED, Verdict.PASS, reason, now)
 
 
+def _proof(rollout: Rollout, facts: RolloutFacts) -> str:
+    if rollout.champion is None:
+        return "straight to everybody: nothing to compare with"
+    proven = ", ".join(brief(a) for a in facts.assessments if a.metric in facts.guardrails)
+    return f"every guardrail is proven: {proven}"
+
+
 def _missing_to_enter(rollout: Rollout, to: int, facts: RolloutFacts) -> list[str]:
-    """What lacks before step ``to``, or promotion if it is beyond the last."""
+    """What lacks before step ``to``, or the end if it is beyond the last."""
     missing = [] if facts.challenger_ready else ["the challenger to be ready"]
-    everybody = to >= len(rollout.steps) or (
-        rollout.steps[to].kind is StepKind.CANARY and rollout.steps[to].weight >= 1.0
-    )
-    if everybody and rollout.champion is not None:
-        found = {a.metric: a.assessment for a in facts.assessments}
-        for name in facts.guardrails:
-            assessment = found.get(name, Assessment.NO_DATA)
-            if assessment not in _PROVEN:
-                missing.append(f"{name} ({assessment.replace('_', ' ')})")
-        if not facts.guardrails:
-            missing.append("a guardrail to be judged by")
+    if rollout.champion is None or rollout.promoted_at is not None:
+        return missing
+    left = rollout.steps[rollout.step] if rollout.history else None
+    step = rollout.steps[to] if to < len(rollout.steps) else None
+    everybody = step is None or step.kind is StepKind.PROMOTE
+    everybody |= step is not None and step.kind is StepKind.CANARY and step.weight >= 1.0
+    if everybody or (left is not None and left.kind is StepKind.ANALYSIS):
+        missing += _unproven(facts)
     return missing
 
 
-def _enter(rollout: Rollout, facts: RolloutFacts, to: int, now: float) -> RolloutDecision:
+def _unproven(facts: RolloutFacts) -> list[str]:
+    found = {a.metric: a.assessment for a in facts.assessments}
+    missing = [
+        f"{name} ({assessment.replace('_', ' ')})"
+        for name in facts.guardrails
+        if (assessment := found.get(name, Assessment.NO_DATA)) not in _PROVEN
+    ]
+    return missing if facts.guardrails else ["a guardrail to be judged by"]
+
+
+def _enter(
+    rollout: Rollout, facts: RolloutFacts, to: int, now: float, note: str = ""
+) -> RolloutDecision:
     begun = not rollout.history
     step = rollout.steps[to]
-    rollout = _leave(rollout, facts, now, "advanced")
+    rollout = _leave(rollout, facts, now, note or "advanced")
     entered = StepResult(kind=step.kind, weight=step.weight, entered_at=now)
-    rollout = replace(rollout, step=to, step_since=now, history=(*rollout.history, entered))
-    name = "of requests copied" if step.kind is StepKind.SHADOW else "of users"
-    text = f"step {to + 1} of {len(rollout.steps)}: {step.kind}, {step.weight:.0%} {name}"
-    return _decided(rollout, ("begun" if begun else "step", text))
+    rollout = replace(
+        rollout,
+        step=to,
+        step_since=now,
+        overdue=False,
+        history=(*rollout.history, entered),
+    )
+    text = f"step {to + 1} of {len(rollout.steps)}: {step_name(step)}"
+    events = [("begun" if begun else "step", text + (f" ({note})" if note else ""))]
+    if step.kind is StepKind.PROMOTE:
+        reason = _proof(rollout, facts)
+        rollout = replace(rollout, promoted_at=now, reason=reason)
+        events.append(("crowned", reason))
+    return _decided(rollout, *events)
 
 
 def _leave(rollout: Rollout, facts: RolloutFacts, now: float, decision: str) -> Rollout:
@@ -251,81 +343,84 @@ def _leave(rollout: Rollout, facts: RolloutFacts, now: float, decision: str) -> 
 
 
 def _pause_or_resume(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
+    step = rollout.steps[rollout.step] if rollout.history else None
     if facts.command == "pause":
         if rollout.status is RolloutStatus.PAUSED:
             return _decided(rollout, ("refused", "paused already"))
         rollout = replace(rollout, status=RolloutStatus.PAUSED, paused_at=now)
-        return _decided(rollout, ("paused", f"paused by {facts.actor}, weights held"))
+        return _decided(rollout, ("paused", f"paused by {facts.by}, weights held"))
     if rollout.status is not RolloutStatus.PAUSED:
+        if step is not None and step.kind is StepKind.PAUSE:
+            return _hurry(rollout, facts, now)
         return _decided(rollout, ("refused", "not paused"))
-    # The deadline is for looking at evidence; a pause does not use it up.
+    # Deadlines are for looking at evidence; a pause does not use them up.
     held = now - rollout.paused_at if rollout.paused_at is not None else 0.0
     rollout = replace(
         rollout,
         status=RolloutStatus.RUNNING,
         paused_at=None,
         max_seconds=rollout.max_seconds + held if rollout.max_seconds > 0 else 0.0,
+        step_since=rollout.step_since + held
+        if step is not None and step.kind is StepKind.APPROVE
+        else rollout.step_since,
     )
-    return _decided(rollout, ("resumed", f"resumed by {facts.actor} after {held:.0f} s"))
+    return _decided(rollout, ("resumed", f"resumed by {facts.by} after {held:.0f} s"))
 
 
 def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
     """``skip`` drops what is left of a step's time and units, ``promote`` all steps between here
-    and everybody. Neither drops the proof."""
-    if facts.command not in ("promote", "skip"):
-        return _decided(rollout, ("refused", f"no such command: {facts.command}"))
+    and everybody, ``approve`` and ``resume`` end the wait for a person. None drops the proof, and
+    only ``approve`` passes an approval."""
+    command = str(facts.command)
+    if command not in COMMANDS:
+        return _decided(rollout, ("refused", f"no such command: {command}"))
+    step = rollout.steps[rollout.step] if rollout.history else None
+    to = _target(rollout, command)
+    between = rollout.steps[rollout.step : to] if rollout.history else rollout.steps[:to]
+    missing = _missing_to_enter(rollout, to, facts)
+    waits = step is not None and step.kind is StepKind.APPROVE
     why = None
-    if facts.frozen:
+    if command == "abort":
+        why = "there is nothing to go back to"
+    elif facts.frozen:
         why = "the service is frozen"
     elif rollout.status is RolloutStatus.PAUSED:
         why = "paused: resume first"
-    elif not rollout.history or not facts.observed_epoch_applied:
+    elif step is None or not facts.observed_epoch_applied:
         why = "the gateway does not follow the present step yet"
-    last = len(rollout.steps) - 1
-    at_last = rollout.step == last
-    to = last if facts.command == "promote" and not at_last else rollout.step + 1
-    missing = _missing_to_enter(rollout, to, facts)
-    if why is None and missing:
+    elif command == "approve" and not waits:
+        why = "it does not wait for an approval"
+    elif command != "approve" and any(s.kind is StepKind.APPROVE for s in between):
+        why = "an approval stands before it: approve first"
+    elif rollout.promoted_at is not None and command == "promote":
+        why = "it is champion already"
+    elif missing:
         why = "lacking " + ", ".join(missing)
     if why is not None:
-        return _decided(rollout, ("refused", f"{facts.command} refused: {why}"))
-    if at_last:
-        return _move_on(rollout, facts, now)
-    return _enter(rollout, facts, to, now)
+        return _decided(rollout, ("refused", f"{command} refused: {why}"))
+    done = {"approve": "approved", "promote": "promoted", "skip": "skipped", "resume": "resumed"}
+    note = f"{done[command]} by {facts.by}"
+    if to >= len(rollout.steps):
+        return _move_on(rollout, facts, now, note)
+    return _enter(rollout, facts, to, now, note)
+
+
+def _target(rollout: Rollout, command: str) -> int:
+    """The step that a command leads to: for ``promote`` the one that gives everybody the
+    challenger, or the promotion if they have it."""
+    if not rollout.history or command != "promote":
+        return rollout.step + 1
+    later = range(rollout.step + 1, len(rollout.steps))
+    switches = [
+        k
+        for k in later
+        if rollout.steps[k].kind is StepKind.PROMOTE
+        or (rollout.steps[k].kind is StepKind.CANARY and rollout.steps[k].weight >= 1.0)
+    ]
+    return switches[0] if switches else len(rollout.steps)
 
 
 # ---------------------------------------------------------------------------------------- words
-
-
-def _number(metric: str, value: float) -> str:
-    return f"{value:+.3f}" if metric == CLIP_SCORE else f"{value:+.1%}"
-
-
-def brief(a: MetricAssessment) -> str:
-    """One metric in a few words: its interval and its margin."""
-    if a.interval is None:
-        return f"{a.metric} {a.assessment.replace('_', ' ')}"
-    low, high = (_number(a.metric, value) for value in a.interval)
-    return f"{a.metric} {low} to {high} (margin {_number(a.metric, a.margin).lstrip('+')})"
-
-
-def describe(assessment: MetricAssessment) -> str:
-    """One metric in words and figures."""
-    a = assessment
-
-    def number(value: float) -> str:
-        return _number(a.metric, value)
-
-    if a.difference is None or a.interval is None:
-        return f"{a.metric} {a.assessment.replace('_', ' ')}"
-    low, high = a.interval
-    return (
-        f"{a.metric} {number(a.difference)} [{number(low)}, {number(high)}] from "
-        f"{a.units_challenger} challenger and {a.units_champion} champion users"
-        + (f" and {a.shadow_pairs} shadow pairs, " if a.shadow_pairs else ", ")
-        + f"log evidence of harm {a.evidence_harm:.1f} of {a.threshold:.1f}, "
-        f"margin {number(a.margin).lstrip('+')}"
-    )
 
 
 def _where(rollout: Rollout, facts: RolloutFacts) -> str:

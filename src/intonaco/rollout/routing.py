@@ -13,14 +13,20 @@ def desired_arms(
     rollout: Rollout | None,
     challenger: ServingStatus | None,
     weights: Mapping[str, float],
+    previous: ServingStatus | None = None,
 ) -> tuple[Arm, ...] | None:
     """Arms for a champion and, while a rollout runs, its challenger. None: one of them does not
     answer just now and is not known to be dead, so keep the last table.
 
-    A first release has no champion beside it: once it is ready it *is* the champion arm."""
+    A first release has no champion beside it: once it is ready it *is* the champion arm. Once the
+    challenger is champion, ``previous`` is the one before it: it keeps the share that the new one
+    does not have, none perhaps, and steps in for it."""
     if champion is None or not champion.urls:
         return None
     if rollout is not None and rollout.challenger == champion.release:
+        held = round(1.0 - weights.get("challenger", 1.0), 12)
+        if rollout.promoted_at is not None and previous is not None and previous.urls:
+            return _held_back(champion, previous, held)
         rollout = None
     share = 0.0 if rollout is None else weights.get("challenger", 0.0)
     wanted = rollout is not None and (share > 0 or weights.get("shadow", 0.0) > 0)
@@ -61,6 +67,25 @@ def desired_arms(
     if len(arms) == 1:
         arms[0] = replace(arms[0], weight=1.0)
     return tuple(arms)
+
+
+def _held_back(champion: ServingStatus, previous: ServingStatus, held: float) -> tuple[Arm, ...]:
+    return (
+        Arm(
+            name="champion",
+            role=ArmRole.CHAMPION,
+            release=champion.release,
+            urls=champion.urls,
+            weight=1.0 - held,
+        ),
+        Arm(
+            name="holdback",
+            role=ArmRole.HOLDBACK,
+            release=previous.release,
+            urls=previous.urls,
+            weight=held,
+        ),
+    )
 
 
 def next_table(

@@ -102,13 +102,14 @@ class MemoryRouter:
     def observed(self) -> Observed:
         table = self.table
         weights: dict[str, float] = {}
+        stable = table.stable() if table else None
         for arm in table.arms if table else ():
-            off = arm.release in self.trips and arm.role is not ArmRole.CHAMPION
+            off = arm.release in self.trips and arm != stable
             weights[arm.name] = 0.0 if off else arm.weight
-        if table and self.trips:
+        if table and stable and self.trips:
             live = [a for a in table.arms if a.role is not ArmRole.SHADOW]
             lost = sum(a.weight - weights[a.name] for a in live)
-            weights[table.champion().name] += lost
+            weights[stable.name] += lost
         return Observed(
             epoch=table.epoch if table else 0,
             salt=table.salt if table else "",

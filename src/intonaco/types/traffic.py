@@ -34,6 +34,13 @@ class RoutingTable:
     def champion(self) -> Arm:
         return next(a for a in self.arms if a.role is ArmRole.CHAMPION)
 
+    def stable(self) -> Arm:
+        """Who answers what another release cannot: the champion, or while a new champion bakes the
+        one before it."""
+        roles = {a.role: a for a in self.arms}
+        champion = roles[ArmRole.CHAMPION]
+        return champion if ArmRole.CHALLENGER in roles else roles.get(ArmRole.HOLDBACK, champion)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerTrip:

@@ -78,14 +78,18 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutStep:
-    """``weight``: share of users (canary) or of live requests copied (shadow). A step is left for
-    the next when nothing is harmful and both ``min_seconds`` have passed and ``min_units`` distinct
-    challenger units (pairs, in shadow) were judged."""
+    """``weight``: share of users (canary), of live requests copied (shadow), of users kept on the
+    previous champion (bake). A step is left for the next when nothing is harmful and both
+    ``min_seconds`` have passed and ``min_units`` distinct challenger units (pairs, in shadow) were
+    judged. ``min_seconds`` None: a pause until somebody resumes. ``deadline_s``: of an approval;
+    after it ``on_timeout``, "abort" or "hold" (goes on waiting, and tells)."""
 
     kind: StepKind
-    weight: float
-    min_seconds: float = 0.0
+    weight: float = 0.0
+    min_seconds: float | None = 0.0
     min_units: int = 0
+    deadline_s: float | None = None
+    on_timeout: str = "abort"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +111,7 @@ class MetricAssessment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """A step that was entered: when, with what epoch, and how it ended."""
+    """A step that was entered: when, and how it ended."""
 
     kind: StepKind
     weight: float
@@ -119,6 +123,12 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
+    """``promoted_at``: since when the challenger is champion; it is watched while the rollout goes
+    on, and ``champion`` is the one before. ``promoted_epoch``: the last routing table before.
+    ``returning``: why it goes back as soon as the champion can take the users, with
+    ``returning_verdict``. ``stuck_since``: since when challenger or gateway do not do what the step
+    asks for. ``overdue``: it was told that a deadline has passed."""
+
     rollout_id: str
     service_id: str
     update_id: str
@@ -139,6 +149,14 @@ class Rollout:
     ended_at: float | None = None
     verdict: Verdict | None = None  # once it has ended
     paused_at: float | None = None
+    promoted_at: float | None = None
+    promoted_epoch: int | None = None
+    returning: str = ""
+    returning_verdict: Verdict | None = None
+    stuck_since: float | None = None
+    stuck_seconds: float = 0.0  # that it may be stuck, 0: for ever
+    overdue: bool = False
+    on_inconclusive: str = "abort"  # at max_seconds: "abort", "hold"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,26 +106,31 @@ _FINAL_PHASES = frozenset(
 
 
 class RolloutStatus(StrEnum):
-    """Where a rollout is. The last three are final."""
+    """Where a rollout is. The last four are final."""
 
     RUNNING = "running"
     PAUSED = "paused"
     PROMOTED = "promoted"
+    OBSERVED = "observed"  # at the end of a list of steps that promotes nobody
     ROLLED_BACK = "rolled_back"
     INCONCLUSIVE = "inconclusive"
 
     @property
     def final(self) -> bool:
-        return self in (
-            RolloutStatus.PROMOTED,
-            RolloutStatus.ROLLED_BACK,
-            RolloutStatus.INCONCLUSIVE,
-        )
+        return self not in (RolloutStatus.RUNNING, RolloutStatus.PAUSED)
 
 
 class StepKind(StrEnum):
-    SHADOW = "shadow"
-    CANARY = "canary"
+    """What a step of a rollout does, and what it waits for."""
+
+    STAGE = "stage"  # loaded and ready, without traffic
+    SHADOW = "shadow"  # copies of requests, answers compared and thrown away
+    CANARY = "canary"  # a share of users
+    PAUSE = "pause"  # a time, or until somebody resumes
+    APPROVE = "approve"  # a person's word
+    ANALYSIS = "analysis"  # every guardrail proven
+    PROMOTE = "promote"  # everybody; the challenger is champion
+    BAKE = "bake"  # watched as champion, the previous one warm
 
 
 class JobState(StrEnum):

@@ -17,7 +17,7 @@ from intonaco.messages import ApiError, GenerateRequest
 from intonaco.serving.gateway.problems import BUSY
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.upstream import OnEvent, Reply, Upstream
-from intonaco.types import Arm, ArmRole, Attempt, Json, Outcome
+from intonaco.types import Arm, Attempt, Json, Outcome
 
 REFUSED_S = 30.0  # how long nobody of the champion's may be there before the user hears of it
 MOST_FAILED = 2  # tries that one request may fail at workers of an arm: it may be what ends them
@@ -100,10 +100,10 @@ class Dispatcher:
         attempts: list[Attempt],
         on_event: OnEvent | None = None,
     ) -> Answer:
-        """Answer a user: by ``arm``, else by the champion. ``on_event`` hears of the image while it
-        is made, from each worker that tries."""
+        """Answer a user: by ``arm``, else by the stable arm. ``on_event`` hears of the image while
+        it is made, from each worker that tries."""
         failed: Reply | None = None
-        if arm.role is not ArmRole.CHAMPION:
+        if not self._is_stable(arm):
             limit = min(deadline, self.clock.now() + self.challenger_timeout_s)
             reply = await self.try_arm(asked, arm, limit, attempts, on_event)
             if reply.outcome is Outcome.OK:
@@ -112,7 +112,7 @@ class Dispatcher:
             failed = reply
             if reply.hard and self._breakable(arm):
                 self.probe(arm, asked.request)
-        reply = await self._champion(asked, deadline, attempts, on_event)
+        reply = await self._stable(asked, deadline, attempts, on_event)
         if reply.outcome is Outcome.OK:
             self._remember(asked)
             if failed and failed.hard and self._breakable(arm):
@@ -162,19 +162,18 @@ class Dispatcher:
         assert last is not None  # tables without URLs are refused
         return full if full is not None and last.refused else last
 
-    async def _champion(
+    async def _stable(
         self, asked: Asked, deadline: float, attempts: list[Attempt], on_event: OnEvent | None
     ) -> Reply:
-        """The champion of the newest table, waiting a little while all its replicas refuse. So too
-        after a worker died: what it had in hand is done by who comes next."""
+        """By the stable arm of the newest table, waiting a little while all its replicas refuse. So
+        too after a worker died: what it had in hand is done by who comes next."""
         failed = _Failed()
         broken, wait = 0, FIRST_WAIT_S
         give_up: float | None = None
         while True:
             table = self.state.table
             assert table is not None  # there was one when the request was assigned
-            champion = table.champion()
-            reply = await self.try_arm(asked, champion, deadline, attempts, on_event, failed)
+            reply = await self.try_arm(asked, table.stable(), deadline, attempts, on_event, failed)
             now = self.clock.now()
             if give_up is None:  # the wait begins when nobody is there
                 give_up = now + REFUSED_S
@@ -187,10 +186,14 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ breaker
 
-    def _breakable(self, arm: Arm) -> bool:
-        """The champion's own release has nobody to step in for it."""
+    def _is_stable(self, arm: Arm) -> bool:
         table = self.state.table
-        return table is not None and arm.release != table.champion().release
+        return table is not None and arm.name == table.stable().name
+
+    def _breakable(self, arm: Arm) -> bool:
+        """The stable arm's own release has nobody to step in for it."""
+        table = self.state.table
+        return table is not None and arm.release != table.stable().release
 
     def _served(self, asked: Asked, arm: Arm) -> None:
         self._remember(asked)

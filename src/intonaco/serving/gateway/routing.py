@@ -71,27 +71,26 @@ def position(salt: str, *parts: str) -> float:
 
 
 def effective_weights(table: RoutingTable, tripped: Collection[str]) -> Mapping[str, float]:
-    """Weight in force per arm name: a tripped release has none, and the champion takes it."""
+    """Weight in force per arm name: a tripped release has none, and the stable arm takes it."""
     weights: dict[str, float] = {}
     given_up = 0.0
+    stable = table.stable()
     for arm in table.arms:
-        off = arm.release in tripped and arm.role is not ArmRole.CHAMPION
+        off = arm.release in tripped and arm.release != stable.release
         weights[arm.name] = 0.0 if off else arm.weight
         if off and arm.role is not ArmRole.SHADOW:
             given_up += arm.weight
     if given_up:
-        weights[table.champion().name] += given_up
+        weights[stable.name] += given_up
     return weights
 
 
 def assign(table: RoutingTable, unit: str, tripped: Collection[str] = ()) -> Assignment:
-    """The unit's arm. Users of a tripped release go to the champion; nobody else moves."""
-    champion = table.champion()
+    """The unit's arm. Users of a tripped release go to the stable arm; nobody else moves."""
     weights = effective_weights(table, tripped)
-    at = position(table.salt, unit)
-    arm = _arm_at(table, at) or champion
+    arm = _arm_at(table, position(table.salt, unit)) or table.champion()
     if weights[arm.name] <= 0:
-        arm = champion
+        arm = table.stable()
     return Assignment(arm=arm, probability=weights[arm.name])
 
 

@@ -1,0 +1,76 @@
+"""The steps of each strategy. They differ in nothing else; one machine runs them all. Pure."""
+
+from __future__ import annotations
+
+from intonaco.config import RolloutConfig, Step
+from intonaco.types import RolloutStep, StepKind
+
+_BEFORE = (StepKind.STAGE, StepKind.SHADOW, StepKind.PAUSE, StepKind.APPROVE, StepKind.ANALYSIS)
+_SWITCH = RolloutStep(kind=StepKind.CANARY, weight=1.0)  # everybody, but not champion yet
+_ANALYSIS = RolloutStep(kind=StepKind.ANALYSIS)
+_PROMOTE = RolloutStep(kind=StepKind.PROMOTE)
+
+
+def steps_for(config: RolloutConfig) -> tuple[RolloutStep, ...]:
+    """The steps that the configuration asks for.
+
+    ``canary`` takes them as they are. ``blue_green`` leaves out the shares of users: it copies
+    requests, proves, and switches everybody at once; ``shadow_only`` ends before the switch. Both
+    copy all requests, for as long and for as many pairs as the first step asks, where no shadow
+    step is configured. Whoever promotes gives everybody the challenger first, makes it champion
+    once the gateways follow, and bakes.
+    """
+    given = tuple(_step(s) for s in config.steps)
+    before = tuple(s for s in given if s.kind in (*_BEFORE, StepKind.CANARY))
+    if config.strategy != "canary":
+        before = tuple(s for s in before if s.kind in _BEFORE)
+        if not any(s.kind is StepKind.SHADOW for s in before):
+            copied = config.steps[0]
+            shadow = RolloutStep(
+                kind=StepKind.SHADOW,
+                weight=1.0,
+                min_seconds=copied.min_seconds or 0.0,
+                min_units=copied.min_units,
+            )
+            staged = sum(s.kind is StepKind.STAGE for s in before)
+            before = (*before[:staged], shadow, *before[staged:])
+        if before[-1].kind is not StepKind.ANALYSIS:
+            before = (*before, _ANALYSIS)
+    if config.strategy == "shadow_only":
+        return before
+    return (*before, *_to_champion(config, before, given))
+
+
+def straight(config: RolloutConfig) -> tuple[RolloutStep, ...]:
+    """Of a release with nothing to be compared with: the first one, and one that has served."""
+    return _to_champion(config, (), ())
+
+
+def _to_champion(
+    config: RolloutConfig, before: tuple[RolloutStep, ...], given: tuple[RolloutStep, ...]
+) -> tuple[RolloutStep, ...]:
+    shares = [s.weight for s in before if s.kind is StepKind.CANARY]
+    switch = () if shares and shares[-1] >= 1.0 else (_SWITCH,)
+    baked = tuple(s for s in given if s.kind is StepKind.BAKE)
+    if not any(s.kind is StepKind.PROMOTE for s in given) and config.bake_seconds > 0:
+        bake = RolloutStep(
+            kind=StepKind.BAKE, weight=config.holdback, min_seconds=config.bake_seconds
+        )
+        baked = (bake,)
+    return (*switch, _PROMOTE, *baked)
+
+
+def _step(step: Step) -> RolloutStep:
+    """Fields that a kind does not read have no effect on it."""
+    timed = step.kind in (StepKind.SHADOW, StepKind.CANARY, StepKind.BAKE, StepKind.PAUSE)
+    if step.kind is StepKind.STAGE:
+        timed = "min_seconds" in step.model_fields_set
+    counted = step.kind in (StepKind.SHADOW, StepKind.CANARY)
+    return RolloutStep(
+        kind=step.kind,
+        weight=step.weight,
+        min_seconds=step.min_seconds if timed else 0.0,
+        min_units=step.min_units if counted else 0,
+        deadline_s=step.deadline_s,
+        on_timeout=step.on_timeout,
+    )

@@ -1,0 +1,107 @@
+"""The controller is killed at every point of four updates, and nothing differs in the end.
+
+A point is before or after a call to the outside (jobs, workers, gateways, registry, notification)
+or a commit. The story: a first release; a second that goes through stage, shadow, canary, approval,
+everybody and promotion, and is rolled back while it bakes; its retry, which is promoted; and a way
+back asked for by a person. The outside refuses what would harm a user: a routing table whose shares
+do not sum to 1 or whose releases do not answer, the retirement of a release that has users.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.crashing import Point, effects_of, points_of, run
+
+EVERY = 60  # of the points in the default run
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Point]]:
+    """How it ends when nobody kills it, and the points it passes."""
+    root = tmp_path_factory.mktemp("reference") / "service"
+    ended, killed = run(root)
+    assert killed == 0
+    return ended, points_of(root)
+
+
+def test_the_story_is_the_one_that_is_told(
+    undisturbed: tuple[dict[str, Any], list[Point]],
+) -> None:
+    ended, points = undisturbed
+    phases = [phase for phase, _, _ in ended["updates"]]
+    assert phases == ["promoted", "rolled_back", "promoted", "promoted"]
+    first, second = ended["tenures"][:2]
+    assert ended["tenures"] == [first, second, first, second, first]
+    baked = [status for status, *_ in ended["rollouts"]]
+    assert baked == ["promoted", "rolled_back", "promoted", "promoted"]
+    assert ended["rollouts"][1][3][-2:] == ["promote", "bake"]
+    kinds = {
+        name.split("(")[0].removeprefix("before ").removeprefix("after ") for name, _ in points
+    }
+    assert kinds >= {
+        "a commit",
+        "training.submit",
+        "training.poll",
+        "serving.deploy",
+        "serving.drain",
+        "serving.retire",
+        "router.apply",
+        "router.observed",
+        "registry.register",
+        "registry.set_alias",
+        "notifier.send",
+    }
+
+
+def test_killed_now_and_then(
+    undisturbed: tuple[dict[str, Any], list[Point]], tmp_path: Path
+) -> None:
+    matrix(undisturbed, tmp_path, every=EVERY)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_killed_everywhere(
+    undisturbed: tuple[dict[str, Any], list[Point]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    points = matrix(undisturbed, tmp_path, every=1)
+    with capsys.disabled():
+        print(f"\ncrash matrix: {points} points, all passed")
+
+
+def matrix(undisturbed: tuple[dict[str, Any], list[Point]], folder: Path, *, every: int) -> int:
+    """Kill at every so manieth point; how many there were."""
+    expected, points = undisturbed
+    failed: dict[Point, Any] = {}
+    chosen = points[::every]
+    for point in chosen:
+        root = folder / "service"
+        try:
+            ended, killed = run(root, point)
+        except AssertionError as error:
+            failed[point] = str(error)[-1500:]
+        else:
+            wrong = {k: (expected[k], ended[k]) for k in expected if ended[k] != expected[k]}
+            begun = Counter(
+                e["key"] for e in effects_of(root) if e["call"] == "training.submit" and e["fresh"]
+            )
+            if wrong or killed != 1 or max(begun.values()) > 1:
+                failed[point] = (killed, wrong, begun)
+        shutil.rmtree(root)
+    assert failed == {}, f"{len(failed)} of {len(chosen)} points"
+    return len(chosen)
