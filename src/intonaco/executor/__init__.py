@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from intonaco.errors import BackendError, IntonacoError
 from intonaco.executor import data, models, probes, proof, review, service, training
-from intonaco.executor.evaluating import check_configured
+from intonaco.executor.evaluating import check_evaluable
 from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.ledger import Effect
 
@@ -52,5 +52,5 @@ class Executor:
 
 def _dataset(parts: Parts, effect: Effect) -> Outcome:
     """The first effect of whatever trains: what cannot be evaluated afterwards is not trained."""
-    check_configured(parts)
+    check_evaluable(parts)
     return data.dataset(parts, effect)

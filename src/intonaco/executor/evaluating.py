@@ -19,7 +19,7 @@ from intonaco.upstreams import in_force, is_upstream, read_facts
 
 
 def check_configured(p: Parts) -> None:
-    """Raises ConfigError if something that every evaluation needs is not given or not there."""
+    """Raises ConfigError if something that every evaluation needs is not given."""
     wanted = {
         "evaluation.prompts": p.config.evaluation.prompts,
         "data.reference": p.config.data.reference,
@@ -30,8 +30,13 @@ def check_configured(p: Parts) -> None:
             f"{', '.join(missing)}: needed to evaluate",
             hint="docs/guides/evaluate.md says what each is",
         )
-    read_prompts(p.workspace.resolve(str(wanted["evaluation.prompts"])))
-    reference = p.workspace.resolve(str(wanted["data.reference"]))
+
+
+def check_evaluable(p: Parts) -> None:
+    """The same, and if prompts or reference are not there or cannot be read."""
+    check_configured(p)
+    read_prompts(p.workspace.resolve(str(p.config.evaluation.prompts)))
+    reference = p.workspace.resolve(str(p.config.data.reference))
     if not reference.is_dir():
         raise ConfigError(f"data.reference: there is no folder {reference}")
 
