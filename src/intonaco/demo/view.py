@@ -312,7 +312,7 @@ def _rollout(summary: Mapping[str, Any]) -> Table:
     for step in summary["rollout"]["steps"]:
         table.add_row(
             str(step["kind"]),
-            percent(step["weight"]),
+            percent(step["weight"]) if step["weight"] else NONE,
             _count(step.get("units"), "pairs" if step["kind"] == "shadow" else "users"),
             duration(step.get("seconds")),
             Text(clean(str(step.get("decision", "")).partition(":")[0])),
