@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.assessed import assessed
 from tests.integration.test_loop_in_memory import (
     CONFIG,
     PROMPT,
@@ -334,21 +335,7 @@ class Service:
         bakes = rollout is not None and rollout.history and rollout.history[-1].kind == "bake"
         bad = bakes and rollout is not None and rollout.attempt == 1 and rollout.champion
         found = Assessment.HARMFUL if bad else Assessment.NON_INFERIOR
-        return tuple(
-            MetricAssessment(
-                metric=metric,
-                assessment=found,
-                difference=0.0,
-                interval=(-0.01, 0.01),
-                margin=0.05,
-                evidence_harm=1.0,
-                evidence_non_inferior=5.0,
-                threshold=4.4,
-                units_challenger=50,
-                units_champion=50,
-            )
-            for metric in analysis.metrics
-        )
+        return assessed(analysis.metrics, found)
 
     def ended(self) -> dict[str, Any]:
         """What must be the same however often the controller was killed."""

@@ -23,7 +23,8 @@ from intonaco.evaluation import gate
 from intonaco.evaluation.attempts import attempt, attempts
 from intonaco.evaluation.verdicts import with_review
 from intonaco.ledger import Effect, EffectStatus
-from intonaco.rollout.strategies import steps_for, straight
+from intonaco.rollout.quarantine import not_again
+from intonaco.rollout.strategies import begin
 from intonaco.types import (
     Action,
     Candidate,
@@ -282,22 +283,13 @@ def _gate(update: Update, facts: Facts, now: float) -> Step:
         else c
         for c in update.candidates
     )
-    candidates = tuple(_not_again(c, facts.quarantined) for c in candidates)
+    candidates = tuple(not_again(c, facts.quarantined) for c in candidates)
     passed = [c for c in candidates if c.verdict is Verdict.PASS]
     update = replace(update, candidates=candidates, chosen=passed[0].release_id if passed else None)
     note = "; ".join(
         f"{c.name}: {c.verdict}" + (f" ({c.reasons[0]})" if c.reasons else "") for c in candidates
     )
     return _to(update, Phase.REGISTER, now, note)
-
-
-def _not_again(candidate: Candidate, quarantined: Mapping[str, str]) -> Candidate:
-    """A release that was rolled back is not tried again by itself, whatever was measured."""
-    why = quarantined.get(candidate.release_id or "")
-    if why is None:
-        return candidate
-    reason = f"in quarantine, rolled back before: {why} (`intonaco rollout retry` tries it again)"
-    return replace(candidate, verdict=Verdict.FAIL, reasons=(reason, *candidate.reasons))
 
 
 def _measured(update: Update, facts: Facts) -> Mapping[str, gate.GateDecision]:
@@ -378,7 +370,7 @@ def _approve(update: Update, facts: Facts, now: float) -> Step:
     if not approval.approved:
         reason = f"refused by {approval.actor}: {approval.reason or 'no reason given'}"
         return _retire_and_end(update, facts, Phase.REJECTED, now, reason)
-    rollout = _rollout_of(update, facts.config, now)
+    rollout = begin(update, facts.config, now)
     step = _to(
         replace(update, rollout_id=rollout.rollout_id),
         Phase.ROLLOUT,
@@ -435,28 +427,6 @@ _PHASES = {
 
 
 # ------------------------------------------------------------------------------------ small parts
-
-
-def _rollout_of(update: Update, config: Config, now: float) -> Rollout:
-    rollout_id = f"{update.update_id}-{update.attempt}"
-    alone = update.champion is None or update.plan.action is Action.ROLL_BACK
-    return Rollout(
-        rollout_id=rollout_id,
-        service_id=update.service_id,
-        update_id=update.update_id,
-        champion=None if alone else update.champion,
-        challenger=str(update.chosen),
-        steps=straight(config.rollout) if alone else steps_for(config.rollout),
-        status=RolloutStatus.RUNNING,
-        started_at=now,
-        step_since=now,
-        salt=digest(["salt", rollout_id, now])[:16],
-        alpha=config.rollout.alpha / 2 ** (update.attempt - 1),
-        max_seconds=config.rollout.max_seconds,
-        on_inconclusive=config.rollout.on_inconclusive,
-        stuck_seconds=config.rollout.stuck_seconds,
-        attempt=update.attempt,
-    )
 
 
 def _retire_and_end(update: Update, facts: Facts, phase: Phase, now: float, reason: str) -> Step:

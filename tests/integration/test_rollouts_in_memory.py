@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.assessed import assessed
 from tests.integration.test_loop_in_memory import World, in_rollout
 
 from intonaco import commands
@@ -35,21 +36,7 @@ class Evidence:
         self.found = Assessment.NON_INFERIOR
 
     def __call__(self, analysis: RolloutAnalysis) -> tuple[MetricAssessment, ...]:
-        return tuple(
-            MetricAssessment(
-                metric=metric,
-                assessment=self.found,
-                difference=0.0,
-                interval=(-0.01, 0.01),
-                margin=0.05,
-                evidence_harm=1.0,
-                evidence_non_inferior=5.0,
-                threshold=4.4,
-                units_challenger=50,
-                units_champion=50,
-            )
-            for metric in analysis.metrics
-        )
+        return assessed(analysis.metrics, self.found)
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from intonaco.types import Rollout, RolloutStatus, Verdict
+from intonaco.types import Candidate, Rollout, RolloutStatus, Verdict
 
 
 def quarantined(rollouts: Iterable[Rollout]) -> Mapping[str, str]:
@@ -20,3 +21,12 @@ def quarantined(rollouts: Iterable[Rollout]) -> Mapping[str, str]:
         elif rollout.status is RolloutStatus.PROMOTED:
             found.pop(rollout.challenger, None)
     return found
+
+
+def not_again(candidate: Candidate, quarantined: Mapping[str, str]) -> Candidate:
+    """The candidate, failed if its release is in quarantine, whatever was measured."""
+    why = quarantined.get(candidate.release_id or "")
+    if why is None:
+        return candidate
+    reason = f"in quarantine, rolled back before: {why} (`intonaco rollout retry` tries it again)"
+    return replace(candidate, verdict=Verdict.FAIL, reasons=(reason, *candidate.reasons))

@@ -26,66 +26,28 @@ def desired_arms(
     if rollout is not None and rollout.challenger == champion.release:
         held = round(1.0 - weights.get("challenger", 1.0), 12)
         if rollout.promoted_at is not None and previous is not None and previous.urls:
-            return _held_back(champion, previous, held)
+            return _arm("champion", champion, 1.0 - held), _arm("holdback", previous, held)
         rollout = None
     share = 0.0 if rollout is None else weights.get("challenger", 0.0)
     wanted = rollout is not None and (share > 0 or weights.get("shadow", 0.0) > 0)
     if wanted and (challenger is None or not (challenger.urls or challenger.error)):
         return None
-    arms = [
-        Arm(
-            name="champion",
-            role=ArmRole.CHAMPION,
-            release=champion.release,
-            urls=champion.urls,
-            weight=1.0 - share,
-        )
-    ]
+    arms = [_arm("champion", champion, 1.0 - share)]
     if rollout is not None and challenger is not None and challenger.urls:
         name = rollout.rollout_id
         shadow = weights.get("shadow", 0.0)
         if share > 0:
-            arms.append(
-                Arm(
-                    name=f"challenger:{name}",
-                    role=ArmRole.CHALLENGER,
-                    release=challenger.release,
-                    urls=challenger.urls,
-                    weight=share,
-                )
-            )
+            arms.append(_arm(f"challenger:{name}", challenger, share))
         elif shadow > 0:
-            arms.append(
-                Arm(
-                    name=f"shadow:{name}",
-                    role=ArmRole.SHADOW,
-                    release=challenger.release,
-                    urls=challenger.urls,
-                    weight=shadow,
-                )
-            )
+            arms.append(_arm(f"shadow:{name}", challenger, shadow))
     if len(arms) == 1:
         arms[0] = replace(arms[0], weight=1.0)
     return tuple(arms)
 
 
-def _held_back(champion: ServingStatus, previous: ServingStatus, held: float) -> tuple[Arm, ...]:
-    return (
-        Arm(
-            name="champion",
-            role=ArmRole.CHAMPION,
-            release=champion.release,
-            urls=champion.urls,
-            weight=1.0 - held,
-        ),
-        Arm(
-            name="holdback",
-            role=ArmRole.HOLDBACK,
-            release=previous.release,
-            urls=previous.urls,
-            weight=held,
-        ),
-    )
+def _arm(name: str, status: ServingStatus, weight: float) -> Arm:
+    role = ArmRole(name.partition(":")[0])
+    return Arm(name=name, role=role, release=status.release, urls=status.urls, weight=weight)
 
 
 def next_table(

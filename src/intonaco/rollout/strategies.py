@@ -1,14 +1,40 @@
-"""The steps of each strategy. They differ in nothing else; one machine runs them all. Pure."""
+"""How a rollout begins: with the steps of its strategy. Strategies differ in nothing else; one
+machine runs them all. Pure."""
 
 from __future__ import annotations
 
-from intonaco.config import RolloutConfig, Step
-from intonaco.types import RolloutStep, StepKind
+from intonaco.codec import digest
+from intonaco.config import Config, RolloutConfig, Step
+from intonaco.types import Action, Rollout, RolloutStatus, RolloutStep, StepKind, Update
 
 _BEFORE = (StepKind.STAGE, StepKind.SHADOW, StepKind.PAUSE, StepKind.APPROVE, StepKind.ANALYSIS)
 _SWITCH = RolloutStep(kind=StepKind.CANARY, weight=1.0)  # everybody, but not champion yet
 _ANALYSIS = RolloutStep(kind=StepKind.ANALYSIS)
 _PROMOTE = RolloutStep(kind=StepKind.PROMOTE)
+
+
+def begin(update: Update, config: Config, now: float) -> Rollout:
+    """The rollout of an update's chosen release; alpha halves with each attempt. The first release,
+    and one that has served, go straight to everybody."""
+    rollout_id = f"{update.update_id}-{update.attempt}"
+    alone = update.champion is None or update.plan.action is Action.ROLL_BACK
+    return Rollout(
+        rollout_id=rollout_id,
+        service_id=update.service_id,
+        update_id=update.update_id,
+        champion=None if alone else update.champion,
+        challenger=str(update.chosen),
+        steps=straight(config.rollout) if alone else steps_for(config.rollout),
+        status=RolloutStatus.RUNNING,
+        started_at=now,
+        step_since=now,
+        salt=digest(["salt", rollout_id, now])[:16],
+        alpha=config.rollout.alpha / 2 ** (update.attempt - 1),
+        max_seconds=config.rollout.max_seconds,
+        on_inconclusive=config.rollout.on_inconclusive,
+        stuck_seconds=config.rollout.stuck_seconds,
+        attempt=update.attempt,
+    )
 
 
 def steps_for(config: RolloutConfig) -> tuple[RolloutStep, ...]:
