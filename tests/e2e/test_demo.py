@@ -87,7 +87,9 @@ def test_the_summary_has_the_whole_story(finished: tuple[Path, str]) -> None:
     for when, topics, low, high in accuracy_targets(quick=True):
         digits = [str(NAMES.index(topic)) for topic in topics]
         assert low <= np.mean([s["accuracy"][when][d] for d in digits]) <= high
-    assert [x["weight"] for x in s["rollout"]["steps"]][-4:] == [0.05, 0.25, 0.5, 1.0]
+    steps = [(x["kind"], x["weight"]) for x in s["rollout"]["steps"]]
+    assert [w for kind, w in steps if kind == "canary"] == [0.05, 0.25, 0.5, 1.0]
+    assert [kind for kind, _ in steps[-2:]] == ["promote", "bake"]
     assert "breaker" in s["rollback"]["reason"]
     assert s["rollback"]["seconds"] < 60
     assert s["rollback"]["last_attempt_after_trip_seconds"] <= 1.0

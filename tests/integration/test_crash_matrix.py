@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tests.crashing import Point, effects_of, points_of, run
 
-EVERY = 60  # of the points in the default run
+EVERY = 120  # of the points in the default run
 
 
 @pytest.fixture(autouse=True)
