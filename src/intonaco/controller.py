@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event as Stop
 
@@ -87,13 +88,14 @@ class Controller:
         """Move an update as far as what is known carries it."""
         ledger = self.parts.ledger
         while True:
+            effects = ledger.effects(update.update_id)
             facts = loop.Facts(
                 config=self.parts.config,
-                effects=ledger.effects(update.update_id),
+                effects=effects,
                 rollout=ledger.find(Rollout, update.rollout_id) if update.rollout_id else None,
                 approval=commands.approval_of(ledger, update.update_id),
-                earlier=self._earlier(update),
-                quarantined=quarantined(ledger.all(Rollout)),
+                earlier=self._earlier(update, effects),
+                quarantined=self._quarantined(update),
             )
             step = loop.advance(update, facts, now)
             news = [e for e in step.effects if e.key not in facts.effects]
@@ -118,9 +120,15 @@ class Controller:
                 return
             update = step.update
 
-    def _earlier(self, update: Update) -> int:
+    def _quarantined(self, update: Update) -> Mapping[str, str]:
+        if update.phase is not Phase.GATE:
+            return {}  # of interest only there
+        return quarantined(self.parts.ledger.all(Rollout))
+
+    def _earlier(self, update: Update, effects: Mapping[str, EffectStatus]) -> int:
         """Candidates that the gate judged for the same trigger before this update."""
-        if update.phase not in (Phase.DATASET, Phase.EVALUATE):
+        asked = any(status.effect.kind == "evaluate" for status in effects.values())
+        if asked or update.phase not in (Phase.DATASET, Phase.EVALUATE):
             return 0  # of interest only until the evaluation is asked for
         ledger = self.parts.ledger
         diagnoses = {d.diagnosis_id: d for d in ledger.all(Diagnosis)}

@@ -38,7 +38,7 @@ def look(parts: Parts, watch: Watch, fence: int, now: float) -> None:
     wait when their time has come."""
     ledger = parts.ledger
     waiting.look(parts, watch, fence, now)
-    earlier = next(reversed(ledger.all(Diagnosis, status=HEADLINE)), None)
+    earlier = next(iter(ledger.newest(Diagnosis, 1, status=HEADLINE)), None)
     new, round_ = ledger.all(Finding, status="new"), 0
     if not new:
         due = waiting.due(parts, watch, earlier, fence, now)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from intonaco.decision.diagnosis import signal_kind
 from intonaco.decision.guards import Quiet, is_over
 from intonaco.executor import Parts
-from intonaco.ledger import Transaction
+from intonaco.ledger import Ledger, Transaction
 from intonaco.types import Diagnosis, Finding, Json, Phase, Update
 from intonaco.watching import Watch
 
@@ -130,9 +130,13 @@ def _still_there(
 def _back_again(parts: Parts, watch: Watch, fence: int, now: float) -> None:
     ledger, decision = parts.ledger, parts.config.decision
     again = _setting(parts)
+    if now < float(again.get("cleared_at", 0.0)):
+        return
     champion = ledger.champion()
-    over = [f for f in ledger.all(Finding, status="cleared") if f.release == champion]
-    if not over or now < float(again.get("cleared_at", 0.0)):
+    first = min((t.since for t in ledger.tenures() if t.release_id == champion), default=0.0)
+    cleared = ledger.since(Finding, first, status="cleared")
+    over = [f for f in cleared if f.release == champion]
+    if not over:
         return
     back = [f for f in over if _is_back(f, parts, watch, now)]
     with ledger.begin(fence=fence) as tx:
@@ -170,10 +174,9 @@ def _quiet(finding: Finding, parts: Parts, watch: Watch, now: float) -> Quiet:
 def _reopen(parts: Parts, fence: int) -> None:
     """After an update that was not promoted, what it was for is judged again: it is still there."""
     ledger = parts.ledger
-    ended = [u for u in ledger.all(Update, status="final") if u.plan.diagnosis_id is not None]
-    if not ended or ended[-1].phase in (Phase.PROMOTED, Phase.CANCELLED):
+    update = _last_ended(ledger)
+    if update is None or update.phase in (Phase.PROMOTED, Phase.CANCELLED):
         return
-    update = ended[-1]
     again = _setting(parts)
     if again.get("after") == update.update_id:
         return
@@ -186,3 +189,17 @@ def _reopen(parts: Parts, fence: int) -> None:
             tx.put(finding, id=finding.finding_id, at=finding.at, status="waiting")
         times = again.get("at", {}) | {f.finding_id: at for f in findings}
         tx.set(AGAIN, again | {"at": times, "after": update.update_id})
+
+
+def _last_ended(ledger: Ledger) -> Update | None:
+    """The last update of a diagnosis that is over. Looked for from the newest on, ever wider: this
+    is asked at every look, and the history only grows."""
+    limit = 1
+    while True:
+        found = ledger.newest(Update, limit, status="final")
+        for update in found:
+            if update.plan.diagnosis_id is not None:
+                return update
+        if len(found) < limit:
+            return None
+        limit *= 8

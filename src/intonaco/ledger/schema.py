@@ -39,6 +39,7 @@ documents = Table(
     Column("at", Float, nullable=False),
     Column("body", Text, nullable=False),
     Index("documents_by_time", "service_id", "kind", "at"),
+    Index("documents_by_status", "service_id", "kind", "status", "at"),
 )
 
 events = Table(

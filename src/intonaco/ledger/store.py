@@ -119,11 +119,13 @@ class Ledger:
         )
         return [decode(cls, row["body"]) for row in self._rows(query.order_by(d.at, d.id))]
 
-    def newest(self, cls: type[T], limit: int) -> list[T]:
+    def newest(self, cls: type[T], limit: int, *, status: str | None = None) -> list[T]:
         """The last documents of a kind, newest first."""
         d = t.documents.c
         query = sa.select(d.body).where(d.service_id == self.service_id, d.kind == KIND_OF[cls])
-        rows = self._rows(query.order_by(d.at.desc(), d.id).limit(limit))
+        if status is not None:
+            query = query.where(d.status == status)
+        rows = self._rows(query.order_by(d.at.desc(), d.id.desc()).limit(limit))
         return [decode(cls, row["body"]) for row in rows]
 
     def active_updates(self) -> list[Update]:
@@ -202,13 +204,17 @@ class Ledger:
         ]
 
     def champion(self) -> str | None:
-        found = [tenure for tenure in self.tenures() if tenure.until is None]
-        return found[-1].release_id if found else None
+        return self._tenant(t.tenures.c.until.is_(None))
 
     def previous(self) -> str | None:
         """The last champion before the present one."""
-        ended = [tenure for tenure in self.tenures() if tenure.until is not None]
-        return ended[-1].release_id if ended else None
+        return self._tenant(t.tenures.c.until.is_not(None))
+
+    def _tenant(self, which: sa.ColumnElement[bool]) -> str | None:
+        c = t.tenures.c
+        query = sa.select(c.release_id).where(c.service_id == self.service_id, which)
+        rows = self._rows(query.order_by(c.tenure_id.desc()).limit(1))
+        return rows[0]["release_id"] if rows else None
 
     def latest_routing(self) -> RoutingTable | None:
         r = t.routing.c
