@@ -38,17 +38,18 @@ lint: .venv/.stamp  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Tests within one process share the cores; those that start processes of their own do not.
-INSIDE := -n logical --dist loadfile tests/unit tests/contract tests/docs
-WHOLE := tests/integration tests/e2e
+# A worker a core, a file at a time. Those that need the whole machine come afterwards: the demo and
+# the browser.
+SIDE_BY_SIDE := -n logical --dist loadfile tests/unit tests/contract tests/docs tests/integration
+ALONE := tests/e2e
 
 test: lint  ## lint, then the tests that take minutes
-	$(BIN)/pytest -m "not slow" $(INSIDE) $(ARGS)
-	$(BIN)/pytest -m "not slow" $(WHOLE) $(ARGS)
+	$(BIN)/pytest -m "not slow" $(SIDE_BY_SIDE) $(ARGS)
+	$(BIN)/pytest -m "not slow" $(ALONE) $(ARGS)
 
 verify: lint  ## lint, then all tests: full simulations and the crash matrix too
-	$(BIN)/pytest $(INSIDE) $(ARGS)
-	$(BIN)/pytest $(WHOLE) $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(ARGS)
+	$(BIN)/pytest $(ALONE) $(ARGS)
 
 fuzz: .venv/.stamp  ## schemathesis against a running gateway and console; ARGS='--examples 500'
 	$(BIN)/python -m tests.fuzz $(ARGS)

@@ -229,7 +229,7 @@ def test_a_further_candidate_for_a_trigger_is_asked_about_at_half_the_alpha(
 ) -> None:
     world = Reviewed(tmp_path)
     world.first_release()
-    monkeypatch.setattr(Controller, "_earlier", lambda self, update: 1)
+    monkeypatch.setattr(Controller, "_earlier", lambda self, update, effects: 1)
     world.technique()
     assert world.the_review().alpha == world.parts.config.evaluation.alpha / 2
     world.close()
