@@ -103,7 +103,10 @@ def _written(parts: Parts, act: Act, do: Callable[[], None]) -> bool:
         if fence is None:
             # A controller has come back. It takes the note; without one it must be asked.
             if noted is None:
-                raise Conflict("a controller has come back: ask it instead by the same command")
+                raise Conflict(
+                    "done, but it could not be noted, and a controller may undo it",
+                    hint="make room on the disk and give the same command again",
+                )
             return False
         with ledger.begin(fence=fence, wait_s=WAIT_S) as tx:
             emergency.write_down(tx, ledger, act, now)

@@ -23,6 +23,7 @@ from intonaco.workspace import Workspace, write_atomic
 
 log = logging.getLogger(__name__)
 
+_ROOM, _ROOM_BYTES = "room", 65_536
 _TAKEN = "emergency:taken"  # setting: the last act that was written down
 
 
@@ -46,10 +47,14 @@ class Act:
 
 
 def note(workspace: Workspace, act: Act) -> Path:
-    """Keep an act until a controller has written it down; the same act again replaces it. Raises
-    OSError."""
+    """Keep an act until a controller has written it down; the same act again replaces it. On a full
+    disk it takes the room that is held for it. Raises OSError."""
     file = _folder(workspace) / f"{act.act_id}.json"
-    write_atomic(file, encode(act))
+    try:
+        write_atomic(file, encode(act))
+    except OSError:
+        (_folder(workspace) / _ROOM).unlink(missing_ok=True)
+        write_atomic(file, encode(act))
     return file
 
 
@@ -64,7 +69,11 @@ def waiting(workspace: Workspace) -> list[Path]:
 
 
 def take(parts: Parts, fence: int, now: float) -> None:
-    """Write down what waits. A file that is no act is put aside and told of."""
+    """Write down what waits. A file that is no act is put aside and told of. Holds the room for the
+    next one."""
+    room = _folder(parts.workspace) / _ROOM
+    if not room.exists():
+        write_atomic(room, bytes(_ROOM_BYTES))
     for file in waiting(parts.workspace):
         try:
             act = decode(Act, file.read_bytes())

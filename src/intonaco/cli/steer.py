@@ -19,7 +19,7 @@ from intonaco.app import App
 from intonaco.cli import decide, inspect
 from intonaco.cli.common import HERE, AsJson, Folder, actor, opened, out, print_json
 from intonaco.environments import EnvironmentStore
-from intonaco.errors import BackendError, ConfigError, Conflict
+from intonaco.errors import BackendError, ConfigError, Conflict, StorageError
 from intonaco.executor import Parts
 from intonaco.types import Action, Cause
 
@@ -72,7 +72,13 @@ def ask(
             hint="start it with `intonaco up`",
         )
     now = app.clock.now()
-    number = commands.submit(app.ledger, now, kind, actor(), arguments, wait_s=wait_s)
+    try:
+        number = commands.submit(app.ledger, now, kind, actor(), arguments, wait_s=wait_s)
+    except OperationalError as error:
+        if wait_s is not None:
+            raise
+        hint = "try again; `rollback`, `rollout abort` and `freeze` work all the same"
+        raise StorageError(f"the ledger cannot be written: {error.orig}", hint=hint) from error
     deadline = time.monotonic() + ANSWER_SECONDS
     while (outcome := app.ledger.command_outcome(number)) is None:
         if time.monotonic() > deadline:
