@@ -24,6 +24,7 @@ from intonaco.clock import FakeClock
 from intonaco.codec import encode
 from intonaco.config import RolloutConfig
 from intonaco.controller import Controller
+from intonaco.errors import BackendError
 from intonaco.executor import Parts
 from intonaco.ledger import Ledger
 from intonaco.releases import ReleaseStore
@@ -42,9 +43,11 @@ from intonaco.types import (
     Cause,
     Event,
     Json,
+    Observed,
     Plan,
     Release,
     Rollout,
+    RoutingTable,
     StepKind,
     Update,
     Verdict,
@@ -85,6 +88,24 @@ class Evidence:
             yield
 
 
+class Gateways(MemoryRouter):
+    """They can be lost, and come back."""
+
+    lost = False
+
+    def apply(self, table: RoutingTable) -> None:
+        self._reach()
+        super().apply(table)
+
+    def observed(self) -> Observed:
+        self._reach()
+        return super().observed()
+
+    def _reach(self) -> None:
+        if self.lost:
+            raise BackendError("no gateway answers", backend="gateway", retriable=True)
+
+
 class Rolling:
     """``first`` serves, ``second`` passed the gate. ``template``: a folder where what every service
     begins with is kept."""
@@ -99,7 +120,7 @@ class Rolling:
         self.clock = FakeClock()
         self.evidence = Evidence()
         self.serving = MemoryServingBackend()
-        self.router = MemoryRouter()
+        self.router = Gateways()
         self.notifier = MemoryNotifier()
         given = {"steps": STEPS, "bake_seconds": 20, "holdback": 0.1, "drain_seconds": 60} | rollout
         found = config.parse(CONFIG)

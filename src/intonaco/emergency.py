@@ -71,9 +71,7 @@ def waiting(workspace: Workspace) -> list[Path]:
 def take(parts: Parts, fence: int, now: float) -> None:
     """Write down what waits. A file that is no act is put aside and told of. Holds the room for the
     next one."""
-    room = _folder(parts.workspace) / _ROOM
-    if not room.exists():
-        write_atomic(room, bytes(_ROOM_BYTES))
+    _hold_room(parts.workspace)
     for file in waiting(parts.workspace):
         try:
             act = decode(Act, file.read_bytes())
@@ -134,6 +132,15 @@ def _gone_back(tx: Transaction, ledger: Ledger, act: Act, target: str, now: floa
     if act.table is not None and (latest is None or act.table.epoch > latest.epoch):
         tx.routing(act.table, now)
     return text
+
+
+def _hold_room(workspace: Workspace) -> None:
+    room = _folder(workspace) / _ROOM
+    if not room.exists():
+        try:
+            write_atomic(room, bytes(_ROOM_BYTES))
+        except OSError as error:
+            log.warning("no room is held: %s", error, extra={"action": "emergency"})
 
 
 def _folder(workspace: Workspace) -> Path:

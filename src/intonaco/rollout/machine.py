@@ -154,7 +154,7 @@ def _answered(decision: RolloutDecision, facts: RolloutFacts) -> RolloutDecision
     """What ends by itself, with the answer to a command that came too late for it."""
     after = decision.rollout
     reason = after.reason if after.status.final else after.returning
-    if facts.command == "abort" and reason.startswith("aborted by"):
+    if facts.command == "abort" and decision.events and reason.startswith("aborted by"):
         return replace(decision, by_command=True)
     if facts.command is None:
         return decision
