@@ -45,6 +45,9 @@ PROVEN = (Assessment.NON_INFERIOR, Assessment.SUPERIOR)
 ROLLOUT = ("pause", "resume", "abort", "promote", "skip", "approve", "retry")
 COMMANDS = (*(f"rollout.{c}" for c in ROLLOUT), "rollback", "freeze", "unfreeze", "update.cancel")
 
+SOON = st.sampled_from([0.0, 1.0, 6.0])  # how long after it the controller looks
+RELEASES = st.sampled_from(["first", "second", "third"])
+
 
 def canary(weight: float) -> dict[str, Any]:
     return {"weight": weight, "min_seconds": 5, "min_units": 5}
@@ -97,6 +100,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.asked: dict[str, int] = {}
         self.people = (f"p{n}" for n in itertools.count())
         self.s.tick()
+        self.s.begin()
 
     def teardown(self) -> None:
         if hasattr(self, "s"):
@@ -105,24 +109,32 @@ class AnyOrder(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ what happens outside
 
-    @rule(found=st.sampled_from(list(Assessment)), units=st.sampled_from([0, 100, 100]))
-    def evidence(self, found: Assessment, units: int) -> None:
+    @rule(
+        found=st.sampled_from([*PROVEN, *Assessment]),
+        units=st.sampled_from([0, 100, 100]),
+        then=SOON,
+    )
+    def evidence(self, found: Assessment, units: int, then: float) -> None:
         self.s.evidence.found, self.s.evidence.units = found, units
+        self.look(then)
 
-    @rule()
-    def all_is_well(self) -> None:
+    @rule(times=st.integers(1, 8))
+    def all_is_well(self, times: int) -> None:
         s = self.s
         s.evidence.found, s.evidence.units = Assessment.NON_INFERIOR, 100
         s.serving.failing.clear()
         s.router.lost = False
+        for _ in range(times):
+            self.look(6.0)
 
-    @rule(which=st.sampled_from(["first", "second", "third"]), how=st.sampled_from(["die", "fail"]))
-    def a_worker_ends(self, which: str, how: str) -> None:
+    @rule(which=RELEASES, how=st.sampled_from(["die", "fail"]), then=SOON)
+    def a_worker_ends(self, which: str, how: str, then: float) -> None:
         release = getattr(self.s, which)
         if how == "die":
             self.s.serving.die(release)
         else:
             self.s.serving.failing[release] = "out of memory"
+        self.look(then)
 
     @precondition(lambda self: self.running() is not None)
     @rule()
@@ -133,10 +145,12 @@ class AnyOrder(RuleBasedStateMachine):
             known = {a.release for a in table.arms} - {table.stable().release}
             if rollout.challenger in known:
                 self.s.router.trip(rollout.challenger, self.s.clock.now())
+                self.look(1.0)
 
-    @rule(lost=st.booleans())
-    def the_gateways(self, lost: bool) -> None:
+    @rule(lost=st.booleans(), then=SOON)
+    def the_gateways(self, lost: bool, then: float) -> None:
         self.s.router.lost = lost
+        self.look(then)
 
     @rule(back=st.integers(1, 3))
     def a_gateway_comes_back_with_an_old_table(self, back: int) -> None:
@@ -152,8 +166,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ people
 
-    @rule(kinds=st.lists(st.sampled_from(COMMANDS), min_size=1, max_size=3))
-    def commands(self, kinds: list[str]) -> None:
+    @rule(kinds=st.lists(st.sampled_from(COMMANDS), min_size=1, max_size=3), then=SOON)
+    def commands(self, kinds: list[str], then: float) -> None:
         for kind in kinds:
             person = next(self.people)
             updates = self.s.updates()
@@ -161,12 +175,25 @@ class AnyOrder(RuleBasedStateMachine):
             asked = self.s.submit(kind, actor=person, **(arguments if "update" in kind else {}))
             if kind.startswith("rollout.") and kind != "rollout.retry":
                 self.asked[person] = asked
+        self.look(then)
 
-    @rule(to=st.sampled_from(["first", "second", "third"]))
+    @precondition(lambda self: self.waits_for_a_person())
+    @rule(then=SOON)
+    def a_person_goes_on(self, then: float) -> None:
+        person = next(self.people)
+        rollout = self.running()
+        assert rollout is not None
+        waits = rollout.steps[rollout.step].kind is StepKind.APPROVE
+        self.asked[person] = self.s.submit(
+            "rollout.approve" if waits else "rollout.resume", actor=person
+        )
+        self.look(then)
+
+    @rule(to=RELEASES)
     def rollback_to(self, to: str) -> None:
         self.s.submit("rollback", to=getattr(self.s, to))
 
-    @rule(which=st.sampled_from(["first", "second", "third"]))
+    @rule(which=RELEASES)
     def an_update(self, which: str) -> None:
         if not self.s.ledger.active_updates():
             self.s.begin(getattr(self.s, which))
@@ -196,7 +223,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ time
 
-    @rule(seconds=st.sampled_from([0.0, 1.0, 6.0, 6.0, 30.0]), times=st.integers(1, 3))
+    @rule(seconds=st.sampled_from([0.0, 1.0, 6.0, 6.0, 30.0]), times=st.integers(1, 8))
     def time_passes(self, seconds: float, times: int) -> None:
         for _ in range(times):
             self.look(seconds)
@@ -224,6 +251,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     def running(self) -> Rollout | None:
         return self.s.ledger.active_rollout() if hasattr(self, "s") else None
+
+    def waits_for_a_person(self) -> bool:
+        rollout = self.running()
+        step = rollout.steps[rollout.step] if rollout is not None and rollout.history else None
+        return step is not None and step.kind in (StepKind.APPROVE, StepKind.PAUSE)
 
     def look(self, seconds: float) -> None:
         s = self.s
