@@ -56,7 +56,7 @@ def canary(weight: float) -> dict[str, Any]:
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
     """A ``rollout`` section, with steps of any kinds in an order that makes sense."""
-    waits = st.sampled_from(
+    waits: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
         [
             {"kind": "approve", "deadline_s": 60},
             {"kind": "approve", "deadline_s": 60, "on_timeout": "hold"},
@@ -101,6 +101,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.people = (f"p{n}" for n in itertools.count())
         self.s.tick()
         self.s.begin()
+        self.s.until(lambda: self.running() is not None)
 
     def teardown(self) -> None:
         if hasattr(self, "s"):
@@ -124,6 +125,8 @@ class AnyOrder(RuleBasedStateMachine):
         s.evidence.found, s.evidence.units = Assessment.NON_INFERIOR, 100
         s.serving.failing.clear()
         s.router.lost = False
+        if s.ledger.setting("frozen"):
+            s.submit("unfreeze")
         for _ in range(times):
             self.look(6.0)
 
@@ -177,6 +180,19 @@ class AnyOrder(RuleBasedStateMachine):
                 self.asked[person] = asked
         self.look(then)
 
+    @precondition(lambda self: self.running() is not None)
+    @rule(kinds=st.lists(st.sampled_from(ROLLOUT[:-1]), min_size=1, max_size=3), then=SOON)
+    def commands_for_it(self, kinds: list[str], then: float) -> None:
+        for kind in kinds:
+            person = next(self.people)
+            self.asked[person] = self.s.submit(f"rollout.{kind}", actor=person)
+        self.look(then)
+
+    @precondition(lambda self: self.running() is not None)
+    @rule(kind=st.sampled_from(["rollback", "abort"]))
+    def the_brake_on_it(self, kind: str) -> None:
+        self.brake(kind)
+
     @precondition(lambda self: self.waits_for_a_person())
     @rule(then=SOON)
     def a_person_goes_on(self, then: float) -> None:
@@ -200,6 +216,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(["rollback", "abort", "freeze", "unfreeze"]))
     def the_brake(self, kind: str) -> None:
+        self.brake(kind)
+
+    def brake(self, kind: str) -> None:
         s = self.s
         try:
             if kind == "rollback":
@@ -369,7 +388,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 def tried(folder: Path, examples: int, steps: int) -> None:
     AnyOrder.folder = folder
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         AnyOrder,
         settings=settings(
             max_examples=examples,

@@ -371,8 +371,10 @@ def test_the_clock_jumps_during_a_canary(service: Rolling, jump: float) -> None:
 
 @pytest.mark.parametrize("jump", [-3600.0, 86_400.0])
 def test_the_clock_jumps_during_an_approval(make: Make, jump: float) -> None:
-    steps = [{"weight": 0.5, "min_seconds": 1, "min_units": 0}, {"kind": "approve"}]
-    steps[1]["deadline_s"] = 100
+    steps: list[dict[str, Any]] = [
+        {"weight": 0.5, "min_seconds": 1, "min_units": 0},
+        {"kind": "approve", "deadline_s": 100},
+    ]
     service = make(steps=steps)
     service.to_step(1)
     service.tick(jump)
