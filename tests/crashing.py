@@ -215,8 +215,10 @@ class Service:
         begin = self.ledger.begin
 
         @contextmanager
-        def watched(fence: int | None = None) -> Iterator[Transaction]:
-            with begin(fence) as tx:
+        def watched(
+            fence: int | None = None, *, wait_s: float | None = None
+        ) -> Iterator[Transaction]:
+            with begin(fence, wait_s=wait_s) as tx:
                 yield tx
                 self.points.pass_by("before a commit")
             self.points.pass_by("after a commit")

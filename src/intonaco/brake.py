@@ -1,7 +1,8 @@
 """The emergency brake: works when the controller is dead or the ledger is locked.
 
-It speaks to the gateway itself, with a higher epoch, and writes down what it did as soon as it can.
-A live controller is asked instead (``commands``).
+It speaks to the gateway itself, with a higher epoch, and writes down what it did as soon as it can:
+at once, or, if the ledger cannot be written, in a file that the next controller takes down
+(``emergency``). A live controller is asked instead (``commands``).
 """
 
 from __future__ import annotations
@@ -9,77 +10,119 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import replace
+from collections.abc import Callable
 
 from sqlalchemy.exc import OperationalError
 
-from intonaco import commands
+from intonaco import commands, emergency
+from intonaco.emergency import Act
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
-from intonaco.types import Arm, ArmRole, Phase, RolloutStatus, RoutingTable, Update
+from intonaco.types import Arm, ArmRole, RoutingTable
 
 log = logging.getLogger(__name__)
 
+WAIT_S = 2.0  # for the ledger, before it counts as locked
+LEASE_S = 30.0
 
-def controller_alive(parts: Parts) -> bool:
-    return parts.workspace.process("controller") is not None
 
-
-def rollback(parts: Parts, to: str | None, actor: str) -> str:
+def rollback(parts: Parts, to: str | None, actor: str, why: str = "") -> str:
     """Go back without the controller: abort the running rollout, or return to an earlier champion.
     Returns what was done in words. Raises Conflict, NotFound, BackendError."""
-    ledger = parts.ledger
-    now = parts.clock.now()
-    rollout = ledger.active_rollout()
-    champion = ledger.champion()
+    rollout = parts.ledger.active_rollout()
+    champion = parts.ledger.champion()
     if rollout is not None and rollout.champion is not None and to in (None, rollout.champion):
         target, text = rollout.champion, f"rollout {rollout.rollout_id} aborted"
     else:
-        target = commands.rollback_target(ledger, to)
+        target = commands.rollback_target(parts.ledger, to)
         text = f"went back from {str(champion)[:10]} to {target[:10]}"
-    table = _push(parts, target, text)
-    holder = f"brake:{os.getpid()}"
+    return _go_back(parts, "rollback", target, text, actor, why)
+
+
+def abort(parts: Parts, actor: str, why: str = "") -> str:
+    """End the running rollout without the controller. Raises Conflict, BackendError."""
+    rollout = parts.ledger.active_rollout()
+    if rollout is None:
+        raise Conflict("no rollout is running")
+    if rollout.champion is None:
+        raise Conflict("there is nothing to go back to")
+    text = f"rollout {rollout.rollout_id} aborted"
+    return _go_back(parts, "abort", rollout.champion, text, actor, why)
+
+
+def switch(parts: Parts, kind: str, actor: str, why: str = "") -> str:
+    """``freeze`` or ``unfreeze`` without the controller. Nothing moves while the ledger is locked;
+    once it is not, this counts before anything else."""
+    now = parts.clock.now()
+    act = Act(act_id=emergency.new_id(now), at=now, kind=kind, actor=actor, why=why)
+    if _written(parts, act, lambda: None):
+        return f"{kind}: written down; no controller runs"
+    return f"{kind}: the ledger is locked; the controller takes it before it does anything else"
+
+
+def _go_back(parts: Parts, kind: str, target: str, text: str, actor: str, why: str) -> str:
+    now = parts.clock.now()
+    rollout = parts.ledger.active_rollout()
+    act = Act(
+        act_id=emergency.new_id(now),
+        at=now,
+        kind=kind,
+        actor=actor,
+        why=why,
+        target=target,
+        rollout_id=rollout.rollout_id if rollout else None,
+        table=_table(parts, target, text),
+    )
+
+    def push() -> None:
+        if act.table is not None:
+            parts.router.apply(act.table)
+
+    if not _written(parts, act, push):
+        return f"{text} (at the gateways; the ledger learns of it as soon as it can be written)"
+    return text + ("" if act.table is not None else " (nothing is being served now)")
+
+
+def _written(parts: Parts, act: Act, do: Callable[[], None]) -> bool:
+    """Note the act, do it, write it down; False if that has to wait for a controller."""
     try:
-        with ledger.begin() as tx:
-            fence = tx.lease(holder, now, 30.0)
+        noted = emergency.note(parts.workspace, act)
+    except OSError as error:  # a full disk holds up no emergency
+        log.error("not noted: %s", error, extra={"action": "brake"})
+        noted = None
+    try:
+        do()
+    except Exception:
+        if noted is not None:
+            noted.unlink(missing_ok=True)
+        raise
+    ledger, now, holder = parts.ledger, parts.clock.now(), f"brake:{os.getpid()}"
+    try:
+        with ledger.begin(wait_s=WAIT_S) as tx:
+            fence = tx.lease(holder, now, LEASE_S)
         if fence is None:
-            raise Conflict("a controller has come back: ask it instead by the same command")
-        with ledger.begin(fence=fence) as tx:
-            if rollout is not None:
-                tx.rollout(
-                    replace(
-                        rollout,
-                        status=RolloutStatus.ROLLED_BACK,
-                        reason=f"emergency rollback by {actor}",
-                        ended_at=now,
-                    )
+            # A controller has come back. It takes the note; without one it must be asked.
+            if noted is None:
+                raise Conflict(
+                    "done, but it could not be noted, and a controller may undo it",
+                    hint="make room on the disk and give the same command again",
                 )
-                update = ledger.get(Update, rollout.update_id)
-                tx.update(
-                    replace(
-                        update,
-                        phase=Phase.ROLLED_BACK,
-                        phase_since=now,
-                        reason=f"emergency rollback by {actor}",
-                    )
-                )
-            if target != champion:
-                tx.crown(target, now, f"emergency rollback by {actor}")
-            if table is not None:
-                tx.routing(table, now)
-            tx.event(now, "brake.rollback", target, text, actor=actor)
+            return False
+        with ledger.begin(fence=fence, wait_s=WAIT_S) as tx:
+            emergency.write_down(tx, ledger, act, now)
             tx.release_lease(holder)
     except OperationalError as error:
-        log.error("the ledger cannot be written: %s", error, extra={"action": "brake"})
-        return f"{text} (at the gateway; the ledger is locked and does not know yet)"
-    served = "" if table is not None else " (nothing is being served now)"
-    return text + served
+        log.error("the ledger cannot be written: %s", error.orig, extra={"action": "brake"})
+        return False
+    if noted is not None:
+        noted.unlink(missing_ok=True)
+    return True
 
 
-def _push(
+def _table(
     parts: Parts, target: str, reason: str, ready_seconds: float = 120.0
 ) -> RoutingTable | None:
-    """Give all traffic to a release, at the gateway; None if no gateway runs."""
+    """What gives all traffic to a release, once it answers; None if no gateway runs."""
     try:
         observed = parts.router.observed()
     except BackendError:
@@ -96,7 +139,7 @@ def _push(
         time.sleep(0.1)  # waiting for the worker to load
     latest = parts.ledger.latest_routing()
     arm = Arm(name="champion", role=ArmRole.CHAMPION, release=target, urls=status.urls, weight=1.0)
-    table = RoutingTable(
+    return RoutingTable(
         service_id=parts.config.service,
         epoch=max(observed.epoch, latest.epoch if latest else 0) + 1,
         salt=observed.salt,
@@ -104,5 +147,3 @@ def _push(
         untrip=(target,),
         reason=reason,
     )
-    parts.router.apply(table)
-    return table

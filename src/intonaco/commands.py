@@ -7,7 +7,7 @@ console, ``take`` for the controller.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from intonaco import accounts, loop, probing
@@ -39,10 +39,17 @@ TRIGGERS = "triggers"  # setting: what triggers saw
 
 
 def submit(
-    ledger: Ledger, now: float, kind: str, actor: str, arguments: Mapping[str, Json] | None = None
+    ledger: Ledger,
+    now: float,
+    kind: str,
+    actor: str,
+    arguments: Mapping[str, Json] | None = None,
+    *,
+    wait_s: float | None = None,
 ) -> int:
-    """Ask for something; returns the command's number for ``ledger.command_outcome``."""
-    with ledger.begin() as tx:
+    """Ask for something; returns the command's number for ``ledger.command_outcome``. Raises
+    SQLAlchemy's OperationalError if the ledger is locked for ``wait_s``."""
+    with ledger.begin(wait_s=wait_s) as tx:
         return tx.command(now, kind, actor, arguments or {})
 
 
@@ -165,6 +172,11 @@ def _update(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
         if update.phase is not Phase.APPROVE:
             raise Conflict(
                 f"update {update.update_id} is not waiting for approval but in {update.phase}"
+            )
+        limit = parts.config.approval.timeout_s
+        if what == "approve" and command.at - update.phase_since > limit:
+            raise Conflict(
+                f"too late: update {update.update_id} had to be approved within {limit:.0f} s"
             )
         approval = loop.Approval(
             approved=what == "approve", actor=command.actor, reason=str(a.get("reason", ""))
@@ -321,14 +333,37 @@ def _rollout(parts: Parts, tx: Transaction, command: Command, now: float) -> str
 
 
 def _tell(parts: Parts, tx: Transaction, rollout: Rollout, what: str, command: Command) -> None:
-    """The machine takes it at its next look; nothing that comes before that undoes an abort."""
-    name = f"rollout:{rollout.rollout_id}"
-    before = parts.ledger.setting(name)
-    if before and before["command"] == "abort":
-        raise Conflict(f"rollout {rollout.rollout_id} is being aborted by {before['actor']}")
+    """The machine takes one at each look, in their order. An abort comes before all that wait, and
+    they are answered; nothing undoes it."""
+    waiting = asked(parts.ledger, rollout.rollout_id)
+    for before in waiting:
+        if before["command"] == "abort":
+            raise Conflict(f"rollout {rollout.rollout_id} is being aborted by {before['actor']}")
+        if before["command"] == what:
+            raise Conflict(f"{before['actor']} has just asked for {what}")
+    if what == "abort":
+        answer(tx, rollout, waiting, f"{command.actor} aborts the rollout", command.at)
+        waiting = []
     reason = str(command.arguments.get("reason") or "")
     said = {"command": what, "actor": command.actor, "reason": reason, "at": command.at}
-    tx.set(name, said)
+    tx.set(f"rollout:{rollout.rollout_id}", [*waiting, said])
+
+
+def asked(ledger: Ledger, rollout_id: str) -> list[dict[str, Json]]:
+    """What waits for a rollout's machine, in order: {"command", "actor", "reason", "at"}."""
+    stored = ledger.setting(f"rollout:{rollout_id}")
+    if not stored:
+        return []
+    return [stored] if isinstance(stored, dict) else list(stored)  # older versions kept one
+
+
+def answer(
+    tx: Transaction, rollout: Rollout, waiting: Sequence[Mapping[str, Json]], why: str, now: float
+) -> None:
+    """Tell of commands that nobody carries out any more."""
+    for said in waiting:
+        text = f"{said['command']} refused: {why}"
+        tx.event(now, "rollout.refused", rollout.rollout_id, text, actor=str(said["actor"]))
 
 
 def _retry(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
@@ -337,6 +372,8 @@ def _retry(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
     if not ended or parts.ledger.active_updates():
         raise Conflict("there is no ended rollout to try again, or an update is running")
     last = ended[-1]
+    if last.challenger == parts.ledger.champion():
+        raise Conflict(f"{last.challenger[:10]} is the champion already")
     before = parts.ledger.get(Update, last.update_id)
     candidate = before.chosen_candidate
     if candidate is None:
@@ -366,13 +403,51 @@ def _rollback(parts: Parts, tx: Transaction, command: Command, now: float) -> st
     if rollout is not None and rollout.promoted_at is not None:
         hint = "`intonaco rollout skip` ends its bake, then roll back"
         raise Conflict(f"{rollout.challenger[:10]} is baking", hint=hint)
-    if parts.ledger.active_updates():
-        raise Conflict(
-            "an update is running", hint="`intonaco update cancel` it first, then roll back"
-        )
+    for running in parts.ledger.active_updates():
+        ended = running.rollout_id and parts.ledger.get(Rollout, running.rollout_id).status
+        if ended is not RolloutStatus.PROMOTED or running.champion != target:
+            raise Conflict(
+                "an update is running", hint="`intonaco update cancel` it first, then roll back"
+            )
+        _keep(parts, tx, running, target, now)
     update = back_to(parts, target, f"rollback asked for by {command.actor}", command.actor, now)
     begin_update(parts, tx, update, now, actor=command.actor)
-    return f"going back to {target[:10]}"
+    return f"going back to {target[:10]}{_until_it_answers(parts, target)}"
+
+
+def _keep(parts: Parts, tx: Transaction, update: Update, target: str, now: float) -> None:
+    """End an update that has only the old champion to retire, which is wanted again."""
+    reason = "baked; the old release is kept, it is gone back to"
+    ended = replace(update, phase=Phase.PROMOTED, phase_since=now, reason=reason)
+    tx.update(ended)
+    effects = parts.ledger.effects(update.update_id)
+    for key, status in effects.items():
+        if status.effect.kind == "retire" and status.status == "wanted":
+            tx.finish_effect(key, now, error=f"{target[:10]} is gone back to")
+    tx.event(
+        now,
+        "update.phase",
+        update.update_id,
+        f"{update.phase} → {ended.phase}: {reason}",
+        data={"from": update.phase, "to": ended.phase, "seconds": now - update.phase_since},
+    )
+    accounts.settle_up(parts.config, tx, ended, effects, now)
+
+
+def _until_it_answers(parts: Parts, target: str) -> str:
+    """What users meet until a release that is gone back to is up, in words."""
+    if parts.serving.status(target).ready:
+        return ": it is warm"
+    took = [
+        float(e.data["seconds"])
+        for u in parts.ledger.all(Update)
+        if u.chosen == target
+        for e in parts.ledger.events(kind="update.phase")
+        if e.subject == u.update_id and e.data.get("from") == Phase.STAGE
+    ]
+    champion = str(parts.ledger.champion())[:10]
+    text = f": it is not loaded; it is started, and users stay on {champion} until it answers"
+    return text + (f", which took {took[-1]:.0f} s the last time" if took else "")
 
 
 def rollback_target(ledger: Ledger, to: str | None) -> str:
@@ -401,7 +476,9 @@ def rollback_target(ledger: Ledger, to: str | None) -> str:
 def _freeze(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
     frozen = command.kind == "freeze"
     tx.set("frozen", frozen)
-    return "frozen: no update starts and no rollout advances" if frozen else "unfrozen"
+    why = command.arguments.get("reason")
+    text = "frozen: no update starts and no rollout advances" if frozen else "unfrozen"
+    return text + (f" ({why})" if why else "")
 
 
 def _probe(parts: Parts, tx: Transaction, command: Command, now: float) -> str:

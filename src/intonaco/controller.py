@@ -6,13 +6,16 @@ fencing token. Kill it anywhere and start it again: state, offsets and effects a
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event as Stop
 
-from intonaco import accounts, commands, deciding, loop, probing
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from intonaco import accounts, commands, deciding, emergency, loop, probing
 from intonaco.errors import BackendError, Conflict
 from intonaco.evaluation import attempts
 from intonaco.executor import Done, Executor, Failed, Outcome, Parts
@@ -61,7 +64,24 @@ class Controller:
         if fence is None:
             return False
         self._begin_telling()
+        emergency.take(self.parts, fence, now)
         commands.take(self.parts, fence, now)
+        try:
+            self._look(fence, now)
+        except (Conflict, SQLAlchemyError):
+            raise
+        except Exception:
+            # Whatever broke, who is harmed must be sent back.
+            self.rollouts.tick(fence, now, blind="a look at the traffic, which failed")
+            self._tell()
+            raise
+        self.rollouts.tick(fence, now)
+        self._project(now)
+        self._tell()
+        return True
+
+    def _look(self, fence: int, now: float) -> None:
+        """All but the rollout: what the traffic says, and how far the updates are."""
         self.watch.look(fence, now)
         probing.look(self.parts, self.watch, fence, now)
         self.triggers.look(fence, now)
@@ -70,10 +90,6 @@ class Controller:
         for update in self.parts.ledger.active_updates():
             self._advance(update, fence, now)
         self._effects(fence, now)
-        self.rollouts.tick(fence, now)
-        self._project(now)
-        self._tell()
-        return True
 
     def _take_over(self, fence: int, now: float) -> None:
         """A new service whose configuration names a model begins with that model."""
@@ -159,7 +175,8 @@ class Controller:
             key = status.effect.key
             future = self._running.get(key)
             if future is None:
-                if now >= self._not_before.get(key, 0.0):
+                # A clock that was set back delays nothing.
+                if not 0.0 < self._not_before.get(key, 0.0) - now <= RETRY_SECONDS:
                     self._running[key] = self._threads.submit(self.executor.run, status.effect)
             elif future.done():
                 del self._running[key]
@@ -239,21 +256,52 @@ class Controller:
 
     def run(self, stop: Stop, *, seconds: float) -> None:
         """Tick until told to stop. A tick that fails is logged and tried again."""
+        unwritable: float | None = None  # since when the ledger cannot be written
         while not stop.is_set():
             began = time.monotonic()
             try:
                 if not self.tick():
                     stop.wait(1.0)
+                elif unwritable is not None:
+                    self._writable_again(began - unwritable)
+                    unwritable = None
             except Conflict as error:
                 log.warning("%s", error, extra={"action": "lease"})
+            except (OperationalError, OSError) as error:
+                if not _storage(error):
+                    log.exception("a tick failed", extra={"action": "tick"})
+                elif unwritable is None:  # locked, or a full disk: said once
+                    unwritable = began
+                    log.error(
+                        "nothing can be decided, gateways serve on: %s",
+                        error.orig if isinstance(error, OperationalError) else error,
+                        extra={"action": "ledger"},
+                    )
+                stop.wait(1.0)
             except Exception:
                 log.exception("a tick failed", extra={"action": "tick"})
                 stop.wait(1.0)
             stop.wait(max(0.0, seconds - (time.monotonic() - began)))
         self.close()
 
+    def _writable_again(self, seconds: float) -> None:
+        text = f"the workspace could not be written for {seconds:.0f} s; nothing was decided then"
+        log.warning("%s", text, extra={"action": "ledger"})
+        with self.parts.ledger.begin() as tx:
+            tx.event(self.parts.clock.now(), "controller.storage", self.holder, text)
+
     def close(self) -> None:
         """Let go of the lease; jobs and workers go on."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        with self.parts.ledger.begin() as tx:
-            tx.release_lease(self.holder)
+        try:
+            with self.parts.ledger.begin() as tx:
+                tx.release_lease(self.holder)
+        except OperationalError as error:  # it ends by itself
+            log.warning("the lease is not let go: %s", error.orig, extra={"action": "lease"})
+
+
+def _storage(error: OperationalError | OSError) -> bool:
+    """Whether the disk or a lock is the trouble: what people see to, and what passes."""
+    if isinstance(error, OperationalError):
+        return True
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

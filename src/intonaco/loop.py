@@ -284,12 +284,21 @@ def _gate(update: Update, facts: Facts, now: float) -> Step:
         for c in update.candidates
     )
     candidates = tuple(not_again(c, facts.quarantined) for c in candidates)
+    candidates = tuple(_not_itself(c, update.champion) for c in candidates)
     passed = [c for c in candidates if c.verdict is Verdict.PASS]
     update = replace(update, candidates=candidates, chosen=passed[0].release_id if passed else None)
     note = "; ".join(
         f"{c.name}: {c.verdict}" + (f" ({c.reasons[0]})" if c.reasons else "") for c in candidates
     )
     return _to(update, Phase.REGISTER, now, note)
+
+
+def _not_itself(candidate: Candidate, champion: str | None) -> Candidate:
+    """A candidate that came out as the champion's own bits has nothing to roll out."""
+    if candidate.release_id is None or candidate.release_id != champion:
+        return candidate
+    reasons = ("it is the champion: nothing would change", *candidate.reasons)
+    return replace(candidate, verdict=Verdict.FAIL, reasons=reasons)
 
 
 def _measured(update: Update, facts: Facts) -> Mapping[str, gate.GateDecision]:
@@ -361,6 +370,10 @@ def _approve(update: Update, facts: Facts, now: float) -> Step:
     if approval is None and taken_over(update.plan, update.champion):
         actor = update.plan.requested_by
         approval = Approval(approved=True, actor=actor, reason="the model as it was given")
+    asked_for = update.plan.action is Action.ROLL_BACK and update.plan.requested_by != "policy"
+    if approval is None and asked_for:
+        why = "who asks to go back need not approve it"
+        approval = Approval(approved=True, actor=update.plan.requested_by, reason=why)
     if approval is None and facts.config.approval.mode == "auto":
         approval = Approval(approved=True, actor="policy", reason="approval.mode is auto")
     if approval is None:

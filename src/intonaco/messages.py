@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from intonaco.codec import digest
+from intonaco.types import RoutingTable
+
 PROTOCOL_VERSION = "2"
 PROTOCOL_HEADER = "x-intonaco-protocol"
 GENERATED_HEADER = "x-intonaco-generated"  # JSON of Generated, beside a PNG as the body
@@ -28,6 +31,13 @@ PROBE = "x-intonaco-probe"  # with the admin token: a probe, answered by the pin
 # Who asks, where nobody waits: their jobs come last in a worker's queue.
 BACKGROUND_UNIT = "background"
 NO_ROOM_FOR_PROBES = "busy"  # code of the gateway's refusal of a probe while many users wait
+
+
+def table_digest(table: RoutingTable) -> str:
+    """What tells one routing table from another of the same epoch. Its parts are fixed, so that a
+    gateway and a controller of different versions agree on it."""
+    arms = [[a.name, a.release, list(a.urls), a.weight] for a in table.arms]
+    return digest([table.epoch, table.salt, arms])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,6 +80,8 @@ class Watch:
         self._pause = COMMIT_SECONDS  # until the next commit, unless there is a finding
         self._told_at = 0.0
         self._dirty = False
+        self._unwritten: list[Finding] = []
+        self._full = False  # there was more to read than one look takes
         self._restore()
 
     # ------------------------------------------------------------------ one look
@@ -89,11 +91,12 @@ class Watch:
         self._follow_champion(now)
         self._follow_rollout()
         findings = self._door(now)
-        idle = True
+        kept, self._unwritten = self._unwritten, []
+        taken = 0
         # First all that was said, so that an image that its record's time makes mature has it.
         said_all = self._hear(findings, now)
         for item in self._read(self.reader, ScoredRecord, BATCH if said_all else 0):
-            idle = False
+            taken += 1
             self._count(item)
             self.breakdown.observe(item)
             findings.extend(self.monitor.observe(item))
@@ -102,7 +105,8 @@ class Watch:
                 self.analysis.observe(item)
         scored = self.last_at or now
         unscored = self._unscored_bytes()
-        if idle and said_all and unscored == 0:
+        self._full = taken >= BATCH or not said_all
+        if taken == 0 and said_all and unscored == 0:
             waiting = self.monitor.waiting
             findings.extend(self.monitor.mature(now - SCORED_SECONDS))
             self._dirty |= self.monitor.waiting != waiting
@@ -115,13 +119,21 @@ class Watch:
             findings.extend(self.monitor.take(sample))
             self._dirty = True
         findings.extend(self.monitor.tick(now, workers=len(self._worker_urls())))
-        findings = [self.explained(finding) for finding in findings]
+        findings = [*kept, *(self.explained(finding) for finding in findings)]
+        self._unwritten = findings  # until they are in the ledger: a detector says a thing once
         if findings or (self._dirty and now - self._committed_at >= self._pause):
             self._commit(fence, now, findings)
         elif self._dirty and now - self._told_at >= COMMIT_SECONDS:
             with self.parts.ledger.begin(fence=fence) as tx:
                 tx.signals(now, self.monitor.status())
             self._told_at = now
+
+    @property
+    def blind(self) -> str:
+        """What has to come before anybody may say how the traffic is now; empty if nothing."""
+        if self._full:
+            return "the records that wait to be read"
+        return "the scorer, which is silent" if self.monitor.scorer_silent else ""
 
     def explained(self, finding: Finding) -> Finding:
         """The finding with what its evidence lies on, and which requests hold the change."""
@@ -284,6 +296,7 @@ class Watch:
                 tx.drop(TrafficWindow, status=level, before=before)
             tx.commit_consumer(DOOR, self.records.offset, self._door_state(), now)
         self.windows.written()
+        self._unwritten = []
         self._committed_at = self._told_at = now
         self._pause = max(COMMIT_SECONDS, size / COMMIT_BYTES_PER_SECOND)
         self._dirty = False

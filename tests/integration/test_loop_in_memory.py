@@ -349,6 +349,7 @@ def test_a_rollout_without_evidence_is_never_promoted(world: World) -> None:
     for _ in range(30):
         world.tick()
     assert world.ledger.champion() == champion
+    world.controller = world._controller()  # nobody looked for a day: the next one begins there
     world.tick(100_000.0)
     world.until(lambda: world.updates()[-1].phase.final)
     rollout = world.ledger.all(Rollout)[-1]

@@ -1,22 +1,26 @@
 """update, rollout, rollback, freeze: what changes state.
 
-A live controller is asked by a command row and its answer awaited. ``rollback`` works without one.
+A live controller is asked by a command row and its answer awaited. ``rollback``, ``rollout abort``,
+``freeze`` and ``unfreeze`` work without one, and while the ledger is locked.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy.exc import OperationalError
 
 from intonaco import brake, commands
 from intonaco.app import App
 from intonaco.cli import decide, inspect
 from intonaco.cli.common import HERE, AsJson, Folder, actor, opened, out, print_json
 from intonaco.environments import EnvironmentStore
-from intonaco.errors import BackendError, ConfigError, Conflict
+from intonaco.errors import BackendError, ConfigError, Conflict, StorageError
+from intonaco.executor import Parts
 from intonaco.types import Action, Cause
 
 ANSWER_SECONDS = 15.0
@@ -54,9 +58,12 @@ def add_to(app: typer.Typer) -> None:
     app.command()(unfreeze)
 
 
-def ask(app: App, kind: str, arguments: dict[str, Any], as_json: bool) -> None:
+def ask(
+    app: App, kind: str, arguments: dict[str, Any], as_json: bool, wait_s: float | None = None
+) -> None:
     """Hand a command to the controller and print its answer. Raises Conflict if it refuses,
-    BackendError if there is no controller."""
+    BackendError if there is no controller, OperationalError if the ledger is locked for ``wait_s``.
+    """
     if app.workspace.process("controller") is None:
         raise BackendError(
             "no controller runs for this workspace, so nobody can carry this out",
@@ -64,7 +71,14 @@ def ask(app: App, kind: str, arguments: dict[str, Any], as_json: bool) -> None:
             retriable=False,
             hint="start it with `intonaco up`",
         )
-    number = commands.submit(app.ledger, app.clock.now(), kind, actor(), arguments)
+    now = app.clock.now()
+    try:
+        number = commands.submit(app.ledger, now, kind, actor(), arguments, wait_s=wait_s)
+    except OperationalError as error:
+        if wait_s is not None:
+            raise
+        hint = "try again; `rollback`, `rollout abort` and `freeze` work all the same"
+        raise StorageError(f"the ledger cannot be written: {error.orig}", hint=hint) from error
     deadline = time.monotonic() + ANSWER_SECONDS
     while (outcome := app.ledger.command_outcome(number)) is None:
         if time.monotonic() > deadline:
@@ -168,43 +182,67 @@ def update_cancel(update: UpdateId, workspace: Folder = HERE, as_json: AsJson = 
 
 def _rollout_command(name: str) -> Any:
     def command(workspace: Folder = HERE, reason: Reason = "", as_json: AsJson = False) -> None:
-        ask(opened(workspace), f"rollout.{name}", {"reason": reason}, as_json)
+        app = opened(workspace)
+        if name == "abort":
+            _brake(app, "rollout.abort", {"reason": reason}, as_json, brake.abort)
+        else:
+            ask(app, f"rollout.{name}", {"reason": reason}, as_json)
 
     return command
+
+
+def _brake(
+    app: App,
+    kind: str,
+    arguments: dict[str, Any],
+    as_json: bool,
+    do: Callable[[Parts, str, str], str],
+) -> None:
+    """Ask the controller, or act without it if it is dead or the ledger is locked."""
+    if app.workspace.process("controller") is not None:
+        try:
+            ask(app, kind, arguments, as_json, wait_s=brake.WAIT_S)
+            return
+        except OperationalError:
+            pass
+    text = do(app.parts(), actor(), str(arguments.get("reason") or ""))
+    print_json({"ok": True, "text": text}) if as_json else out.print(text, markup=False)
 
 
 def rollback(
     workspace: Folder = HERE,
     to: Annotated[str | None, typer.Option(help="Release to go back to.")] = None,
+    reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Back to the champion of before, now. Works also when the controller is dead."""
-    app = opened(workspace)
-    if app.workspace.process("controller") is not None:
-        ask(app, "rollback", {"to": to}, as_json)
-        return
-    text = brake.rollback(app.parts(), to, actor())
-    print_json({"ok": True, "text": text}) if as_json else out.print(text, markup=False)
+    """Back to the champion of before, now. Works also when the controller is dead or the ledger is
+    locked."""
+    arguments = {"to": to, "reason": reason}
+    _brake(
+        opened(workspace),
+        "rollback",
+        arguments,
+        as_json,
+        lambda parts, who, why: brake.rollback(parts, to, who, why),
+    )
 
 
-def freeze(workspace: Folder = HERE, as_json: AsJson = False) -> None:
-    """No update starts and no rollout advances until `unfreeze`."""
-    _switch(workspace, "freeze", as_json)
+def freeze(workspace: Folder = HERE, reason: Reason = "", as_json: AsJson = False) -> None:
+    """No update starts and no rollout advances until `unfreeze`; a way back that somebody asks for
+    does."""
+    _switch(workspace, "freeze", reason, as_json)
 
 
-def unfreeze(workspace: Folder = HERE, as_json: AsJson = False) -> None:
+def unfreeze(workspace: Folder = HERE, reason: Reason = "", as_json: AsJson = False) -> None:
     """Let updates and rollouts go on."""
-    _switch(workspace, "unfreeze", as_json)
+    _switch(workspace, "unfreeze", reason, as_json)
 
 
-def _switch(workspace: Path, kind: str, as_json: bool) -> None:
-    """Freezing is one setting: without a controller it is written at once."""
-    app = opened(workspace)
-    if app.workspace.process("controller") is not None:
-        ask(app, kind, {}, as_json)
-        return
-    with app.ledger.begin() as tx:
-        tx.set("frozen", kind == "freeze")
-        tx.event(app.clock.now(), f"brake.{kind}", app.config.service, kind, actor=actor())
-    text = f"{kind}: written down; no controller runs"
-    print_json({"ok": True, "text": text}) if as_json else out.print(text, markup=False)
+def _switch(workspace: Path, kind: str, reason: str, as_json: bool) -> None:
+    _brake(
+        opened(workspace),
+        kind,
+        {"reason": reason},
+        as_json,
+        lambda parts, who, why: brake.switch(parts, kind, who, why),
+    )

@@ -55,9 +55,14 @@ def retire(p: Parts, effect: Effect) -> Outcome:
     release_id = str(effect.payload["name"])
     update = p.ledger.get(Update, effect.subject)
     waited = p.clock.now() - update.phase_since
+    table = p.ledger.latest_routing()
+    taken = {a.release for a in table.arms if a.weight > 0} if table else set()
+    if release_id == p.ledger.champion():
+        return Failed(f"{release_id[:10]} is the champion")
+    if release_id in taken:
+        return Pending()  # users are sent to it as long as nobody else can take them
     try:
         observed = p.router.observed()
-        table = p.ledger.latest_routing()
         routed = table is not None and any(a.release == release_id for a in table.arms)
         busy = (
             routed

@@ -20,6 +20,12 @@ def migrate(engine: Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
+    # Reading first: a ledger that somebody keeps locked can be opened all the same.
+    with engine.execution_options(intonaco_read_only=True).connect() as connection:
+        if MigrationContext.configure(connection).get_current_revision() == (
+            scripts.get_current_head()
+        ):
+            return
     with engine.begin() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         if current == scripts.get_current_head():

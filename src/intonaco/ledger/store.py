@@ -40,6 +40,8 @@ from intonaco.types import (
 
 T = TypeVar("T")
 
+BUSY_S = 15.0  # that a transaction waits for others to end theirs
+
 
 class Ledger:
     """One service's ledger."""
@@ -66,9 +68,13 @@ class Ledger:
         self.engine.dispose()
 
     @contextmanager
-    def begin(self, fence: int | None = None) -> Iterator[Transaction]:
-        """A write transaction. Raises Conflict if ``fence`` is no longer the lease's token."""
-        with self.engine.begin() as connection:
+    def begin(
+        self, fence: int | None = None, *, wait_s: float | None = None
+    ) -> Iterator[Transaction]:
+        """A write transaction. Raises Conflict if ``fence`` is no longer the lease's token, and
+        SQLAlchemy's OperationalError if others keep the ledger locked for ``wait_s``."""
+        waits = BUSY_S if wait_s is None else wait_s
+        with self.engine.execution_options(intonaco_wait_s=waits).begin() as connection:
             if fence is not None:
                 row = connection.execute(
                     sa.select(t.leases.c.token).where(t.leases.c.service_id == self.service_id)
@@ -272,12 +278,14 @@ def sqlite_engine(path: Path) -> Engine:
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, record: Any) -> None:
         connection.isolation_level = None
-        connection.execute("PRAGMA busy_timeout=15000")
+        connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000:.0f}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
+        wait_s = connection.get_execution_options().get("intonaco_wait_s", BUSY_S)
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={wait_s * 1000:.0f}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if _writes(connection) else "BEGIN")
 
     return engine

@@ -384,6 +384,11 @@ class Monitor:
             "prompts and quality are not being watched",
         )
 
+    @property
+    def scorer_silent(self) -> bool:
+        """Whether an episode of the scorer's silence is on that was told of."""
+        return self._scorer.told
+
     def _no_data(self, watch: Watch, now: float, seconds: float, limit: float) -> Finding:
         why = f": {watch.reason}" if watch.reason else ""
         text = f"No data for {watch.name} for {seconds:.0f} s{why}; it is not being watched"

@@ -12,24 +12,29 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from intonaco import commands, emergency
 from intonaco.codec import as_json, decode
-from intonaco.errors import BackendError, Conflict
+from intonaco.errors import BackendError, Conflict, IntonacoError
 from intonaco.executor import Parts
 from intonaco.ledger import Transaction
+from intonaco.messages import table_digest
 from intonaco.rollout import machine, restarts
 from intonaco.rollout.routing import desired_arms, next_table
 from intonaco.types import (
+    Action,
     Observed,
     Rollout,
     RolloutStatus,
     RoutingTable,
     ServingStatus,
+    Update,
 )
 from intonaco.watching import Watch
 
 log = logging.getLogger(__name__)
 
 RESTARTS = "champion:restarts"  # the setting of the ledger that keeps them
+LONGEST_GAP_S = 120.0  # between two looks of one process; a longer one is no time that was watched
 BACK = "previous:restarts"  # of the one to go back to while the new champion bakes
 
 
@@ -40,23 +45,41 @@ class RolloutController:
         self.parts = parts
         self.watch = watch
         self._gateway_lost = False
+        self._looked_at: float | None = None
 
-    def tick(self, fence: int, now: float) -> None:
+    def tick(self, fence: int, now: float, *, blind: str = "") -> None:
+        """``blind``: why nobody knows how the traffic is; then nobody advances, all may go back."""
         observed = self._observed()
         rollout = self.parts.ledger.active_rollout()
         weights: Mapping[str, float] = {}
         if rollout is not None:
-            rollout, weights = self._step(rollout, observed, fence, now)
+            rollout = self._hold_over(rollout, fence, now)
+            rollout, weights = self._step(rollout, observed, blind, fence, now)
+        self._looked_at = now
         self._route(rollout, weights, observed, fence, now)
 
     # ------------------------------------------------------------------ decide
 
+    def _hold_over(self, rollout: Rollout, fence: int, now: float) -> Rollout:
+        """Time in which this controller did not look, or that is there only because somebody set
+        the clock, is nobody's waiting time."""
+        gap = now - self._looked_at if self._looked_at is not None else 0.0
+        if 0.0 <= gap <= LONGEST_GAP_S:
+            return rollout
+        rollout = machine.held_over(rollout, gap)
+        text = f"the clock moved by {gap:+.0f} s between two looks: no step counts them"
+        with self.parts.ledger.begin(fence=fence) as tx:
+            tx.rollout(rollout)
+            tx.event(now, "rollout.clock", rollout.rollout_id, text)
+        return rollout
+
     def _step(
-        self, rollout: Rollout, observed: Observed | None, fence: int, now: float
+        self, rollout: Rollout, observed: Observed | None, blind: str, fence: int, now: float
     ) -> tuple[Rollout | None, Mapping[str, float]]:
         parts = self.parts
-        asked = parts.ledger.setting(f"rollout:{rollout.rollout_id}")
-        decision = machine.tick(rollout, self._facts(rollout, observed, asked), now)
+        waiting = commands.asked(parts.ledger, rollout.rollout_id)
+        asked = waiting[0] if waiting else None
+        decision = machine.tick(rollout, self._facts(rollout, observed, asked, blind), now)
         after = decision.rollout
         if after.promoted_at is not None and rollout.promoted_at is None:
             table = parts.ledger.latest_routing()
@@ -64,15 +87,19 @@ class RolloutController:
         if after != rollout or asked:
             with parts.ledger.begin(fence=fence) as tx:
                 tx.rollout(after)
+                if after.status.final:
+                    commands.answer(tx, rollout, waiting[1:], f"it is over: {after.reason}", now)
+                    waiting = []
                 if asked:
-                    tx.set(f"rollout:{rollout.rollout_id}", None)
+                    tx.set(f"rollout:{rollout.rollout_id}", waiting[1:] or None)
                 for kind, text in decision.events:
+                    by_asker = decision.by_command or kind == "refused"
                     tx.event(
                         now,
                         f"rollout.{kind}",
                         rollout.rollout_id,
                         text,
-                        actor=asked["actor"] if asked else "controller",
+                        actor=str(asked["actor"]) if asked and by_asker else "controller",
                         data=self._event_data(after, observed),
                     )
                 self._crown(tx, rollout, after, now)
@@ -98,7 +125,11 @@ class RolloutController:
         )
 
     def _facts(
-        self, rollout: Rollout, observed: Observed | None, asked: Mapping[str, Any] | None
+        self,
+        rollout: Rollout,
+        observed: Observed | None,
+        asked: Mapping[str, Any] | None,
+        blind: str,
     ) -> machine.RolloutFacts:
         parts = self.parts
         status = parts.serving.status(rollout.challenger)
@@ -106,6 +137,7 @@ class RolloutController:
         analysis = self.watch.analysis
         table = parts.ledger.latest_routing()
         trips = observed.trips if observed else ()
+        ours = observed is not None and observed.salt == rollout.salt
         asked = asked or {}
         if analysis is not None and rollout.history:
             weight = machine.weights_of(rollout)["challenger"]
@@ -115,22 +147,32 @@ class RolloutController:
             units_at_step=analysis.units_at_step if analysis else 0,
             shadow_pairs=analysis.shadow_pairs if analysis else 0,
             trips=tuple(
-                t for t in trips if t.release == rollout.challenger and t.at >= rollout.started_at
+                t
+                for t in trips
+                # One of an earlier try is gone once the gateways follow a table of this one,
+                # whatever their clock says.
+                if t.release == rollout.challenger and (ours or t.at >= rollout.started_at)
             ),
             challenger_ready=status.ready,
             champion_ready=back is None or back.ready,
             observed_epoch_applied=observed is not None
             and table is not None
-            and observed.epoch >= table.epoch,
+            and _follows(observed, table),
             sample_ratio_ok=analysis.sample_ratio_ok if analysis else True,
             sample_ratio_text=analysis.sample_ratio_text if analysis else "",
             command=asked.get("command"),
             actor=asked.get("actor", "somebody"),
             why=asked.get("reason", ""),
             asked_at=asked.get("at"),
-            frozen=bool(parts.ledger.setting("frozen")),
+            frozen=bool(parts.ledger.setting("frozen")) and not self._way_back(rollout),
+            blind=blind or self.watch.blind,
             dead=bool(status.error),
         )
+
+    def _way_back(self, rollout: Rollout) -> bool:
+        """Whether a person asked for it to leave the champion: whoever froze wants that too."""
+        plan = self.parts.ledger.get(Update, rollout.update_id).plan
+        return plan.action is Action.ROLL_BACK and plan.requested_by != "policy"
 
     def _event_data(self, rollout: Rollout, observed: Observed | None) -> Mapping[str, object]:
         trips = [t for t in observed.trips if t.release == rollout.challenger] if observed else []
@@ -163,6 +205,8 @@ class RolloutController:
             if rollout.promoted_at is not None and rollout.champion is not None:
                 previous = self._healthy(rollout.champion, fence, now, BACK)
         latest = parts.ledger.latest_routing()
+        if latest is not None and observed is not None and _foreign(observed, latest):
+            latest = self._assert_again(latest, observed, fence, now)
         arms = desired_arms(champion, rollout, challenger, weights, previous)
         if arms is not None:
             salt = rollout.salt if rollout else (latest.salt if latest else "none")
@@ -180,20 +224,36 @@ class RolloutController:
             self._apply(latest, fence, now)
 
     def _apply(self, table: RoutingTable, fence: int, now: float) -> None:
+        """Give the gateways a table. Where they are ahead, the next tick sees it."""
         try:
             self.parts.router.apply(table)
-        except BackendError:
-            return
-        except Conflict:
-            # Somebody used the emergency brake: the gateway is ahead. Take its epoch as ours.
+        except BackendError as error:
+            log.warning("no gateway takes it: %s", error, extra={"action": "apply"})
+        except Conflict as error:
+            log.warning("gateways refuse it: %s", error, extra={"action": "apply"})
             observed = self._observed()
-            if observed is not None and observed.epoch >= table.epoch:
-                self._catch_up(table, observed.epoch, fence, now)
+            if observed is not None and _foreign(observed, table):
+                self._assert_again(table, observed, fence, now)
 
-    def _catch_up(self, table: RoutingTable, epoch: int, fence: int, now: float) -> None:
-        ahead = replace(table, epoch=epoch + 1, reason="after an emergency at the gateway")
+    def _assert_again(
+        self, table: RoutingTable, observed: Observed, fence: int, now: float
+    ) -> RoutingTable:
+        """The ledger's table once more, ahead of one that somebody else gave to the gateways, with
+        no breaker closed by it. What the emergency brake gave them is left to its note."""
+        if emergency.waiting(self.parts.workspace):
+            return table
+        reason = "asserted again after a table that is not the ledger's"
+        ahead = replace(table, epoch=observed.epoch + 1, untrip=(), reason=reason)
+        theirs = ", ".join(f"{name} {share:.0%}" for name, share in observed.weights.items())
+        text = (
+            f"the gateways followed a table that is not the ledger's: epoch {observed.epoch}, "
+            f"{theirs or 'no arms'}; the ledger's is asserted again"
+        )
         with self.parts.ledger.begin(fence=fence) as tx:
             tx.routing(ahead, now)
+            tx.event(now, "routing.foreign", str(ahead.epoch), text, data={"table": ahead})
+        log.warning("%s", text, extra={"action": "routing.foreign"})
+        return ahead
 
     def _observed(self) -> Observed | None:
         try:
@@ -223,8 +283,23 @@ class RolloutController:
                     kind, text = decision.event
                     tx.event(now, kind, champion, text, data={"error": status.error})
         if decision.start:
-            parts.serving.deploy(parts.releases.get(champion))
+            try:
+                parts.serving.deploy(parts.releases.get(champion))
+            except IntonacoError as error:  # it must not keep anybody from going back
+                log.warning("%s: %s", champion[:10], error, extra={"action": "deploy"})
         return status
+
+
+def _follows(observed: Observed, table: RoutingTable) -> bool:
+    """Whether the gateways follow this very table; one that names none is believed its epoch."""
+    return observed.epoch >= table.epoch and not _foreign(observed, table)
+
+
+def _foreign(observed: Observed, table: RoutingTable) -> bool:
+    """Whether they follow one of the same epoch or a newer that is not it."""
+    if observed.epoch > table.epoch:
+        return True
+    return observed.epoch == table.epoch and observed.table not in ("", table_digest(table))
 
 
 def _reason(rollout: Rollout | None) -> str:

@@ -58,6 +58,7 @@ class RolloutFacts:
     why: str = ""  # that the actor gave
     asked_at: float | None = None  # when the command was given, None: now
     frozen: bool = False
+    blind: str = ""  # why nobody sees just now what the challenger does: nothing advances
     dead: bool = False
 
     @property
@@ -72,11 +73,13 @@ class RolloutDecision:
 
     ``weights``: {"challenger": share of users, "shadow": share of requests copied}. ``events``:
     (kind, sentence), kinds being begun, step, waiting, overdue, paused, resumed, refused, crowned,
-    returning, promoted, observed, rolled_back, inconclusive."""
+    returning, promoted, observed, rolled_back, inconclusive. ``by_command``: it is what the command
+    asked for; a command always has an event, "refused" if it was not done."""
 
     rollout: Rollout
     weights: Mapping[str, float]
     events: tuple[tuple[str, str], ...] = field(default=())
+    by_command: bool = False
 
 
 def weights_of(rollout: Rollout) -> Mapping[str, float]:
@@ -105,13 +108,18 @@ def tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
         return _decided(rollout)
     rollout = replace(rollout, assessments=facts.assessments or rollout.assessments)
     rollout = _timed(rollout, facts, now)
-    ended = _must_end(rollout, facts, now) or _unapproved(rollout, facts, now)
+    ended = _must_end(rollout, facts, now)
     if ended is not None:
-        return ended
-    if facts.command in ("pause", "resume"):
-        return _pause_or_resume(rollout, facts, now)
+        return _answered(ended, facts)
+    late = _unapproved(rollout, facts, now)
+    if late is not None and (late.rollout.status.final or facts.command is None):
+        return _answered(late, facts)
+    told = late.events if late is not None else ()
+    rollout = late.rollout if late is not None else rollout
     if facts.command is not None:
-        return _hurry(rollout, facts, now)
+        hurried = facts.command not in ("pause", "resume")
+        done = (_hurry if hurried else _pause_or_resume)(rollout, facts, now)
+        return replace(done, events=(*told, *done.events), by_command=True)
     if rollout.status is RolloutStatus.PAUSED:
         return _decided(rollout)
     moved = None if facts.frozen else _advance(rollout, facts, now)
@@ -120,6 +128,38 @@ def tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
     ):
         return moved
     return _unproven_in_time(rollout, facts, now) or moved or _decided(rollout)
+
+
+def held_over(rollout: Rollout, seconds: float) -> Rollout:
+    """The rollout as if these seconds had not been: the clock was set (back, if negative), or
+    nobody looked. What it waits for takes that much longer; when it began stays as it was told."""
+    stuck, paused, promoted = rollout.stuck_since, rollout.paused_at, rollout.promoted_at
+    history = rollout.history
+    if history and history[-1].left_at is None:
+        current = replace(history[-1], entered_at=history[-1].entered_at + seconds)
+        history = (*history[:-1], current)
+    limited = rollout.max_seconds > 0
+    return replace(
+        rollout,
+        step_since=rollout.step_since + seconds,
+        stuck_since=None if stuck is None else stuck + seconds,
+        paused_at=None if paused is None else paused + seconds,
+        promoted_at=None if promoted is None else promoted + seconds,
+        max_seconds=max(rollout.max_seconds + seconds, 1.0) if limited else 0.0,
+        history=history,
+    )
+
+
+def _answered(decision: RolloutDecision, facts: RolloutFacts) -> RolloutDecision:
+    """What ends by itself, with the answer to a command that came too late for it."""
+    after = decision.rollout
+    reason = after.reason if after.status.final else after.returning
+    if facts.command == "abort" and decision.events and reason.startswith("aborted by"):
+        return replace(decision, by_command=True)
+    if facts.command is None:
+        return decision
+    text = f"{facts.command} refused: {'it is over' if after.status.final else 'it goes back'}"
+    return replace(decision, events=(*decision.events, ("refused", f"{text}: {reason}")))
 
 
 # ---------------------------------------------------------------------------------------- endings
@@ -227,7 +267,7 @@ def _end(
         status=status,
         verdict=verdict,
         reason=reason,
-        ended_at=now,
+        ended_at=max(now, rollout.started_at),
         paused_at=None,
         stuck_since=None,
     )
@@ -286,7 +326,10 @@ def _proof(rollout: Rollout, facts: RolloutFacts) -> str:
 def _missing_to_enter(rollout: Rollout, to: int, facts: RolloutFacts) -> list[str]:
     """What lacks before step ``to``, or the end if it is beyond the last."""
     missing = [] if facts.challenger_ready else ["the challenger to be ready"]
-    if rollout.champion is None or rollout.promoted_at is not None:
+    if rollout.champion is None:
+        return missing
+    missing += [facts.blind] if facts.blind else []
+    if rollout.promoted_at is not None:
         return missing
     left = rollout.steps[rollout.step] if rollout.history else None
     step = rollout.steps[to] if to < len(rollout.steps) else None
@@ -354,7 +397,7 @@ def _pause_or_resume(rollout: Rollout, facts: RolloutFacts, now: float) -> Rollo
             return _hurry(rollout, facts, now)
         return _decided(rollout, ("refused", "not paused"))
     # Deadlines are for looking at evidence; a pause does not use them up.
-    held = now - rollout.paused_at if rollout.paused_at is not None else 0.0
+    held = max(0.0, now - rollout.paused_at) if rollout.paused_at is not None else 0.0
     rollout = replace(
         rollout,
         status=RolloutStatus.RUNNING,

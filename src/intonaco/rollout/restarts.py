@@ -54,7 +54,8 @@ def decide(stored: Restarts | None, status: ServingStatus, now: float) -> Decisi
     if not status.error:
         return Decision(start=True, after=before)
     starts, told = (before.starts, before.told) if before is not None else (0, False)
-    if before is not None and now - before.at < wait_after(starts):
+    # A clock that was set back makes nobody wait for the hour to come round again.
+    if before is not None and 0.0 <= now - before.at < wait_after(starts):
         return Decision(start=False, after=before)
     event = None
     if starts >= TELL_AFTER and not told:

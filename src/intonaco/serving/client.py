@@ -193,6 +193,7 @@ def merge(seen: Sequence[Observed]) -> Observed:
         trips=tuple(trips.values()),
         requests=sum(o.requests for o in seen),
         failed=sum(o.failed for o in seen),
+        table=slowest.table,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from intonaco.errors import Conflict
+from intonaco.messages import table_digest
 from intonaco.protocols import ServingBackend, TrafficRouter
 from intonaco.testing import require
 from intonaco.types import (
@@ -118,6 +119,7 @@ class MemoryRouter:
             trips=tuple(self.trips.values()),
             requests=self.requests,
             failed=self.failed,
+            table=table_digest(table) if table else "",
         )
 
     def probe(self, release_id: str, prompt: str, seed: int) -> bytes:

@@ -62,6 +62,7 @@ class Observed:
     trips: tuple[BreakerTrip, ...]
     requests: int  # user requests answered since the gateway started
     failed: int  # of them, answered with a server error
+    table: str = ""  # digest of the table that it follows, "" if it does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from intonaco.codec import decode, encode
 from intonaco.errors import ConfigError, Conflict, NotFound, StorageError
+from intonaco.messages import table_digest
 from intonaco.releases import ReleaseStore
 from intonaco.serving.gateway.breaker import Breaker
 from intonaco.serving.gateway.routing import check_table, effective_weights
@@ -57,6 +58,7 @@ class GatewayState:
     _breakers: dict[str, Breaker] = field(default_factory=dict)
     _generation: dict[str, Mapping[str, Json]] = field(default_factory=dict)
     _in_flight: Counter[str] = field(default_factory=Counter)
+    _trips_epoch: int = 0  # epoch of the trips on disk
     _seen: tuple[_Stamp, _Stamp] = (None, None)
     _unsaved: dict[str, BreakerTrip] = field(default_factory=dict)  # the disk failed
 
@@ -87,7 +89,10 @@ class GatewayState:
                 write_atomic(self._table_file, encode(table))
             except OSError:
                 log.exception("the table is not on disk", extra={"action": "gateway.storage"})
+            kept = self.trips() if table.epoch <= self._trips_epoch else ()
             self._follow(table)
+            for trip in kept:  # its untrip was done; what tripped since then stays so, though the
+                self.breaker(trip.release).trip = trip  # table that lay here was an older one
             self._save_trips()
 
     def look(self) -> None:
@@ -122,6 +127,7 @@ class GatewayState:
         trips = Trips(epoch=0, trips=())
         if now[1] is not None:
             trips = decode(Trips, self._trips_file.read_bytes())
+            self._trips_epoch = max(self._trips_epoch, trips.epoch)
         if now[0] is not None:
             table = decode(RoutingTable, self._table_file.read_bytes())
             check_table(table)
@@ -221,7 +227,7 @@ class GatewayState:
             self._save_trips()
 
     def _save_trips(self) -> None:
-        epoch = self.table.epoch if self.table else 0
+        epoch = max(self.table.epoch if self.table else 0, self._trips_epoch)
         try:
             write_atomic(self._trips_file, encode(Trips(epoch=epoch, trips=self.trips())))
         except OSError:
@@ -254,6 +260,7 @@ class GatewayState:
             trips=self.trips(),
             requests=self.requests,
             failed=self.failed,
+            table=table_digest(table) if table else "",
         )
 
 
