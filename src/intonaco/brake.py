@@ -25,7 +25,7 @@ def controller_alive(parts: Parts) -> bool:
     return parts.workspace.process("controller") is not None
 
 
-def rollback(parts: Parts, to: str | None, actor: str) -> str:
+def rollback(parts: Parts, to: str | None, actor: str, reason: str = "") -> str:
     """Go back without the controller: abort the running rollout, or return to an earlier champion.
     Returns what was done in words. Raises Conflict, NotFound, BackendError."""
     ledger = parts.ledger
@@ -37,6 +37,8 @@ def rollback(parts: Parts, to: str | None, actor: str) -> str:
     else:
         target = commands.rollback_target(ledger, to)
         text = f"went back from {str(champion)[:10]} to {target[:10]}"
+    if reason:
+        text += f": {reason}"
     table = _push(parts, target, text)
     holder = f"brake:{os.getpid()}"
     try:

@@ -176,35 +176,37 @@ def _rollout_command(name: str) -> Any:
 def rollback(
     workspace: Folder = HERE,
     to: Annotated[str | None, typer.Option(help="Release to go back to.")] = None,
+    reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
     """Back to the champion of before, now. Works also when the controller is dead."""
     app = opened(workspace)
     if app.workspace.process("controller") is not None:
-        ask(app, "rollback", {"to": to}, as_json)
+        ask(app, "rollback", {"to": to, "reason": reason}, as_json)
         return
-    text = brake.rollback(app.parts(), to, actor())
+    text = brake.rollback(app.parts(), to, actor(), reason)
     print_json({"ok": True, "text": text}) if as_json else out.print(text, markup=False)
 
 
-def freeze(workspace: Folder = HERE, as_json: AsJson = False) -> None:
+def freeze(workspace: Folder = HERE, reason: Reason = "", as_json: AsJson = False) -> None:
     """No update starts and no rollout advances until `unfreeze`."""
-    _switch(workspace, "freeze", as_json)
+    _switch(workspace, "freeze", reason, as_json)
 
 
-def unfreeze(workspace: Folder = HERE, as_json: AsJson = False) -> None:
+def unfreeze(workspace: Folder = HERE, reason: Reason = "", as_json: AsJson = False) -> None:
     """Let updates and rollouts go on."""
-    _switch(workspace, "unfreeze", as_json)
+    _switch(workspace, "unfreeze", reason, as_json)
 
 
-def _switch(workspace: Path, kind: str, as_json: bool) -> None:
+def _switch(workspace: Path, kind: str, reason: str, as_json: bool) -> None:
     """Freezing is one setting: without a controller it is written at once."""
     app = opened(workspace)
     if app.workspace.process("controller") is not None:
-        ask(app, kind, {}, as_json)
+        ask(app, kind, {"reason": reason}, as_json)
         return
     with app.ledger.begin() as tx:
         tx.set("frozen", kind == "freeze")
-        tx.event(app.clock.now(), f"brake.{kind}", app.config.service, kind, actor=actor())
+        said = f"{kind}: {reason}" if reason else kind
+        tx.event(app.clock.now(), f"brake.{kind}", app.config.service, said, actor=actor())
     text = f"{kind}: written down; no controller runs"
     print_json({"ok": True, "text": text}) if as_json else out.print(text, markup=False)
