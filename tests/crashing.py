@@ -267,6 +267,7 @@ class Service:
         for future in (*self.controller._running.values(), self.controller._projection):
             while future is not None and not future.done():
                 time.sleep(0.0005)  # effects run in threads; the story's clock stands still
+        self.controller.delivery.look()
 
     def _person(self) -> bool:
         """Whoever is on call: starts updates, gives their word, tries again, goes back."""

@@ -20,8 +20,10 @@ from intonaco.executor import Parts
 from intonaco.executor.service import smoke_test
 from intonaco.folders import check_adapters, check_folder
 from intonaco.ledger import Ledger
+from intonaco.notify.channels import channel
+from intonaco.notify.delivery import Channel
 from intonaco.plugins import OTEL, WANDB, need_extra, resolve
-from intonaco.protocols import Matrix, Notifier, Registry, ServingBackend, Tracker, TrainingBackend
+from intonaco.protocols import Matrix, Registry, ServingBackend, Tracker, TrainingBackend
 from intonaco.releases import ReleaseStore
 from intonaco.sources import HUB, check_path, is_remote
 from intonaco.types import Release
@@ -103,11 +105,12 @@ class App:
         return resolve(kind, name, builtins)(self.config, self.workspace, self.clock)
 
     def controller(self) -> Controller:
-        from intonaco.notify.log import LogNotifier
-
-        notifier: Notifier = LogNotifier()
         holder = f"{socket.gethostname()}:{os.getpid()}"
-        return Controller(self.parts(), holder=holder, notifier=notifier)
+        return Controller(self.parts(), holder=holder, channels=self.channels())
+
+    def channels(self) -> list[Channel]:
+        """Who is told. Raises ConfigError."""
+        return [channel(n, os.environ, self.clock) for n in self.config.notify]
 
 
 def open_app(root: Path, *, clock: Clock | None = None) -> App:
@@ -158,6 +161,8 @@ def check(config: Config, workspace: Workspace) -> list[str]:
     if config.tracker.type == "wandb":
         attempt(need_extra, "tracker.type wandb", *WANDB)
     attempt(Keys.of, config.serving.gateway.api_keys, os.environ)
+    for notifier in config.notify:
+        attempt(channel, notifier, os.environ, SystemClock())
     for specs in config.serving.faults.values():
         for spec in specs:
             attempt(_fault, spec)

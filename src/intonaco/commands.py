@@ -36,6 +36,7 @@ from intonaco.types import (
 )
 
 TRIGGERS = "triggers"  # setting: what triggers saw
+KEYS = 500  # of a person's commands, among which a key is known again
 
 
 def submit(
@@ -53,6 +54,38 @@ def submit(
         return tx.command(now, kind, actor, arguments or {})
 
 
+def submit_once(
+    ledger: Ledger,
+    now: float,
+    kind: str,
+    actor: str,
+    arguments: Mapping[str, Json],
+    *,
+    key: str | None = None,
+) -> int:
+    """Ask for something unless it was asked for already: by the same person with the same ``key``,
+    or, without one, in the same words and not taken yet. Raises Conflict if the key was for
+    something else."""
+    given = {**arguments, "key": key} if key is not None else dict(arguments)
+    with ledger.begin() as tx:
+        for known in tx.commands(actor, limit=KEYS):
+            if key is not None and known.arguments.get("key") == key:
+                if (known.kind, known.arguments) != (kind, given):
+                    raise Conflict(f"that key was for {known.kind}, with other words")
+                return known.command_id
+            same = known.kind == kind and known.arguments == given
+            if key is None and same and ledger.command_outcome(known.command_id) is None:
+                return known.command_id
+        return tx.command(now, kind, actor, given)
+
+
+def asked_before(ledger: Ledger, actor: str, key: str) -> Command | None:
+    """What a person asked for with a key."""
+    with ledger.begin() as tx:
+        known = [c for c in tx.commands(actor, limit=KEYS) if c.arguments.get("key") == key]
+    return known[0] if known else None
+
+
 def take(parts: Parts, fence: int, now: float) -> None:
     """Carry out the commands that wait. One that cannot be done is answered, not lost."""
     for command in parts.ledger.new_commands():
@@ -60,7 +93,15 @@ def take(parts: Parts, fence: int, now: float) -> None:
             with parts.ledger.begin(fence=fence) as tx:
                 text = _TAKERS[command.kind.split(".")[0]](parts, tx, command, now)
                 tx.take_command(command.command_id, now, {"ok": True, "text": text})
-                tx.event(now, f"command.{command.kind}", command.kind, text, actor=command.actor)
+                reason = str(command.arguments.get("reason") or "")
+                tx.event(
+                    now,
+                    f"command.{command.kind}",
+                    command.kind,
+                    text if not reason or reason in text else f"{text}: {reason}",
+                    actor=command.actor,
+                    data={"command": command.command_id, "reason": reason},
+                )
         except (IntonacoError, KeyError) as error:
             text = str(error) if isinstance(error, IntonacoError) else f"unknown: {command.kind}"
             with parts.ledger.begin(fence=fence) as tx:
@@ -320,12 +361,14 @@ def _upstream_is_known(parts: Parts, action: Action, upstream: Json) -> None:
 
 
 def _rollout(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
-    what = command.kind.split(".")[1]
+    what, meant = command.kind.split(".")[1], command.arguments.get("rollout")
     if what == "retry":
         return _retry(parts, tx, command, now)
     rollout = parts.ledger.active_rollout()
     if rollout is None:
         raise Conflict("no rollout is running")
+    if meant not in (None, rollout.rollout_id):
+        raise Conflict(f"rollout {meant} has ended; {rollout.rollout_id} is running")
     if what not in COMMANDS:
         raise NotFound(f"unknown: rollout {what}")
     _tell(parts, tx, rollout, what, command)
@@ -366,18 +409,26 @@ def answer(
         tx.event(now, "rollout.refused", rollout.rollout_id, text, actor=str(said["actor"]))
 
 
-def _retry(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
-    """A rolled-back challenger once more, at half the error budget."""
-    ended = [r for r in parts.ledger.all(Rollout) if r.status is not RolloutStatus.PROMOTED]
-    if not ended or parts.ledger.active_updates():
+def to_retry(ledger: Ledger, meant: str | None = None) -> tuple[Rollout, Update, Candidate]:
+    """What would be tried again. Raises Conflict."""
+    ended = [r for r in ledger.all(Rollout) if r.status is not RolloutStatus.PROMOTED]
+    if not ended or ledger.active_updates():
         raise Conflict("there is no ended rollout to try again, or an update is running")
     last = ended[-1]
-    if last.challenger == parts.ledger.champion():
+    if meant not in (None, last.rollout_id):
+        raise Conflict(f"{meant} is not the last one that ended; that is {last.rollout_id}")
+    if last.challenger == ledger.champion():
         raise Conflict(f"{last.challenger[:10]} is the champion already")
-    before = parts.ledger.get(Update, last.update_id)
+    before = ledger.get(Update, last.update_id)
     candidate = before.chosen_candidate
     if candidate is None:
         raise Conflict(f"update {before.update_id} chose no candidate")
+    return last, before, candidate
+
+
+def _retry(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
+    """A rolled-back challenger once more, at half the error budget."""
+    last, before, candidate = to_retry(parts.ledger, command.arguments.get("rollout"))
     plan = replace(
         before.plan,
         plan_id=digest(["retry", last.rollout_id])[:12],
@@ -394,25 +445,41 @@ def _retry(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
 
 def _rollback(parts: Parts, tx: Transaction, command: Command, now: float) -> str:
     to = command.arguments.get("to")
-    rollout = parts.ledger.active_rollout()
-    alone = rollout is not None and rollout.promoted_at is not None and rollout.champion is None
-    if rollout is not None and not alone and to in (None, rollout.champion):
+    rollout = rollback_by_abort(parts.ledger, to)
+    if rollout is not None:
         _tell(parts, tx, rollout, "abort", command)
         return f"rollout {rollout.rollout_id} is being rolled back"
-    target = rollback_target(parts.ledger, str(to) if to else None)
+    target = rollback_by_update(parts.ledger, to)
+    why = f": {command.arguments['reason']}" if command.arguments.get("reason") else ""
+    reason = f"rollback asked for by {command.actor}{why}"
+    for running in parts.ledger.active_updates():
+        _keep(parts, tx, running, target, now)
+    update = back_to(parts, target, reason, command.actor, now)
+    begin_update(parts, tx, update, now, actor=command.actor)
+    return f"going back to {target[:10]}{_until_it_answers(parts, target)}"
+
+
+def rollback_by_abort(ledger: Ledger, to: str | None) -> Rollout | None:
+    """The running rollout whose end is the way back, if it is."""
+    rollout = ledger.active_rollout()
+    alone = rollout is not None and rollout.promoted_at is not None and rollout.champion is None
+    return rollout if rollout is not None and not alone and to in (None, rollout.champion) else None
+
+
+def rollback_by_update(ledger: Ledger, to: str | None) -> str:
+    """The release that an update of its own would go back to. Raises NotFound, Conflict."""
+    rollout = ledger.active_rollout()
+    target = rollback_target(ledger, to)
     if rollout is not None and rollout.promoted_at is not None:
         hint = "`intonaco rollout skip` ends its bake, then roll back"
         raise Conflict(f"{rollout.challenger[:10]} is baking", hint=hint)
-    for running in parts.ledger.active_updates():
-        ended = running.rollout_id and parts.ledger.get(Rollout, running.rollout_id).status
+    for running in ledger.active_updates():
+        ended = running.rollout_id and ledger.get(Rollout, running.rollout_id).status
         if ended is not RolloutStatus.PROMOTED or running.champion != target:
             raise Conflict(
                 "an update is running", hint="`intonaco update cancel` it first, then roll back"
             )
-        _keep(parts, tx, running, target, now)
-    update = back_to(parts, target, f"rollback asked for by {command.actor}", command.actor, now)
-    begin_update(parts, tx, update, now, actor=command.actor)
-    return f"going back to {target[:10]}{_until_it_answers(parts, target)}"
+    return target
 
 
 def _keep(parts: Parts, tx: Transaction, update: Update, target: str, now: float) -> None:

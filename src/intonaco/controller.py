@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event as Stop
 
@@ -20,11 +20,12 @@ from intonaco.errors import BackendError, Conflict
 from intonaco.evaluation import attempts
 from intonaco.executor import Done, Executor, Failed, Outcome, Parts
 from intonaco.ledger import EffectStatus, Transaction
+from intonaco.notify.delivery import Channel, Delivery
 from intonaco.protocols import Notifier
 from intonaco.rollout.controller import RolloutController
 from intonaco.rollout.quarantine import quarantined
 from intonaco.triggering import Triggers
-from intonaco.types import Diagnosis, Event, Phase, Rollout, Update
+from intonaco.types import Diagnosis, Phase, Rollout, Update
 from intonaco.watching import Watch
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,20 @@ PROJECTION_SECONDS = 30.0
 class Controller:
     """Runs one service. ``tick`` may be called as often as one likes."""
 
-    def __init__(self, parts: Parts, *, holder: str, notifier: Notifier) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        holder: str,
+        notifier: Notifier | None = None,
+        channels: Sequence[Channel] = (),
+    ) -> None:
+        """``notifier``: one that is told everything. Notifications go out while ``run`` runs, or
+        when ``delivery.look`` is called."""
         self.parts = parts
         self.holder = holder
-        self.notifier = notifier
+        everything = (Channel(name="all", notifier=notifier),) if notifier is not None else ()
+        self.delivery = Delivery(parts.ledger, (*everything, *channels), parts.clock)
         self.executor = Executor(parts)
         self.watch = Watch(parts)
         self.triggers = Triggers(parts)
@@ -49,7 +60,6 @@ class Controller:
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="effect")
         self._running: dict[str, Future[Outcome]] = {}
         self._not_before: dict[str, float] = {}
-        self._told = -1
         self._projected: tuple[str | None, ...] | None = None
         self._projection: Future[None] | None = None
         self._projection_at = 0.0
@@ -61,9 +71,9 @@ class Controller:
         now = self.parts.clock.now()
         with self.parts.ledger.begin() as tx:
             fence = tx.lease(self.holder, now, LEASE_SECONDS)
+        self.delivery.lead(fence)
         if fence is None:
             return False
-        self._begin_telling()
         emergency.take(self.parts, fence, now)
         commands.take(self.parts, fence, now)
         try:
@@ -73,11 +83,11 @@ class Controller:
         except Exception:
             # Whatever broke, who is harmed must be sent back.
             self.rollouts.tick(fence, now, blind="a look at the traffic, which failed")
-            self._tell()
+            self.delivery.wake()
             raise
         self.rollouts.tick(fence, now)
         self._project(now)
-        self._tell()
+        self.delivery.wake()
         return True
 
     def _look(self, fence: int, now: float) -> None:
@@ -237,26 +247,12 @@ class Controller:
         for alias, release_id in zip(("champion", "challenger", "previous"), wanted, strict=True):
             self.parts.registry.set_alias(alias, release_id)
 
-    def _begin_telling(self) -> None:
-        """What happened before this controller was there is not told again; all of its own is, that
-        of its first tick too."""
-        if self._told < 0:
-            newest = self.parts.ledger.events(limit=1, newest=True)
-            self._told = newest[-1].event_id if newest else 0
-
-    def _tell(self) -> None:
-        for event in self.parts.ledger.events(after=self._told):
-            self._told = event.event_id
-            self._send(event)
-
-    def _send(self, event: Event) -> None:
-        self.notifier.send(event)
-
     # ------------------------------------------------------------------ life
 
     def run(self, stop: Stop, *, seconds: float) -> None:
         """Tick until told to stop. A tick that fails is logged and tried again."""
         unwritable: float | None = None  # since when the ledger cannot be written
+        self.delivery.start()
         while not stop.is_set():
             began = time.monotonic()
             try:
@@ -292,6 +288,7 @@ class Controller:
 
     def close(self) -> None:
         """Let go of the lease; jobs and workers go on."""
+        self.delivery.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
         try:
             with self.parts.ledger.begin() as tx:

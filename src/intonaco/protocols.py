@@ -215,6 +215,8 @@ class Detector(Protocol):
 
 @runtime_checkable
 class Notifier(Protocol):
-    """Tells people. Never raises."""
+    """Tells people, one event a call, within a bounded time. Raises ``notify.undelivered.
+    Undelivered`` (or anything) if the event did not arrive; it is sent again then, so that one may
+    come twice: receivers know it again by its id."""
 
     def send(self, event: Event) -> None: ...

@@ -124,6 +124,7 @@ class World:
         for future in list(self.controller._running.values()):
             while not future.done():  # effects run in threads; the clock of the story stands still
                 time.sleep(0.001)
+        self.controller.delivery.look()
         self.ticks += 1
         if self.restarts and self.ticks % 2 == 0:
             self.controller._threads.shutdown(wait=True)

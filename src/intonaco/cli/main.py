@@ -17,6 +17,7 @@ from intonaco.cli import (
     environment,
     evaluate,
     inspect,
+    notify,
     review,
     steer,
     train,
@@ -57,6 +58,7 @@ decide.add_to(app)
 data.add_to(app)
 train.add_to(app)
 review.add_to(app)
+notify.add_to(app)
 evaluate.add_to(app)
 environment.add_to(app)
 workspace.add_to(app)

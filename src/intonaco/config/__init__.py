@@ -23,8 +23,10 @@ from intonaco.config.decision import (
 )
 from intonaco.config.delivery import (
     DEFAULT_STEPS,
+    ON_CALL,
     Approval,
     Console,
+    NotifierConfig,
     Person,
     RegistryConfig,
     RolloutConfig,
@@ -77,6 +79,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "JUDGED",
     "KINDS",
+    "ON_CALL",
     "ApiKey",
     "Approval",
     "Budget",
@@ -102,6 +105,7 @@ __all__ = [
     "Maturity",
     "Model",
     "Monitoring",
+    "NotifierConfig",
     "Person",
     "Policy",
     "Positive",

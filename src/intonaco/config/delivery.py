@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -139,11 +139,12 @@ class TrackerConfig(Section):
 
 class Person(Section):
     """Who may ask for something over HTTP. ``role``: "trigger" may call the webhook, "curate" say
-    what of live traffic may be learnt from, "reviewer" vote in reviews, "lead" see their results.
-    Only the token's digest is held: ``sha256`` of it in hex, or ``token: env:NAME``."""
+    what of live traffic may be learnt from, "reviewer" vote in reviews, "lead" see their results,
+    "operator" steer rollouts, approve updates, roll back and freeze. Only the token's digest is
+    held: ``sha256`` of it in hex, or ``token: env:NAME``."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
-    role: Literal["viewer", "trigger", "curate", "reviewer", "lead"] = "viewer"
+    role: Literal["viewer", "trigger", "curate", "reviewer", "lead", "operator"] = "viewer"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     token: Annotated[str, Field(pattern=r"^env:[A-Za-z_]\w*$")] | None = None
 
@@ -158,3 +159,73 @@ class Console(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8322
     people: tuple[Person, ...] = ()
+
+
+# What whoever is on call wants to hear of: what needs a person, what went wrong, what users get.
+ON_CALL = (
+    "finding",
+    "finding.again",
+    "plan.tell",
+    "plan.collect_data",
+    "plan.held",
+    "curation.proposed",
+    "update.phase.review",
+    "update.phase.approve",
+    "update.phase.promoted",
+    "update.phase.rejected",
+    "update.phase.rolled_back",
+    "update.phase.cancelled",
+    "update.phase.failed",
+    "rollout.asked",
+    "rollout.overdue",
+    "rollout.returning",
+    "rollout.rolled_back",
+    "rollout.inconclusive",
+    "champion",
+    "champion.*",
+    "command.freeze",
+    "command.unfreeze",
+    "brake.*",
+    "notify.*",
+)
+_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+_WEBHOOK = ("url", "secret", "timeout_s", "give_up_s")
+
+
+class NotifierConfig(Section):
+    """Who is told. ``events``: names, or patterns with ``*``; by default all for "log", ``ON_CALL``
+    for "webhook" (docs/guides/notifications.md has the names). ``url`` and ``secret`` of a webhook
+    may be ``env:NAME``, the latter must. ``timeout_s``: for each wait of one attempt;
+    ``give_up_s``: how long a receiver may fail before an event is given up."""
+
+    type: Literal["log", "webhook"]
+    name: Annotated[str, Field(pattern=_NAME)] = ""
+    url: Annotated[str, Field(pattern=r"^(https?://[^\s/]\S*|env:[A-Za-z_]\w*)$")] | None = None
+    secret: Annotated[str, Field(pattern=r"^env:[A-Za-z_]\w*$")] | None = None
+    events: tuple[Annotated[str, Field(pattern=r"^[a-z_.*]{1,64}$")], ...] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+    give_up_s: Annotated[float, Field(ge=60)] = 86_400.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_name(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "name" not in given and isinstance(given.get("type"), str):
+            return {**given, "name": given["type"]}
+        return given
+
+    @model_validator(mode="after")
+    def _has_what_it_reads(self) -> NotifierConfig:
+        if self.type == "webhook" and self.url is None:
+            raise ValueError("url: a webhook needs one, http(s)://… or env:NAME")
+        if self.type == "log":
+            for name in _WEBHOOK:
+                if getattr(self, name) != NotifierConfig.model_fields[name].default:
+                    raise ValueError(f"{name} is not read by type 'log'; leave it out")
+        return self
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """What it is told of."""
+        if self.events is not None:
+            return self.events
+        return ("*",) if self.type == "log" else ON_CALL

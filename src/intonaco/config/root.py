@@ -9,7 +9,14 @@ from pydantic import Field, model_validator
 from intonaco.config.base import Positive, Section
 from intonaco.config.data import Data
 from intonaco.config.decision import Decision
-from intonaco.config.delivery import Approval, Console, RegistryConfig, RolloutConfig, TrackerConfig
+from intonaco.config.delivery import (
+    Approval,
+    Console,
+    NotifierConfig,
+    RegistryConfig,
+    RolloutConfig,
+    TrackerConfig,
+)
 from intonaco.config.evaluation import Evaluation
 from intonaco.config.serving import Model, Serving
 from intonaco.config.training import Training
@@ -33,6 +40,7 @@ class Config(Section):
     registry: RegistryConfig = RegistryConfig()
     tracker: TrackerConfig = TrackerConfig()
     console: Console = Console()
+    notify: tuple[NotifierConfig, ...] = (NotifierConfig(type="log"),)
     tick_seconds: Positive = 1.0
 
     @model_validator(mode="after")
@@ -44,6 +52,14 @@ class Config(Section):
                     raise ValueError(
                         f"decision.{field} names the recipe {name!r}; training.recipes has: {known}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _notifiers_are_told_apart(self) -> Config:
+        names = [n.name for n in self.notify]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"notify: two are named {name!r}; give each a name of its own")
         return self
 
     @model_validator(mode="after")

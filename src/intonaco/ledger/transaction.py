@@ -13,7 +13,7 @@ from intonaco.codec import as_json, encode
 from intonaco.decision.budget import Spending, standing
 from intonaco.errors import Conflict
 from intonaco.ledger import schema as t
-from intonaco.ledger.rows import KIND_OF, Effect
+from intonaco.ledger.rows import KIND_OF, Command, Effect, command_of
 from intonaco.types import Json, Rollout, RoutingTable, SignalStatus, Update
 
 LONGEST_LEASE_S = 60.0
@@ -144,6 +144,17 @@ class Transaction:
         key = result.inserted_primary_key
         assert key is not None
         return int(key[0])
+
+    def commands(self, actor: str, *, limit: int) -> list[Command]:
+        """A person's last commands, newest first."""
+        c = t.commands.c
+        rows = self.connection.execute(
+            sa.select(t.commands)
+            .where(c.service_id == self.service_id, c.actor == actor)
+            .order_by(c.command_id.desc())
+            .limit(limit)
+        )
+        return [command_of(row) for row in rows.mappings()]
 
     def take_command(self, command_id: int, at: float, outcome: Mapping[str, Json]) -> None:
         self.connection.execute(

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from intonaco.rollout.outcomes import METRICS
-from intonaco.rollout.words import brief, describe, step_name
+from intonaco.rollout.words import asks_for, brief, describe, step_name
 from intonaco.types import (
     Assessment,
     BreakerTrip,
@@ -72,9 +72,9 @@ class RolloutDecision:
     """The rollout as it is now, the shares that traffic should have, and what happened.
 
     ``weights``: {"challenger": share of users, "shadow": share of requests copied}. ``events``:
-    (kind, sentence), kinds being begun, step, waiting, overdue, paused, resumed, refused, crowned,
-    returning, promoted, observed, rolled_back, inconclusive. ``by_command``: it is what the command
-    asked for; a command always has an event, "refused" if it was not done."""
+    (kind, sentence), kinds being begun, step, asked, waiting, overdue, paused, resumed, refused,
+    crowned, returning, promoted, observed, rolled_back, inconclusive. ``by_command``: it is what
+    the command asked for; a command always has an event, "refused" if it was not done."""
 
     rollout: Rollout
     weights: Mapping[str, float]
@@ -366,6 +366,8 @@ def _enter(
     )
     text = f"step {to + 1} of {len(rollout.steps)}: {step_name(step)}"
     events = [("begun" if begun else "step", text + (f" ({note})" if note else ""))]
+    if step.kind is StepKind.APPROVE or (step.kind is StepKind.PAUSE and step.min_seconds is None):
+        events.append(("asked", asks_for(step)))
     if step.kind is StepKind.PROMOTE:
         reason = _proof(rollout, facts)
         rollout = replace(rollout, promoted_at=now, reason=reason)

@@ -55,3 +55,12 @@ def step_name(step: RolloutStep) -> str:
         case StepKind.BAKE:
             kept = f", {step.weight:.0%} of users held back" if step.weight else ""
             return f"bake, {step.min_seconds or 0:.0f} s{kept}"
+
+
+def asks_for(step: RolloutStep) -> str:
+    """What a step that waits for a person wants of one."""
+    if step.kind is not StepKind.APPROVE:
+        return "it pauses until somebody resumes: `intonaco rollout resume`"
+    then = {"abort": "is rolled back", "hold": "waits on"}[step.on_timeout]
+    within = f" within {step.deadline_s:.0f} s, or it {then}" if step.deadline_s else ""
+    return f"a person's approval{within}: `intonaco rollout approve`, or `abort`"
