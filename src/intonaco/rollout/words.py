@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from intonaco.rollout.outcomes import CLIP_SCORE
-from intonaco.types import MetricAssessment, RolloutStep, StepKind
+from intonaco.types import Assessment, MetricAssessment, RolloutStep, StepKind
 
 
 def number(metric: str, value: float) -> str:
@@ -31,6 +31,32 @@ def describe(a: MetricAssessment) -> str:
         f"{a.units_champion} champion users{pairs}log evidence of harm {a.evidence_harm:.1f} of "
         f"{a.threshold:.1f}, margin {number(a.metric, a.margin).lstrip('+')}"
     )
+
+
+def stands(a: MetricAssessment) -> str:
+    """How far the proof of one metric is, without its name."""
+    if a.interval is None:
+        return "nothing was measured yet, and no data is no proof"
+    # The ends, from the best that it may be to the worst. A score is better the higher it is.
+    better, worse = a.interval[::-1] if a.metric == CLIP_SCORE else a.interval
+    sign = -1.0 if a.metric == CLIP_SCORE else 1.0
+
+    def by(value: float) -> str:
+        return number(a.metric, abs(value)).lstrip("+")
+
+    margin = by(a.margin)
+    match a.assessment:
+        case Assessment.SUPERIOR:
+            return f"shown to be better, by {by(worse)} at least"
+        case Assessment.NON_INFERIOR if sign * worse <= 0:
+            return f"shown to be no worse; the margin would be {margin}"
+        case Assessment.NON_INFERIOR:
+            return f"shown to be no worse than by {by(worse)}; the margin is {margin}"
+        case Assessment.HARMFUL:
+            return f"shown to be worse, by {by(better)} at least"
+        case Assessment.UNDECIDED:
+            return f"not shown yet: it may be worse by {by(worse)}, and the margin is {margin}"
+    return "nothing was measured yet, and no data is no proof"
 
 
 def step_name(step: RolloutStep) -> str:
