@@ -164,6 +164,8 @@ def test_updates_are_approved_and_rejected_by_people(world: World, ask: Ask) -> 
     world.controller = world._controller()
     update = world.technique()
     world.until(lambda: world.updates()[-1].phase is Phase.APPROVE)
+    (asked,) = world.ledger.events(kind="update.asked")  # not of the first, which nobody was asked
+    assert (asked.subject, "update approve" in asked.text) == (update.update_id, True)
     ask(f"update reject {update.update_id}", "not on a Friday")
     said(world, "command.update.reject", "not on a Friday")
     world.until(lambda: world.updates()[-1].phase is Phase.REJECTED)

@@ -35,28 +35,39 @@ def describe(a: MetricAssessment) -> str:
 
 def stands(a: MetricAssessment) -> str:
     """How far the proof of one metric is, without its name."""
-    if a.interval is None:
+    if a.difference is None and a.interval is None:
         return "nothing was measured yet, and no data is no proof"
+    shown = {
+        Assessment.SUPERIOR: "shown to be better",
+        Assessment.NON_INFERIOR: "shown to be no worse",
+        Assessment.HARMFUL: "shown to be worse",
+        Assessment.UNDECIDED: "not shown yet",
+        Assessment.NO_DATA: "not shown yet, for want of data",
+    }[a.assessment]
+    margin = _amount(a, a.margin)
+    if a.interval is None:
+        difference = number(a.metric, a.difference or 0.0)
+        return f"{shown}: the difference is {difference} as yet, and the margin is {margin}"
     # The ends, from the best that it may be to the worst. A score is better the higher it is.
-    better, worse = a.interval[::-1] if a.metric == CLIP_SCORE else a.interval
-    sign = -1.0 if a.metric == CLIP_SCORE else 1.0
-
-    def by(value: float) -> str:
-        return number(a.metric, abs(value)).lstrip("+")
-
-    margin = by(a.margin)
+    up_is_better = a.metric == CLIP_SCORE
+    better, worse = a.interval[::-1] if up_is_better else a.interval
+    is_worse = worse < 0 if up_is_better else worse > 0
     match a.assessment:
         case Assessment.SUPERIOR:
-            return f"shown to be better, by {by(worse)} at least"
-        case Assessment.NON_INFERIOR if sign * worse <= 0:
-            return f"shown to be no worse; the margin would be {margin}"
-        case Assessment.NON_INFERIOR:
-            return f"shown to be no worse than by {by(worse)}; the margin is {margin}"
+            return f"{shown}, by {_amount(a, worse)} at least"
         case Assessment.HARMFUL:
-            return f"shown to be worse, by {by(better)} at least"
-        case Assessment.UNDECIDED:
-            return f"not shown yet: it may be worse by {by(worse)}, and the margin is {margin}"
-    return "nothing was measured yet, and no data is no proof"
+            return f"{shown}, by {_amount(a, better)} at least"
+        case Assessment.NON_INFERIOR if is_worse:
+            return f"{shown} than by {_amount(a, worse)}; the margin is {margin}"
+        case Assessment.NON_INFERIOR:
+            return f"{shown}; the margin would be {margin}"
+    if not is_worse:
+        return f"{shown}, though it looks no worse; the margin is {margin}"
+    return f"{shown}: it may be worse by {_amount(a, worse)}, and the margin is {margin}"
+
+
+def _amount(a: MetricAssessment, value: float) -> str:
+    return number(a.metric, abs(value)).lstrip("+")
 
 
 def step_name(step: RolloutStep) -> str:

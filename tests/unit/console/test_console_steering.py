@@ -494,7 +494,9 @@ def test_the_course_ends_with_the_rollout(ledger: Ledger) -> None:
         ("clip_score", (-0.004, 0.02), "non_inferior", "no worse than by 0.004"),
         ("clip_score", (-0.05, -0.03), "harmful", "shown to be worse, by 0.030 at least"),
         ("clip_score", (-0.05, 0.03), "undecided", "it may be worse by 0.050"),
-        ("errors", None, "no_data", "no data is no proof"),
+        ("errors", (-0.01, -0.001), "undecided", "not shown yet, though it looks no worse"),
+        ("errors", (-0.01, 0.02), "no_data", "for want of data: it may be worse by 2.0%"),
+        ("errors", None, "undecided", "not shown yet: the difference is +0.0% as yet"),
     ],
 )
 def test_how_far_a_proof_is(
@@ -509,6 +511,7 @@ def test_how_far_a_proof_is(
         some, metric=metric, interval=interval, assessment=Assessment(assessment), margin=0.01
     )
     assert words in stands(a)
+    assert "no data is no proof" in stands(replace(a, interval=None, difference=None))
 
 
 def test_pictures_turn_scores_round_and_hold_at_odd_values(tmp_path: Path) -> None:
