@@ -37,7 +37,10 @@ model: {name: tiny, generation: {steps: 2, guidance_scale: 1.5, width: 32, heigh
 serving: {gateway: {port: 0, limits: {images: 3}}}
 """
 # Of the console, who has a word there, and which addresses each is sent to besides.
-ROLES = {"trigger": "trigger", "curate": "curat|proposed", "reviewer": "review", "lead": "review"}
+ROLES = {
+    **{"trigger": "trigger", "curate": "curat|proposed", "reviewer": "review", "lead": "review"},
+    "operator": "rollouts|rollback|freeze|commands|session|/api/updates/",
+}
 # What a schema cannot say (a size in multiples of eight, a token that was really given out) is
 # refused although the schema allows it.
 LEFT_OUT = "positive_data_acceptance"
@@ -94,6 +97,7 @@ def console(root: Path) -> Iterator[str]:
         "task": [t.task for t in session.pairs(review, "reviewer")],
         "update_id": ["u2"],
         "finding_id": ["f1"],
+        "rollout_id": ["u2-1"],
     }
     (root / "schemathesis.toml").write_text(SETTINGS + dictionaries(real))
     ledger.close()

@@ -174,6 +174,17 @@ class Controller:
                 "candidates": list(after.candidates) if before.phase is Phase.GATE else [],
             },
         )
+        asks = self.parts.config.approval.mode == "ask"
+        if (
+            after.phase is Phase.APPROVE
+            and asks
+            and not loop.taken_over(after.plan, after.champion)
+        ):
+            within = self.parts.config.approval.timeout_s / 3600
+            text = f"a person's approval within {within:.3g} h: `intonaco update approve"
+            tx.event(
+                now, "update.asked", after.update_id, f"{text} {after.update_id}`, or `reject`"
+            )
         if after.phase.final:
             effects = self.parts.ledger.effects(after.update_id)
             accounts.settle_up(self.parts.config, tx, after, effects, now)

@@ -257,3 +257,38 @@ def test_a_review_is_asked_for_with_settings_that_fit() -> None:
     ):
         with pytest.raises(ConfigError, match=r"evaluation\.review"):
             config.parse(f"service: svc\nevaluation: {{review: {wrong}}}")
+
+
+def test_who_is_told_is_checked() -> None:
+    (log,) = config.parse("service: s").notify
+    assert (log.type, log.name, log.patterns) == ("log", "log", ("*",))
+    given = config.parse(
+        "service: s\nnotify:\n"
+        "  - {type: webhook, name: on-call, url: 'env:HOOK', secret: 'env:KEY',"
+        " events: ['rollout.*']}\n  - {type: webhook, url: 'https://h.example/x'}\n"
+    ).notify
+    assert [(n.name, n.patterns) for n in given] == [
+        ("on-call", ("rollout.*",)),
+        ("webhook", config.ON_CALL),
+    ]
+    assert config.parse("service: s\nnotify: []").notify == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{type: webhook}", "a webhook needs one"),
+        ("{type: webhook, url: 'ftp://h/'}", "url"),
+        ("{type: webhook, url: 'file:///etc/passwd'}", "url"),
+        ("{type: webhook, url: 'http://h/', secret: plain}", "secret"),
+        ("{type: webhook, url: 'http://h/', give_up_s: 1}", "give_up_s"),
+        ("{type: log, url: 'http://h/'}", "url is not read by type 'log'"),
+        ("{type: log, timeout_s: 3}", "timeout_s is not read by type 'log'"),
+        ("{type: pigeon}", "type"),
+        ("{type: log}, {type: log}", "two are named 'log'"),
+        ("{type: log, events: ['Rollout!']}", "events"),
+    ],
+)
+def test_a_wrong_notifier(entry: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.parse(f"service: s\nnotify: [{entry}]")

@@ -269,6 +269,8 @@ def an_event(kind: str, text: str = "t", **data: object) -> Event:
         (an_event("rollout.rolled_back"), "rollout.rolled_back", True),
         (an_event("rollout.step"), "rollout.step", False),
         (an_event("rollout.asked"), "rollout.asked", True),
+        (an_event("update.asked"), "update.asked", True),
+        (an_event("update.phase", to="approve"), "update.phase.approve", False),
         (an_event("champion.down"), "champion.down", True),
         (an_event("brake.rollback"), "brake.rollback", True),
         (an_event("routing"), "routing", False),

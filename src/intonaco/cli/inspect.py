@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from intonaco import readmodel
+from intonaco import readmodel, steering
 from intonaco.app import App
 from intonaco.cli.common import HERE, AsJson, Folder, ago, opened, out, print_json, print_table
 from intonaco.cli.traffic import traffic
 from intonaco.codec import as_json as to_json
 from intonaco.errors import BackendError, NotFound
+from intonaco.rollout.words import number, stands
 from intonaco.types import Observed, Release, Rollout, StepKind, Update
 
 REASON = 70  # characters of a reason in a table
@@ -284,10 +285,21 @@ def rollout_show(workspace: Folder = HERE, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rollout)
         return
-    facts = readmodel.rollout_facts(rollout, app.clock.now())
+    _print_rollout(readmodel.rollout_card(app.ledger, rollout, app.clock.now()), rollout, app)
+
+
+def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
+    now = app.clock.now()
     out.print(f"rollout {rollout.rollout_id}: {rollout.status} {rollout.reason}", markup=False)
-    if facts["waiting_for"]:
-        out.print(f"waiting for {facts['waiting_for']}", markup=False)
+    if not rollout.status.final:
+        out.print(steering.shares(rollout), markup=False)
+    if card["waiting_for"]:
+        out.print(f"waiting for {card['waiting_for']}", markup=False)
+    for deadline in card["deadlines"]:
+        left = max(0.0, deadline["at"] - now)
+        out.print(f"in {ago(left)}: {deadline['text']}", markup=False)
+    if app.ledger.setting("frozen"):
+        out.print("the service is frozen: it does not advance")
     print_table(
         "steps",
         ("", "step", "users", "judged", "decision"),
@@ -295,28 +307,45 @@ def rollout_show(workspace: Folder = HERE, as_json: AsJson = False) -> None:
             (
                 {"done": "✓", "current": "▶", "stopped": "✗"}.get(step["state"], ""),
                 step["text"],
-                _bar(step["weight"], 1.0) if step["kind"] is StepKind.CANARY else "",
+                _bar(step["weight"], 1.0) if step["kind"] == StepKind.CANARY else "",
                 "" if step["units"] is None else step["units"],
                 step["decision"],
             )
-            for step in facts["steps"]
+            for step in card["steps"]
         ),
     )
+    if card["course"]:
+        print_table(
+            "\nwho got what",
+            ("since the beginning", "the challenger's users", "", "copied"),
+            (
+                (
+                    ago(point["at"] - rollout.started_at),
+                    _bar(point["shares"].get("challenger", 0.0), 1.0),
+                    f"{point['shares'].get('challenger', 0.0):.1%}",
+                    f"{point['shadow']:.1%}" if point["shadow"] else "",
+                )
+                for point in card["course"]
+            ),
+        )
     print_table(
         "\nassessments",
-        ("metric", "assessment", "difference", "interval", "margin", "evidence of harm"),
+        ("metric", "difference", "interval", "margin", "evidence of harm"),
         (
             (
                 a.metric,
-                a.assessment,
-                _number(a.difference),
-                f"[{a.interval[0]:.3f}, {a.interval[1]:.3f}]" if a.interval else "",
-                a.margin,
+                number(a.metric, a.difference) if a.difference is not None else "",
+                f"{number(a.metric, a.interval[0])} to {number(a.metric, a.interval[1])}"
+                if a.interval
+                else "",
+                number(a.metric, a.margin).lstrip("+"),
                 f"{_bar(a.evidence_harm, a.threshold)} {a.evidence_harm:.1f} of {a.threshold:.1f}",
             )
             for a in rollout.assessments
         ),
     )
+    for a in rollout.assessments:
+        out.print(f"{a.metric}: {stands(a)}", markup=False)
 
 
 def _bar(value: float, whole: float, cells: int = 12) -> str:

@@ -170,7 +170,7 @@ ON_CALL = (
     "plan.held",
     "curation.proposed",
     "update.phase.review",
-    "update.phase.approve",
+    "update.asked",
     "update.phase.promoted",
     "update.phase.rejected",
     "update.phase.rolled_back",

@@ -1,6 +1,6 @@
 """The console's web application: server-rendered pages and the same facts as JSON. Read-only, but
-for ``POST /api/trigger`` and ``POST /api/curation/…/word``, which write a command down, and voting
-in reviews (``reviewing.py``).
+for ``POST /api/trigger`` and ``POST /api/curation/…/word``, which write a command down, as what
+operators ask for does (``steering.py``), and voting in reviews (``reviewing.py``).
 ``/openapi.json`` says what there is.
 
 Pages refresh themselves by asking for their inner part every second. Prompts are other people's
@@ -9,7 +9,6 @@ words: templates escape everything, and the content security policy lets no scri
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +44,7 @@ from intonaco.console.problems import (
     unavailable,
 )
 from intonaco.console.reviewing import Reviewing
+from intonaco.console.steering import SteeringPages
 from intonaco.console.templating import HERE, environment
 from intonaco.errors import IntonacoError, NotFound
 from intonaco.ledger import Ledger
@@ -85,6 +85,7 @@ class _Console:
         self.people = calls.People(config.console.people)
         self.reviewing = Reviewing(ledger, workspace, self.people, self.clock, self._html)
         self.curation = CurationPages(ledger, workspace, config, clock, self.people, self._html)
+        self.steering = SteeringPages(ledger, workspace, clock, self.people, self._html)
 
     def app(self) -> Starlette:
         app = Starlette(
@@ -109,6 +110,7 @@ class _Console:
                 Route("/api/reviews", self.api_reviews),
                 *self.reviewing.routes(),
                 *self.curation.routes(),
+                *self.steering.routes(),
                 Route("/images/{path:path}", self.image),
                 Route("/livez", self.livez),
                 Route("/openapi.json", self.openapi),
@@ -130,14 +132,14 @@ class _Console:
     # ------------------------------------------------------------------ pages
 
     def overview(self, request: Request) -> Response:
-        return self._render("page.html", "overview")
+        return self._render("page.html", "overview", request)
 
     def page(self, request: Request) -> Response:
-        return self._render("page.html", _known(request.path_params["page"]))
+        return self._render("page.html", _known(request.path_params["page"]), request)
 
     def partial(self, request: Request) -> Response:
         page = _known(request.path_params["page"])
-        return self._render(f"_{page}.html", page)
+        return self._render(f"_{page}.html", page, request)
 
     def release(self, request: Request) -> Response:
         lineage = readmodel.release_lineage(self.ledger, request.path_params["release_id"])
@@ -160,10 +162,10 @@ class _Console:
     def _card(self, request: Request) -> Mapping[str, Any]:
         return readmodel.finding_card(self.ledger, self.config, request.path_params["finding_id"])
 
-    def _render(self, template: str, page: str) -> Response:
-        return self._html(template, page=page, **self._facts(page))
+    def _render(self, template: str, page: str, request: Request) -> Response:
+        return self._html(template, page=page, **self._facts(page, request))
 
-    def _facts(self, page: str) -> Mapping[str, Any]:
+    def _facts(self, page: str, request: Request) -> Mapping[str, Any]:
         if page == "overview":
             return {"s": self._snapshot(points=0)}  # the charts ask for theirs
         if page == "updates":
@@ -174,6 +176,8 @@ class _Console:
                 "signals": readmodel.signals(self.ledger, points=0),
                 "probes": readmodel.probe_rounds(self.ledger, self.config, limit=1),
             }
+        if page == "rollouts":
+            return self.steering.facts(request)
         if page == "reviews":
             return {"reviews": readmodel.reviews(self.ledger)}
         if page == "curation":
@@ -214,8 +218,8 @@ class _Console:
 
     def api_events(self, request: Request) -> Response:
         """``after``: only events with a higher id; without it the newest ``limit``."""
-        after = _whole(request, "after", 0, least=0, most=MOST_ID)
-        limit = _whole(request, "limit", 200, least=1, most=MAX_EVENTS)
+        after = calls.whole(request, "after", 0, least=0, most=MOST_ID)
+        limit = calls.whole(request, "limit", 200, least=1, most=MAX_EVENTS)
         return _json(self._events(after, limit))
 
     def api_releases(self, request: Request) -> Response:
@@ -232,7 +236,7 @@ class _Console:
 
     def api_traffic(self, request: Request) -> Response:
         """``minutes``: how far back."""
-        minutes = _whole(request, "minutes", 60, least=1, most=MOST_MINUTES)
+        minutes = calls.whole(request, "minutes", 60, least=1, most=MOST_MINUTES)
         now = self.clock.now()
         return _json(readmodel.traffic(self.ledger, self.config, now, minutes / 60.0))
 
@@ -247,7 +251,7 @@ class _Console:
         return _json(self._card(request))
 
     def api_probes(self, request: Request) -> Response:
-        limit = _whole(request, "limit", ROUNDS, least=1, most=MAX_LISTED)
+        limit = calls.whole(request, "limit", ROUNDS, least=1, most=MAX_LISTED)
         return _json(readmodel.probe_rounds(self.ledger, self.config, limit))
 
     async def api_trigger(self, request: Request) -> Response:
@@ -289,17 +293,7 @@ def _known(page: str) -> str:
 
 def _limit(request: Request) -> int:
     """How many of a list at most, the newest."""
-    return _whole(request, "limit", MAX_LISTED, least=1, most=MAX_LISTED)
-
-
-def _whole(request: Request, name: str, default: int, *, least: int, most: int) -> int:
-    """A whole number of the query. Raises HTTPException 400."""
-    given = request.query_params.getlist(name) or [str(default)]
-    # Digits only, and few: Python's own reading also takes signs, spaces and other scripts.
-    value = int(given[0]) if re.fullmatch(r"[0-9]{1,19}", given[0], re.ASCII) else -1
-    if len(given) > 1 or not least <= value <= most:
-        raise HTTPException(400, f"{name}: one whole number from {least} to {most}")
-    return value
+    return calls.whole(request, "limit", MAX_LISTED, least=1, most=MAX_LISTED)
 
 
 def _json(value: Any) -> Response:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from intonaco.config import Person
 from intonaco.errors import ConfigError
 
+COOKIE = "intonaco_person"
 MOST_BYTES = 4096
 MOST_REASON = 300  # characters
 
@@ -50,6 +52,24 @@ class People:
             )
         return found
 
+    def signed_in(self, request: Request) -> Person | None:
+        """Who the page's cookie says it is."""
+        token = request.cookies.get(COOKIE, "")
+        return self.of_token(token) if token else None
+
+    def asking(self, request: Request) -> Person:
+        """The caller, by the bearer token or the page's cookie. A cookie comes along whoever made
+        the browser ask: it counts only for a page of this console's. Raises HTTPException 401,
+        403."""
+        if "authorization" in request.headers:
+            return self.who(request)
+        person = self.signed_in(request)
+        if person is None:
+            return self.who(request)
+        if not from_our_page(request):
+            raise HTTPException(403, "This request does not come from a page of the console.")
+        return person
+
     def of_token(self, token: str) -> Person | None:
         """Whose token it is."""
         given = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
@@ -58,6 +78,26 @@ class People:
             if hmac.compare_digest(digest, given):
                 found = person
         return found
+
+
+def from_our_page(request: Request) -> bool:
+    """Whether a browser says so; pages cannot set these headers themselves."""
+    if request.headers.get("sec-fetch-site") == "same-origin":
+        return True
+    scheme, _, host = request.headers.get("origin", "").partition("://")
+    return scheme in ("http", "https") and host == request.headers.get("host")
+
+
+async def json_of(request: Request, allowed: Sequence[str], most: int = MOST_BYTES) -> Any:
+    """The JSON object that a call sends, {} for an empty body. Raises HTTPException 400, 413,
+    415."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given = await object_of(request, most)
+    if given and kind != "application/json":  # what another site's form cannot send
+        raise HTTPException(415, "content-type: application/json")
+    if set(given) - set(allowed):
+        raise HTTPException(400, f"The body has no fields but {', '.join(allowed)}.")
+    return given
 
 
 async def reason_of(request: Request) -> str:
@@ -94,3 +134,13 @@ def text_of(reason: object) -> str:
     except UnicodeEncodeError:
         raise HTTPException(400, "reason: text that is valid Unicode") from None
     return reason
+
+
+def whole(request: Request, name: str, default: int, *, least: int, most: int) -> int:
+    """A whole number of the query. Raises HTTPException 400."""
+    given = request.query_params.getlist(name) or [str(default)]
+    # Digits only, and few: Python's own reading also takes signs, spaces and other scripts.
+    value = int(given[0]) if re.fullmatch(r"[0-9]{1,19}", given[0], re.ASCII) else -1
+    if len(given) > 1 or not least <= value <= most:
+        raise HTTPException(400, f"{name}: one whole number from {least} to {most}")
+    return value

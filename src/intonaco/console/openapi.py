@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import intonaco
-from intonaco.console import openapi_review
+from intonaco.console import openapi_review, openapi_steering
 from intonaco.console.calls import MOST_REASON
 from intonaco.console.schemas import (
     COUNT,
@@ -22,7 +22,7 @@ MOST_ID = 2**63 - 1  # of an event: a larger number is none that SQLite knows
 MAX_EVENTS = 1000
 MAX_LISTED = MOST  # findings, updates, releases, rounds of probes
 MOST_MINUTES = 31 * 24 * 60  # windows of traffic are kept for 31 days
-PAGES = ("overview", "findings", "updates", "curation", "reviews", "releases", "events")
+PAGES = ("overview", "findings", "updates", "rollouts", "curation", "reviews", "releases", "events")
 
 ERRORS = {
     400: "The request is wrong, or for another host.",
@@ -30,7 +30,7 @@ ERRORS = {
     403: "This person may not (the role is another), or `decision.triggers.webhook` is off.",
     404: "There is no such thing.",
     409: "It does not wait for that.",
-    405: "Nothing can be changed here: the console only reads.",
+    405: "The method is not allowed.",
     413: "The body is too large.",
     500: "The console failed.",
     503: "The ledger cannot be read now.",
@@ -43,13 +43,14 @@ def document() -> Json:
         "info": {
             "title": "Intonaco's console",
             "version": intonaco.__version__,
-            "description": "What is to be seen of a service. Nothing can be changed but by "
-            "`/api/trigger`, which asks for an update, by `/api/curation/{update_id}/word`, which "
-            "says what of live traffic may be learnt from, and by votes in reviews. Times are "
-            "seconds since the epoch; a number that is not finite is null.",
+            "description": "What is to be seen of a service, and what may be asked for: an update "
+            "(`/api/trigger`), what of live traffic may be learnt from "
+            "(`/api/curation/{update_id}/word`), votes in reviews, and the steering of rollouts, "
+            "updates and the service by people with the role operator. Times are seconds since the "
+            "epoch; a number that is not finite is null.",
         },
         "components": {
-            "schemas": SCHEMAS | openapi_review.SCHEMAS,
+            "schemas": SCHEMAS | openapi_review.SCHEMAS | openapi_steering.SCHEMAS,
             "securitySchemes": {"person": {"type": "http", "scheme": "bearer"}},
         },
         "paths": {
@@ -126,6 +127,7 @@ def document() -> Json:
                 }
             },
             **openapi_review.paths(),
+            **openapi_steering.paths(),
             "/api/curation": _api(
                 "proposals", "What is proposed as training data", list_of("ListedProposal")
             ),

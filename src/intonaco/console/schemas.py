@@ -148,6 +148,25 @@ _FINDING: Json = {
     "clusters": {"type": "array", "items": OBJECT},
 }
 
+ROLLOUT: Json = {
+    "id": TEXT,
+    "update": TEXT,
+    "champion": MAYBE_TEXT,
+    "challenger": TEXT,
+    "status": {"enum": [str(s) for s in RolloutStatus]},
+    "reason": TEXT,
+    "step": COUNT,
+    "steps": {"type": "array", "items": _STEP},
+    "history": {"type": "array", "items": OBJECT},
+    "assessments": {"type": "array", "items": OBJECT},
+    "alpha": NUMBER,
+    "attempt": COUNT,
+    "started_at": MAYBE_NUMBER,
+    "ended_at": MAYBE_NUMBER,
+    "promoted_at": MAYBE_NUMBER,
+    "waiting_for": MAYBE_TEXT,
+}
+
 SCHEMAS: Json = {
     "Error": all_of(error=all_of(message=TEXT, type=TEXT, param=MAYBE_TEXT, code=MAYBE_TEXT)),
     "ListedProposal": all_of(**_PROPOSAL),
@@ -240,24 +259,7 @@ SCHEMAS: Json = {
         jobs={"type": "array", "items": _JOB},
         waiting_for=MAYBE_TEXT,
     ),
-    "Rollout": all_of(
-        id=TEXT,
-        update=TEXT,
-        champion=MAYBE_TEXT,
-        challenger=TEXT,
-        status={"enum": [str(s) for s in RolloutStatus]},
-        reason=TEXT,
-        step=COUNT,
-        steps={"type": "array", "items": _STEP},
-        history={"type": "array", "items": OBJECT},
-        assessments={"type": "array", "items": OBJECT},
-        alpha=NUMBER,
-        attempt=COUNT,
-        started_at=MAYBE_NUMBER,
-        ended_at=MAYBE_NUMBER,
-        promoted_at=MAYBE_NUMBER,
-        waiting_for=MAYBE_TEXT,
-    ),
+    "Rollout": all_of(**ROLLOUT),
     "Routing": all_of(
         epoch=COUNT,
         reason=TEXT,

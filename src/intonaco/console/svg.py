@@ -185,16 +185,16 @@ def line_chart(
         f'<svg class="plot" viewBox="0 0 {width} {height}" role="img">',
         f"<title>{escape(names)}</title>",
     ]
-    for tick in _ticks(y0, y1, 4):
+    for tick in ticks(y0, y1, 4):
         parts.append(
             f'<line class="grid" x1="{left}" x2="{width - right}" y1="{py(tick):.1f}" '
             f'y2="{py(tick):.1f}"/><text class="tick" x="{left - 6}" y="{py(tick) + 3.5:.1f}" '
-            f'text-anchor="end">{_label(tick)}</text>'
+            f'text-anchor="end">{label(tick)}</text>'
         )
-    for tick in _ticks(x0, x1, 6):
+    for tick in ticks(x0, x1, 6):
         parts.append(
             f'<text class="tick" x="{px(tick):.1f}" y="{height - 15}" text-anchor="middle">'
-            f"{_label(tick)}</text>"
+            f"{label(tick)}</text>"
         )
     for ln, segments in kept:
         for segment in segments:
@@ -254,10 +254,10 @@ def stacked_steps(
             f'<text class="tick" x="{left - 6}" y="{top + tall * (1 - tick) + 3.5:.1f}" '
             f'text-anchor="end">{100 * tick:.0f} %</text>'
         )
-    for tick in _ticks(x0, x1, 8):
+    for tick in ticks(x0, x1, 8):
         parts.append(
             f'<text class="tick" x="{px(tick):.1f}" y="{height - 15}" text-anchor="middle">'
-            f"{_label(tick)}</text>"
+            f"{label(tick)}</text>"
         )
     parts.append(
         f'<text class="tick" x="{width - right}" y="{height - 2}" text-anchor="end">'
@@ -306,7 +306,7 @@ def _range(values: Sequence[float], *, pad: float) -> tuple[float, float]:
     return low - pad * (high - low), high + pad * (high - low)
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
+def ticks(low: float, high: float, count: int) -> list[float]:
     rough = (high - low) / max(1, count)
     size = 10 ** math.floor(math.log10(rough))
     step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough)
@@ -314,7 +314,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _label(value: float) -> str:
+def label(value: float) -> str:
     return f"{value:,.0f}".replace(",", " ") if abs(value) >= 1000 else f"{value:.4g}"
 
 

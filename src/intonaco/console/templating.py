@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from intonaco.console import images, present, svg
+from intonaco.console import images, present, svg, svg_rollout
 
 HERE = Path(__file__).parent
 
@@ -28,6 +28,8 @@ def environment(*folders: Path) -> Environment:
     env.filters["image_url"] = images.url
     # Pictures escape the words that they hold.
     env.globals["forest"] = lambda *facts: Markup(svg.forest(*facts))
+    env.globals["weights_course"] = lambda *facts: Markup(svg_rollout.weights_course(*facts))
+    env.globals["proof_line"] = lambda assessment: Markup(svg_rollout.proof_line(assessment))
     env.globals["share_bars"] = lambda *facts: Markup(svg.share_bars(*facts))
     env.globals["evidence_line"] = lambda *facts: Markup(svg.evidence_line(*facts))
     env.globals["weights_bar"] = lambda arms: Markup(svg.weights_bar(arms))

@@ -196,6 +196,17 @@ class Ledger:
         rows = self._rows(sa.select(c.outcome).where(c.command_id == command_id))
         return json.loads(rows[0]["outcome"]) if rows and rows[0]["outcome"] else None
 
+    def command(self, command_id: int) -> tuple[Command, Mapping[str, Json] | None] | None:
+        """What was asked for and what came of it, None while it waits."""
+        c = t.commands.c
+        rows = self._rows(
+            sa.select(t.commands).where(c.service_id == self.service_id, c.command_id == command_id)
+        )
+        if not rows:
+            return None
+        outcome = rows[0]["outcome"]
+        return command_of(rows[0]), json.loads(outcome) if outcome else None
+
     def tenures(self) -> list[Tenure]:
         """Who was champion when, oldest first."""
         c = t.tenures.c

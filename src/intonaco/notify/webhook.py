@@ -74,7 +74,11 @@ class Webhook:
         self.secret = secret
         self.clock = clock
         self._http = httpx.Client(
-            timeout=timeout_s, trust_env=False, follow_redirects=False, verify=authorities()
+            timeout=timeout_s,
+            limits=httpx.Limits(max_keepalive_connections=0),  # hours may pass between events
+            trust_env=False,
+            follow_redirects=False,
+            verify=authorities(),
         )
 
     def send(self, event: Event) -> None:

@@ -17,6 +17,7 @@ from intonaco.readmodel.operations import budget, processes
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
 from intonaco.readmodel.reviews import review_brief, review_result, reviews
+from intonaco.readmodel.rollouts import find_rollout, rollout_card, rollouts
 from intonaco.readmodel.signals import (
     finding_facts,
     history,
@@ -47,6 +48,7 @@ __all__ = [
     "curated",
     "evaluation_page",
     "exposition",
+    "find_rollout",
     "finding_card",
     "finding_facts",
     "findings",
@@ -63,7 +65,9 @@ __all__ = [
     "review_brief",
     "review_result",
     "reviews",
+    "rollout_card",
     "rollout_facts",
+    "rollouts",
     "routing",
     "signal_history",
     "signals",

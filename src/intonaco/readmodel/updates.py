@@ -256,9 +256,9 @@ def waiting_for(rollout: Rollout, now: float) -> str | None:
     left = step.min_seconds - (now - rollout.step_since)
     if left > 0:
         waits.append(f"{left:.0f} s more")
-    if step.min_units:
+    if step.min_units > current.units:
         kind = "pairs" if step.kind is StepKind.SHADOW else "users of the challenger"
-        waits.append(f"{step.min_units} {kind} to be judged")
+        waits.append(f"{step.min_units} {kind} to be judged ({current.units} so far)")
     return " and ".join(waits) or "the next look"
 
 

@@ -107,7 +107,7 @@ def tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
     if rollout.status.final:
         return _decided(rollout)
     rollout = replace(rollout, assessments=facts.assessments or rollout.assessments)
-    rollout = _timed(rollout, facts, now)
+    rollout = _counted(_timed(rollout, facts, now), facts)
     ended = _must_end(rollout, facts, now)
     if ended is not None:
         return _answered(ended, facts)
@@ -375,12 +375,25 @@ def _enter(
     return _decided(rollout, *events)
 
 
+def _counted(rollout: Rollout, facts: RolloutFacts) -> Rollout:
+    """With the units so far of a step that waits for them, for people to see."""
+    if not rollout.history or not rollout.steps[rollout.step].min_units:
+        return rollout
+    current = replace(rollout.history[-1], units=_units(rollout, facts))
+    return replace(rollout, history=(*rollout.history[:-1], current))
+
+
+def _units(rollout: Rollout, facts: RolloutFacts) -> int:
+    shadow = rollout.history[-1].kind is StepKind.SHADOW
+    return facts.shadow_pairs if shadow else facts.units_at_step
+
+
 def _leave(rollout: Rollout, facts: RolloutFacts, now: float, decision: str) -> Rollout:
     if not rollout.history:
         return rollout
-    current = rollout.history[-1]
-    units = facts.shadow_pairs if current.kind is StepKind.SHADOW else facts.units_at_step
-    left = replace(current, left_at=now, units=units, decision=decision)
+    left = replace(
+        rollout.history[-1], left_at=now, units=_units(rollout, facts), decision=decision
+    )
     return replace(rollout, history=(*rollout.history[:-1], left))
 
 

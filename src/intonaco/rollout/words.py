@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from intonaco.rollout.outcomes import CLIP_SCORE
-from intonaco.types import MetricAssessment, RolloutStep, StepKind
+from intonaco.types import Assessment, MetricAssessment, RolloutStep, StepKind
 
 
 def number(metric: str, value: float) -> str:
@@ -31,6 +31,43 @@ def describe(a: MetricAssessment) -> str:
         f"{a.units_champion} champion users{pairs}log evidence of harm {a.evidence_harm:.1f} of "
         f"{a.threshold:.1f}, margin {number(a.metric, a.margin).lstrip('+')}"
     )
+
+
+def stands(a: MetricAssessment) -> str:
+    """How far the proof of one metric is, without its name."""
+    if a.difference is None and a.interval is None:
+        return "nothing was measured yet, and no data is no proof"
+    shown = {
+        Assessment.SUPERIOR: "shown to be better",
+        Assessment.NON_INFERIOR: "shown to be no worse",
+        Assessment.HARMFUL: "shown to be worse",
+        Assessment.UNDECIDED: "not shown yet",
+        Assessment.NO_DATA: "not shown yet, for want of data",
+    }[a.assessment]
+    margin = _amount(a, a.margin)
+    if a.interval is None:
+        difference = number(a.metric, a.difference or 0.0)
+        return f"{shown}: the difference is {difference} as yet, and the margin is {margin}"
+    # The ends, from the best that it may be to the worst. A score is better the higher it is.
+    up_is_better = a.metric == CLIP_SCORE
+    better, worse = a.interval[::-1] if up_is_better else a.interval
+    is_worse = worse < 0 if up_is_better else worse > 0
+    match a.assessment:
+        case Assessment.SUPERIOR:
+            return f"{shown}, by {_amount(a, worse)} at least"
+        case Assessment.HARMFUL:
+            return f"{shown}, by {_amount(a, better)} at least"
+        case Assessment.NON_INFERIOR if is_worse:
+            return f"{shown} than by {_amount(a, worse)}; the margin is {margin}"
+        case Assessment.NON_INFERIOR:
+            return f"{shown}; the margin would be {margin}"
+    if not is_worse:
+        return f"{shown}, though it looks no worse; the margin is {margin}"
+    return f"{shown}: it may be worse by {_amount(a, worse)}, and the margin is {margin}"
+
+
+def _amount(a: MetricAssessment, value: float) -> str:
+    return number(a.metric, abs(value)).lstrip("+")
 
 
 def step_name(step: RolloutStep) -> str:

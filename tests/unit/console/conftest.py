@@ -373,6 +373,8 @@ def fill(ledger: Ledger, workspace: Workspace) -> None:
         tx.rollout(rollout)
         for table, at in zip(tables, (START, START + 420, START + 480), strict=True):
             tx.routing(table, at)
+        asked = tx.command(START + 125, "update.start", "ann", {"reason": "it drifts"})
+        tx.take_command(asked, START + 126, {"ok": True, "text": "update u2 begins"})
         tx.money(START, "u1", "reserve", 1.0)
         tx.money(START, "u1", "settle", 0.25)
         tx.money(START + 126, "u2", "reserve", 0.5)

@@ -31,9 +31,17 @@ Json = dict[str, Any]
 DOCUMENT: Json = openapi.document()
 ASKS = ("/api/trigger", "/api/curation/{update_id}/word")  # paths that take something
 REVIEW = ("/review/", "/api/review/")  # what test_console_review.py looks at
-PATHS = [p for p in DOCUMENT["paths"] if p not in ASKS and not p.startswith(REVIEW)]
+SESSION = "/api/session"  # what test_console_steering.py looks at, with all that only takes POST
+PATHS = [
+    p
+    for p, item in DOCUMENT["paths"].items()
+    if "get" in item and p not in (*ASKS, SESSION) and not p.startswith(REVIEW)
+]
 READS = [p for p in PATHS if "503" in DOCUMENT["paths"][p]["get"]["responses"]]
-FILLED = {"release_id": SECOND, "finding_id": "f1", "update_id": "u2", "page": "events"}
+FILLED = {
+    **{"release_id": SECOND, "finding_id": "f1", "update_id": "u2", "page": "events"},
+    **{"rollout_id": "u2-1", "command": "1"},
+}
 
 
 @pytest.fixture
@@ -90,11 +98,14 @@ def template(path: str) -> str | None:
     for prefix in (
         *("/images/{path}", "/static/{path}", "/proposed/{path}"),
         *("/api/releases/{release_id}", "/api/findings/{finding_id}"),
-        "/api/curation/{update_id}",
+        *("/api/curation/{update_id}", "/api/commands/{command}"),
     ):
         if path.startswith(prefix.partition("{")[0]):
             return prefix
+    if path.startswith("/api/rollouts/"):
+        return "/api/rollouts/{rollout_id}" + ("/{command}" if path.count("/") > 3 else "")
     for prefix in (
+        *("/partials/rollouts/{rollout_id}", "/rollouts/{rollout_id}"),
         *("/releases/{release_id}", "/findings/{finding_id}", "/curation/{update_id}"),
         "/evaluations/{update_id}",
         *("/partials/{page}", "/{page}"),
@@ -211,7 +222,7 @@ def test_answers_of_a_new_service_are_the_declared_ones(
 
 def test_a_ledger_that_cannot_be_read_is_told_as_such(ledger: Ledger, client: TestClient) -> None:
     with ledger.engine.begin() as connection:
-        for name in ("documents", "events", "tenures", "signal_points"):
+        for name in ("documents", "events", "tenures", "signal_points", "commands"):
             connection.execute(text(f"DROP TABLE {name}"))
     for path in READS:
         answer = client.get(path.format(**FILLED))
@@ -274,7 +285,7 @@ def test_hostile_queries_are_refused(client: TestClient, query: str) -> None:
     assert answer.json()["error"]["message"].startswith(query.partition("=")[0] + ": one whole")
 
 
-LISTS = ("findings", "updates", "releases", "probes")
+LISTS = ("findings", "updates", "rollouts", "releases", "probes")
 
 
 @pytest.mark.parametrize("name", LISTS)
