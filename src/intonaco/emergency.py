@@ -129,8 +129,10 @@ def _gone_back(tx: Transaction, ledger: Ledger, act: Act, target: str, now: floa
         data = {"previous": champion, "update_id": rollout.update_id if rollout else None}
         tx.event(now, "champion", target, f"{target[:10]} is champion again", data=data)
     latest = ledger.latest_routing()
-    if act.table is not None and (latest is None or act.table.epoch > latest.epoch):
-        tx.routing(act.table, now)
+    if act.table is not None:
+        # A controller may have written a table of that epoch in the same moment.
+        epoch = max(act.table.epoch, latest.epoch + 1 if latest else 0)
+        tx.routing(replace(act.table, epoch=epoch), now)
     return text
 
 

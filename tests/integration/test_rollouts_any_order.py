@@ -45,7 +45,7 @@ PROVEN = (Assessment.NON_INFERIOR, Assessment.SUPERIOR)
 ROLLOUT = ("pause", "resume", "abort", "promote", "skip", "approve", "retry")
 COMMANDS = (*(f"rollout.{c}" for c in ROLLOUT), "rollback", "freeze", "unfreeze", "update.cancel")
 
-SOON = st.sampled_from([0.0, 1.0, 6.0])  # how long after it the controller looks
+SOON = st.sampled_from([None, 0.0, 1.0, 6.0])  # how long after it the controller looks, if now
 RELEASES = st.sampled_from(["first", "second", "third"])
 
 
@@ -115,7 +115,7 @@ class AnyOrder(RuleBasedStateMachine):
         units=st.sampled_from([0, 100, 100]),
         then=SOON,
     )
-    def evidence(self, found: Assessment, units: int, then: float) -> None:
+    def evidence(self, found: Assessment, units: int, then: float | None) -> None:
         self.s.evidence.found, self.s.evidence.units = found, units
         self.look(then)
 
@@ -131,7 +131,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.look(6.0)
 
     @rule(which=RELEASES, how=st.sampled_from(["die", "fail"]), then=SOON)
-    def a_worker_ends(self, which: str, how: str, then: float) -> None:
+    def a_worker_ends(self, which: str, how: str, then: float | None) -> None:
         release = getattr(self.s, which)
         if how == "die":
             self.s.serving.die(release)
@@ -151,7 +151,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.look(1.0)
 
     @rule(lost=st.booleans(), then=SOON)
-    def the_gateways(self, lost: bool, then: float) -> None:
+    def the_gateways(self, lost: bool, then: float | None) -> None:
         self.s.router.lost = lost
         self.look(then)
 
@@ -170,7 +170,7 @@ class AnyOrder(RuleBasedStateMachine):
     # ------------------------------------------------------------------ people
 
     @rule(kinds=st.lists(st.sampled_from(COMMANDS), min_size=1, max_size=3), then=SOON)
-    def commands(self, kinds: list[str], then: float) -> None:
+    def commands(self, kinds: list[str], then: float | None) -> None:
         for kind in kinds:
             person = next(self.people)
             updates = self.s.updates()
@@ -182,7 +182,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running() is not None)
     @rule(kinds=st.lists(st.sampled_from(ROLLOUT[:-1]), min_size=1, max_size=3), then=SOON)
-    def commands_for_it(self, kinds: list[str], then: float) -> None:
+    def commands_for_it(self, kinds: list[str], then: float | None) -> None:
         for kind in kinds:
             person = next(self.people)
             self.asked[person] = self.s.submit(f"rollout.{kind}", actor=person)
@@ -195,7 +195,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @precondition(lambda self: self.waits_for_a_person())
     @rule(then=SOON)
-    def a_person_goes_on(self, then: float) -> None:
+    def a_person_goes_on(self, then: float | None) -> None:
         person = next(self.people)
         rollout = self.running()
         assert rollout is not None
@@ -276,7 +276,9 @@ class AnyOrder(RuleBasedStateMachine):
         step = rollout.steps[rollout.step] if rollout is not None and rollout.history else None
         return step is not None and step.kind in (StepKind.APPROVE, StepKind.PAUSE)
 
-    def look(self, seconds: float) -> None:
+    def look(self, seconds: float | None) -> None:
+        if seconds is None:
+            return
         s = self.s
         self.now = s.clock.now()
         before, champion = self.running(), s.ledger.champion()

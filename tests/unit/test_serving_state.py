@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from intonaco.errors import Conflict, StorageError
+from intonaco.messages import table_digest
 from intonaco.serving.gateway import state as module
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.types import Arm, ArmRole, RoutingTable
@@ -195,3 +196,31 @@ def test_a_sibling_that_hangs_with_the_lock_holds_nobody_up(
         a.apply(table(2))
         trip(a)
     assert gateway(workspace).tripped() == {NEW}
+
+
+def test_a_table_that_was_followed_before_closes_no_breaker_again(workspace: Workspace) -> None:
+    """The file of the table is an older one; that of the trips knows better."""
+    a = gateway(workspace)
+    a.apply(table(1))
+    before = (workspace.run / "routing.json").read_bytes()
+    newer = table(2, untrip=(NEW,))
+    a.apply(newer)
+    trip(a)
+    (workspace.run / "routing.json").write_bytes(before)
+    b = gateway(workspace)
+    assert b.observed().epoch == 1
+    assert b.tripped() == {NEW}
+    trip(b, OLD, at=9.0)  # it writes the trips, with the epoch that they had
+    b.apply(newer)
+    assert b.tripped() == {NEW, OLD}
+    assert gateway(workspace).tripped() == {NEW, OLD}
+    b.apply(table(3, untrip=(NEW, OLD)))
+    assert b.tripped() == set()
+
+
+def test_a_gateway_names_the_table_that_it_follows(workspace: Workspace) -> None:
+    state = gateway(workspace)
+    assert state.observed().table == ""
+    state.apply(table(1))
+    assert state.observed().table == table_digest(table(1))
+    assert table_digest(table(1)) not in (table_digest(table(2)), table_digest(table(1, salt="x")))

@@ -217,6 +217,8 @@ def check_router(router: TrafficRouter, table: RoutingTable) -> None:
     require(router.observed().epoch == table.epoch, "the same table again changes nothing")
     newer = replace(table, epoch=table.epoch + 2, salt=table.salt + "2")
     router.apply(newer)
+    follows = router.observed().table
+    require(follows in ("", table_digest(newer)), "it names another table than it was given")
     for epoch in (table.epoch, table.epoch + 1):
         try:
             router.apply(replace(table, epoch=epoch))
