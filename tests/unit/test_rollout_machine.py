@@ -558,7 +558,9 @@ class AnyTraffic(RuleBasedStateMachine):
         alone = before.promoted_at is not None and before.champion is None
         if (trouble or harmful or before.returning) and not alone:
             can = facts.champion_ready or before.champion is None or facts.dead
-            assert after.status is (RolloutStatus.ROLLED_BACK if can else before.status)
+            late = before.returning_verdict is Verdict.INCONCLUSIVE
+            ended = RolloutStatus.INCONCLUSIVE if late else RolloutStatus.ROLLED_BACK
+            assert after.status is (ended if can else before.status)
             assert can or after.returning
         proven = {
             a.metric

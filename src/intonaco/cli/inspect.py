@@ -286,6 +286,8 @@ def rollout_show(workspace: Folder = HERE, as_json: AsJson = False) -> None:
         return
     facts = readmodel.rollout_facts(rollout, app.clock.now())
     out.print(f"rollout {rollout.rollout_id}: {rollout.status} {rollout.reason}", markup=False)
+    if facts["notice"]:
+        out.print(facts["notice"], markup=False)
     if facts["waiting_for"]:
         out.print(f"waiting for {facts['waiting_for']}", markup=False)
     print_table(
