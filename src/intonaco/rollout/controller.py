@@ -18,6 +18,7 @@ from intonaco.executor import Parts
 from intonaco.ledger import Transaction
 from intonaco.rollout import machine, restarts, staffing
 from intonaco.rollout.capacity import can_take
+from intonaco.rollout.replacing import in_place
 from intonaco.rollout.routing import desired_arms, next_table
 from intonaco.types import (
     Observed,
@@ -63,7 +64,7 @@ class RolloutController:
         if after.promoted_at is not None and rollout.promoted_at is None:
             table = parts.ledger.latest_routing()
             # In place the table that gave it everybody named it champion already.
-            last = (table.epoch if table else 0) - int(machine.in_place(after))
+            last = (table.epoch if table else 0) - int(in_place(after))
             after = replace(after, promoted_epoch=last)
         if after != rollout or asked:
             with parts.ledger.begin(fence=fence) as tx:
@@ -121,7 +122,7 @@ class RolloutController:
         status = parts.serving.status(rollout.challenger)
         back = parts.serving.status(rollout.champion) if rollout.champion else None
         cap = rollout.capacity
-        replaces = cap is not None or machine.in_place(rollout)
+        replaces = cap is not None or in_place(rollout)
         analysis = self.watch.analysis
         table = parts.ledger.latest_routing()
         trips = observed.trips if observed else ()

@@ -27,6 +27,13 @@ from dataclasses import dataclass, field, replace
 
 from intonaco.rollout import capacity as workers
 from intonaco.rollout.outcomes import METRICS
+from intonaco.rollout.replacing import (
+    asked_for,
+    in_place,
+    missing_workers,
+    next_wave,
+    wave_begun,
+)
 from intonaco.rollout.words import brief, describe, step_name
 from intonaco.types import (
     Assessment,
@@ -142,20 +149,9 @@ def _timed(rollout: Rollout, facts: RolloutFacts, now: float) -> Rollout:
     """With the time since which it has been stuck. Once promoted, a gateway that is silent is no
     reason to go back."""
     follows = facts.observed_epoch_applied or not rollout.history or rollout.promoted_at is not None
-    if (facts.challenger_ready and follows) or not _asked_for(rollout):
+    if (facts.challenger_ready and follows) or not asked_for(rollout):
         return replace(rollout, stuck_since=None)
     return rollout if rollout.stuck_since is not None else replace(rollout, stuck_since=now)
-
-
-def in_place(rollout: Rollout) -> bool:
-    """Whether the challenger takes the champion's place without having been beside it."""
-    return any(s.kind is StepKind.REPLACE for s in rollout.steps)
-
-
-def _asked_for(rollout: Rollout) -> bool:
-    """Whether the challenger is to be loaded by now: in place it waits for its step."""
-    taken = rollout.steps[: rollout.step + 1] if rollout.history else ()
-    return not in_place(rollout) or any(s.kind is StepKind.REPLACE for s in taken)
 
 
 def _must_end(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
@@ -306,14 +302,16 @@ def _end(
 def _advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
     """Begin, take the next step or end, if everything asked for is there. None: not yet."""
     if not rollout.history:
-        missing = _missing_to_enter(rollout, 0, facts) or _missing_workers(rollout, 0, facts)
+        missing = _missing_to_enter(rollout, 0, facts) or missing_workers(
+            rollout, 0, facts.challenger_replicas
+        )
         return None if missing else _enter(rollout, facts, 0, now)
     step = rollout.steps[rollout.step]
     if step.kind is StepKind.APPROVE or step.min_seconds is None:
         return None  # a person's turn
     units = facts.shadow_pairs if step.kind is StepKind.SHADOW else facts.units_at_step
     early = now - rollout.step_since < step.min_seconds or units < step.min_units
-    if early and not _wave_begun(rollout):
+    if early and not wave_begun(rollout):
         return None
     if not facts.observed_epoch_applied:
         return None
@@ -324,9 +322,9 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") 
     """To the next step or to the end; else say what is waited for."""
     to = rollout.step + 1
     missing = _missing_to_enter(rollout, to, facts)
-    if not missing and _wave(rollout, to) and not _wave_begun(rollout):
-        return _begin_wave(rollout, to, note)
-    missing = missing or _missing_workers(rollout, to, facts)
+    if not missing and next_wave(rollout, to) and not wave_begun(rollout):
+        return _beginnext_wave(rollout, to, note)
+    missing = missing or missing_workers(rollout, to, facts.challenger_replicas)
     if missing:
         text = "waiting for " + ", ".join(missing)
         current = rollout.history[-1]
@@ -360,37 +358,12 @@ def _proof(rollout: Rollout, facts: RolloutFacts) -> str:
     return f"every guardrail is proven: {proven}"
 
 
-def _wave(rollout: Rollout, to: int) -> int:
-    """Workers that step ``to`` asks for in a rolling rollout, if it is a wave after the first."""
-    if rollout.capacity is None or to >= len(rollout.steps):
-        return 0
-    wanted = rollout.steps[to].replicas
-    before = max((s.replicas for s in rollout.steps[:to]), default=0)
-    return wanted if wanted > before > 0 else 0
-
-
-def _wave_begun(rollout: Rollout) -> bool:
-    """Whether the next wave's workers are being started: from then on only they are waited for."""
-    wave = _wave(rollout, rollout.step + 1)
-    return rollout.capacity is not None and 0 < wave <= rollout.capacity.challenger
-
-
-def _begin_wave(rollout: Rollout, to: int, note: str = "") -> RolloutDecision:
+def _beginnext_wave(rollout: Rollout, to: int, note: str = "") -> RolloutDecision:
     assert rollout.capacity is not None
     wave, total = rollout.steps[to].replicas, rollout.capacity.total
     rollout = replace(rollout, capacity=replace(rollout.capacity, challenger=wave))
     text = f"{wave} of {total} workers are to be the challenger's" + (f" ({note})" if note else "")
     return _decided(rollout, ("scaling", text))
-
-
-def _missing_workers(rollout: Rollout, to: int, facts: RolloutFacts) -> list[str]:
-    """What lacks of the workers that answer for users' share at step ``to``."""
-    cap = rollout.capacity
-    wanted = rollout.steps[to].replicas if to < len(rollout.steps) else 0
-    if cap is None or not wanted or workers.can_take(cap, facts.challenger_replicas, wanted):
-        return []
-    needed = max(1, wanted - cap.unavailable)
-    return [f"{facts.challenger_replicas} of {needed} workers of the challenger to be ready"]
 
 
 def _missing_to_enter(rollout: Rollout, to: int, facts: RolloutFacts) -> list[str]:
@@ -494,9 +467,9 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
     waits = step is not None and step.kind is StepKind.APPROVE
     if command == "approve" and rollout.asked and not waits and not rollout.accepted:
         return _accept(rollout, facts)
-    wave = _wave(rollout, to) if not _wave_begun(rollout) else 0
+    wave = next_wave(rollout, to) if not wave_begun(rollout) else 0
     if not wave:
-        missing = missing or _missing_workers(rollout, to, facts)
+        missing = missing or missing_workers(rollout, to, facts.challenger_replicas)
     why = None
     if command == "abort":
         why = "there is nothing to go back to"
@@ -519,7 +492,7 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
     done = {"approve": "approved", "promote": "promoted", "skip": "skipped", "resume": "resumed"}
     note = f"{done[command]} by {facts.by}"
     if wave:
-        return _begin_wave(rollout, to, note)
+        return _beginnext_wave(rollout, to, note)
     if to >= len(rollout.steps):
         return _move_on(rollout, facts, now, note)
     return _enter(rollout, facts, to, now, note)
