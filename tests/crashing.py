@@ -56,6 +56,7 @@ from intonaco.types import (
     Json,
     MetricAssessment,
     Phase,
+    Release,
     Rollout,
     RoutingTable,
     StepKind,
@@ -77,6 +78,17 @@ ROLLOUT = """rollout:
     - {kind: approve, deadline_s: 1000}
     - {weight: 1.0, min_seconds: 1, min_units: 0}
 """
+ROLLING = """rollout:
+  strategy: rolling
+  drain_seconds: 60
+  bake_seconds: 4
+  steps:
+    - {kind: shadow, weight: 0.3, min_seconds: 1, min_units: 0}
+    - {kind: approve, deadline_s: 1000}
+    - {weight: 1.0, min_seconds: 1, min_units: 0}
+serving: {replicas: 3}
+"""
+STORIES = {"canary": (ROLLOUT, 1), "rolling": (ROLLING, 3)}  # and how many workers a release has
 READS = {"status", "observed", "poll", "get", "open", "find"}  # told once a phase, not each time
 
 
@@ -111,7 +123,13 @@ class Points:
 class Outside:
     """What the controller acts upon, on disk. Each call is whole or not at all, as a server's."""
 
-    def __init__(self, root: Path, points: Points, job: Callable[[JobSpec], Mapping[str, Json]]):
+    def __init__(
+        self,
+        root: Path,
+        points: Points,
+        job: Callable[[JobSpec], Mapping[str, Json]],
+        replicas: int = 1,
+    ):
         self._file = root / "outside.pickle"
         self._log = root / "effects.log"
         self._points = points
@@ -121,7 +139,7 @@ class Outside:
             self._write(
                 {
                     "training": MemoryTrainingBackend(),
-                    "serving": MemoryServingBackend(polls_until_ready=1),
+                    "serving": MemoryServingBackend(polls_until_ready=1, replicas=replicas),
                     "router": MemoryRouter(),
                     "registry": MemoryRegistry(),
                     "notifier": MemoryNotifier(),
@@ -141,6 +159,8 @@ class Outside:
                 _check_table(args[0], twins["serving"])
             if seam == "serving" and method == "retire":
                 _check_retired(args[0], twins["router"])
+            if seam == "serving" and method == "scale":
+                _check_scaled(args[0], args[1], twin, twins["router"])
             known = method == "submit" and args[0].key in twin.jobs
             result = getattr(twin, method)(*args)
             if seam == "training":
@@ -193,13 +213,27 @@ def _check_table(table: RoutingTable, serving: MemoryServingBackend) -> None:
     live = [a for a in table.arms if a.role is not ArmRole.SHADOW]
     assert abs(sum(a.weight for a in live) - 1.0) < 1e-9, table
     for arm in table.arms:
-        assert serving.status(arm.release).ready, f"{arm.name} does not answer"
+        there = serving.status(arm.release).urls
+        assert arm.urls, arm
+        assert {*arm.urls} <= {*there}, f"of {arm.name} {there} answer"
 
 
 def _check_retired(release: str, router: MemoryRouter) -> None:
     table = router.table
     taken = {a.release for a in table.arms if a.weight > 0} if table else set()
     assert release not in taken, f"{release[:10]} is retired while users are sent to it"
+
+
+def _check_scaled(
+    release: Release, size: int, serving: MemoryServingBackend, router: MemoryRouter
+) -> None:
+    """No worker is ended while users are sent to it, none is one too many."""
+    urls = serving.status(release.release_id).urls
+    arms = router.table.arms if router.table else ()
+    taken = {u for a in arms if a.release == release.release_id for u in a.urls}
+    assert not taken & {*urls[size:]}, f"{release.short} is scaled to {size} under its users"
+    others = sum(len(w) for rid, w in serving._polls.items() if rid != release.release_id)
+    assert others + size <= serving.replicas + 1, f"{others} workers and {size} more"
 
 
 class Service:
@@ -211,7 +245,8 @@ class Service:
         self.workspace = Workspace(root)
         self.clock = FakeClock(at=self._time())
         self.ledger = Ledger.open(self.workspace.ledger, "svc")
-        self.outside = Outside(root, self.points, self._job)
+        rollout, replicas = STORIES[(root / "story").read_text()]
+        self.outside = Outside(root, self.points, self._job, replicas)
         begin = self.ledger.begin
 
         @contextmanager
@@ -225,7 +260,7 @@ class Service:
 
         self.ledger.begin = watched  # type: ignore[method-assign]
         seams: Any = {n: Seam(self.outside, n) for n in ("training", "serving", "router")}
-        text = CONFIG[: CONFIG.index("rollout:")] + ROLLOUT + CONFIG[CONFIG.index("registry:") :]
+        text = CONFIG[: CONFIG.index("rollout:")] + rollout + CONFIG[CONFIG.index("registry:") :]
         self.parts = Parts(
             config=config.parse(text.replace("APPROVAL", "ask")),
             workspace=self.workspace,
@@ -362,20 +397,21 @@ class Service:
         }
 
 
-def prepare(root: Path) -> None:
+def prepare(root: Path, story: str) -> None:
     """The files that a service begins with."""
     root.mkdir(parents=True)
+    (root / "story").write_text(story)
     (root / "prompts.jsonl").write_text(PROMPT)
     (root / "data" / "reference").mkdir(parents=True)
     for name in ("train", "pool"):
         write_items(root / "data" / name, name)
 
 
-def run(root: Path, at: Point | None = None) -> tuple[dict[str, Any], int]:
+def run(root: Path, at: Point | None = None, story: str = "canary") -> tuple[dict[str, Any], int]:
     """Tell the story, with the first process killed at a point; how it ended, and how many
     processes were killed. Raises AssertionError with what a process printed."""
     if not root.exists():
-        prepare(root)
+        prepare(root, story)
     killed = 0
     while True:
         status = _forked(root, at if not killed else ("nowhere", 0))

@@ -24,7 +24,7 @@ from intonaco.evaluation.attempts import attempt, attempts
 from intonaco.evaluation.verdicts import with_review
 from intonaco.ledger import Effect, EffectStatus
 from intonaco.rollout.quarantine import not_again
-from intonaco.rollout.strategies import begin
+from intonaco.rollout.strategies import begin, staged_replicas
 from intonaco.types import (
     Action,
     Candidate,
@@ -355,7 +355,13 @@ def _register(update: Update, facts: Facts, now: float) -> Step:
 
 def _stage(update: Update, facts: Facts, now: float) -> Step:
     """Loaded beside the champion, its identity attested, a first picture drawn."""
-    wanted = _effect(update, "stage", str(update.chosen))
+    wanted = _effect(
+        update,
+        "stage",
+        str(update.chosen),
+        beside=update.champion,
+        replicas=staged_replicas(update, facts.config),
+    )
     results, failed, waiting = _look(facts, [wanted])
     if failed:
         return _to(update, Phase.FAILED, now, f"not staged: {failed}")

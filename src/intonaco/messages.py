@@ -142,7 +142,8 @@ class Attestation:
     """Worker's ``GET /attest?release=ID``: the release id it works out itself from what it
     loaded. Without ``release``: of its only one. ``device``: the machine's kind, in words.
     ``weights_bytes``: parameters and buffers; ``idle_bytes``: what the process held before it
-    loaded them (0: not told)."""
+    loaded them; ``device_bytes``: the memory of its device, of the machine where that is a
+    processor (0: not told)."""
 
     release_id: str
     protocol: str
@@ -154,6 +155,7 @@ class Attestation:
     device: str = ""
     weights_bytes: int = 0
     idle_bytes: int = 0
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

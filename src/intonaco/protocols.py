@@ -116,7 +116,14 @@ class ServingBackend(Protocol):
     """Gives a release URLs. The gateway does the traffic."""
 
     def deploy(self, release: Release) -> None:
-        """Start workers for a release, or adopt those that run. Returns at once."""
+        """Start workers for a release, or adopt those that run. Returns at once. As many as it was
+        scaled to, if it has not been retired since."""
+        ...
+
+    def scale(self, release: Release, replicas: int) -> None:
+        """So many workers from now on, at least one: start those that are missing, end the last
+        ones (of ``status().urls``) once they have answered what they took. Returns at once; the
+        same again is no change. Raises BackendError where that cannot be done."""
         ...
 
     def status(self, release_id: str) -> ServingStatus: ...

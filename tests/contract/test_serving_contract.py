@@ -19,6 +19,7 @@ from intonaco.testing.serving import (
     MemoryRouter,
     MemoryServingBackend,
     check_router,
+    check_scaling,
     check_serving_backend,
     sample_table,
 )
@@ -39,6 +40,42 @@ def test_the_serving_twin() -> None:
     assert isinstance(twin, ServingBackend)
     check_serving_backend(twin, RELEASE, timeout_s=5, poll_s=0)
     assert twin.deployments == {RELEASE.release_id: 1}
+
+
+def test_the_serving_twin_scales() -> None:
+    twin = MemoryServingBackend(polls_until_ready=2)
+    check_scaling(twin, RELEASE, timeout_s=5, poll_s=0)
+    assert (twin.most, twin.deployments) == (2, {RELEASE.release_id: 1})
+
+
+def test_the_local_backend_scales(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "w")
+    release = fixtures_tiny.add_release(workspace, fixtures_tiny.save(tmp_path / "p"))
+    backend = LocalServingBackend(workspace, Serving())
+    try:
+        check_scaling(backend, release)
+    finally:
+        backend.retire(release.release_id)
+        backend.close()
+    assert [p.name for p in workspace.processes()] == []
+
+
+def test_a_scaled_release_keeps_its_size_in_another_controller(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "w")
+    release = fixtures_tiny.add_release(workspace, fixtures_tiny.save(tmp_path / "p"))
+    rid = release.release_id
+    first = LocalServingBackend(workspace, Serving(replicas=2))
+    try:
+        first.scale(release, 1)
+        second = LocalServingBackend(workspace, Serving(replicas=2))
+        second.deploy(release)
+        assert second.status(rid).replicas == 1
+        second.scale(release, 2)
+        assert second.status(rid).replicas == 2
+        second.close()
+    finally:
+        first.retire(rid)
+        first.close()
 
 
 def test_the_serving_twin_fails_as_told() -> None:

@@ -72,6 +72,13 @@ def test_the_http_backend(place: Place, theirs: OpenAIServer, webui: WebUI) -> N
     backend.close()
 
 
+def test_it_cannot_be_scaled(place: Place) -> None:
+    backend = place.backend()
+    with pytest.raises(BackendError, match="served elsewhere and cannot be scaled to 2"):
+        backend.scale(place.old, 2)
+    backend.close()
+
+
 def test_a_ready_release_says_that_nothing_is_proved(place: Place) -> None:
     backend = place.backend()
     backend.deploy(place.old)

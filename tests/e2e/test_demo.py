@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from intonaco.demo.data import NAMES
+from intonaco.demo.strategies import TELLINGS
 from intonaco.demo.summary import accuracy_targets
 from intonaco.ledger import Ledger
 from intonaco.types import Phase, Update
@@ -210,6 +211,27 @@ def wait_for_gateway(workspace: Workspace, up: subprocess.Popen[str]) -> str:
                 pass
         time.sleep(0.2)  # waiting for another process
     raise AssertionError("the gateway was not ready in time")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [s for s in TELLINGS if s != "canary"])
+def test_the_same_story_with_every_strategy(tmp_path: Path, strategy: str) -> None:
+    told = []
+    for seed in SEEDS:
+        root = tmp_path / f"{strategy}-{seed}"
+        process = demo(root, "--seed", str(seed), "--strategy", strategy)
+        printed, _ = process.communicate(timeout=800)
+        s = summary_of(root)
+        assert s["strategy"] == strategy
+        if process.returncode == 0:
+            assert s["missing"] == []
+            telling = TELLINGS[strategy]
+            assert s["rollout"]["status"] == ("promoted" if telling.promotes else "observed")
+            assert len(s["rollbacks"]) == telling.drills
+            assert s["requests"]["lost"] == 0
+            return
+        told.append(printed[-4000:])
+    raise AssertionError("\n".join(told))
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ A point is before or after a call to the outside (jobs, workers, gateways, regis
 or a commit. The story: a first release; a second that goes through stage, shadow, canary, approval,
 everybody and promotion, and is rolled back while it bakes; its retry, which is promoted; and a way
 back asked for by a person. The outside refuses what would harm a user: a routing table whose shares
-do not sum to 1 or whose releases do not answer, the retirement of a release that has users.
+do not sum to 1 or whose workers do not answer, the retirement of a release that has users. Told
+once more of three workers that roll, it refuses the end of a worker that has users, too, and one
+worker too many.
 """
 
 from __future__ import annotations
@@ -26,6 +28,15 @@ def _quiet() -> Any:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def rolled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Point]]:
+    """The same story told of a rolling rollout of three workers."""
+    root = tmp_path_factory.mktemp("reference") / "rolled"
+    ended, killed = run(root, story="rolling")
+    assert killed == 0
+    return ended, points_of(root)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +95,46 @@ def test_killed_everywhere(
         print(f"\ncrash matrix: {points} points, all passed")
 
 
-def matrix(undisturbed: tuple[dict[str, Any], list[Point]], folder: Path, *, every: int) -> int:
+def test_workers_roll_in_the_same_story(rolled: tuple[dict[str, Any], list[Point]]) -> None:
+    ended, points = rolled
+    assert [phase for phase, _, _ in ended["updates"]] == [
+        "promoted", "rolled_back", "promoted", "promoted",
+    ]  # fmt: skip
+    kinds = ended["rollouts"][1][3]
+    assert kinds == ["shadow", "approve", "canary", "canary", "canary", "promote", "bake"]
+    scaled = [count for name, count in points if name.startswith("after serving.scale")]
+    assert len(scaled) >= 12
+
+
+def test_killed_now_and_then_while_workers_roll(
+    rolled: tuple[dict[str, Any], list[Point]], tmp_path: Path
+) -> None:
+    """At every tenth of the points where workers are started or ended, and now and then."""
+    ended, points = rolled
+    scaling = [p for p in points if "serving.scale" in p[0]]
+    chosen = [*scaling[::8], *points[:: 4 * EVERY]]
+    matrix((ended, chosen), tmp_path, every=1, story="rolling")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_killed_everywhere_while_workers_roll(
+    rolled: tuple[dict[str, Any], list[Point]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    points = matrix(rolled, tmp_path, every=1, story="rolling")
+    with capsys.disabled():
+        print(f"\ncrash matrix, rolling: {points} points, all passed")
+
+
+def matrix(
+    undisturbed: tuple[dict[str, Any], list[Point]],
+    folder: Path,
+    *,
+    every: int,
+    story: str = "canary",
+) -> int:
     """Kill at every so manieth point; how many there were."""
     expected, points = undisturbed
     failed: dict[Point, Any] = {}
@@ -92,7 +142,7 @@ def matrix(undisturbed: tuple[dict[str, Any], list[Point]], folder: Path, *, eve
     for point in chosen:
         root = folder / "service"
         try:
-            ended, killed = run(root, point)
+            ended, killed = run(root, point, story)
         except AssertionError as error:
             failed[point] = str(error)[-1500:]
         else:

@@ -13,10 +13,11 @@ from tests.assessed import assessed
 from tests.integration.test_loop_in_memory import World, in_rollout
 
 from intonaco import commands
-from intonaco.config import RolloutConfig
+from intonaco.config import Config, RolloutConfig, resolve_limits
 from intonaco.errors import Conflict
 from intonaco.rollout.analysis import RolloutAnalysis
 from intonaco.types import (
+    ArmRole,
     Assessment,
     MetricAssessment,
     Phase,
@@ -54,13 +55,17 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, evidence: Evidence) ->
     made.close()
 
 
-def configure(world: World, **changes: Any) -> None:
+def configure(world: World, *, replicas: int = 1, **changes: Any) -> None:
     """Another ``rollout`` section from now on."""
     given = {"steps": STEPS, "bake_seconds": 20, "holdback": 0.1, "drain_seconds": 60} | changes
     rollout = RolloutConfig.model_validate(given)
-    world.parts = replace(
-        world.parts, config=world.parts.config.model_copy(update={"rollout": rollout})
+    before = world.parts.config
+    serving = before.serving.model_copy(update={"replicas": replicas})
+    config = Config.model_validate(
+        before.model_copy(update={"rollout": rollout, "serving": serving}).model_dump()
     )
+    world.serving.replicas = replicas
+    world.parts = replace(world.parts, config=config)
     world.controller.close()
     world.controller = world._controller()
 
@@ -217,3 +222,298 @@ def test_shadow_only_promotes_nobody(world: World) -> None:
     assert rollout_of(world).verdict is Verdict.PASS
     assert world.ledger.champion() == first
     assert ("retire", rollout_of(world).challenger) in world.serving.calls
+
+
+# ------------------------------------------------------------------------------------ rolling
+
+
+def workers(world: World) -> dict[str, int]:
+    return {rid: len(polls) for rid, polls in world.serving._polls.items()}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "surge", "unavailable"), [(4, 1, 0), (4, 0, 1), (5, "40%", "20%"), (2, 1, 0)]
+)
+def test_rolling_replaces_a_few_workers_at_a_time(
+    world: World, replicas: int, surge: int | str, unavailable: int | str
+) -> None:
+    configure(
+        world,
+        replicas=replicas,
+        strategy="rolling",
+        max_surge=surge,
+        max_unavailable=unavailable,
+        holdback=0,
+    )
+    first = world.first_release()
+    assert workers(world) == {first: replicas}
+    beyond, short = resolve_limits(replicas, surge, unavailable)
+    world.serving.most = 0
+    world.technique()
+    seen = [0.0]
+    for _ in range(400):
+        if world.updates()[-1].phase.final:
+            break
+        world.tick()
+        table, there = world.router.table, workers(world)
+        assert table is not None
+        assert sum(there.values()) <= replicas + beyond, there
+        live = [a for a in table.arms if a.role is not ArmRole.SHADOW]
+        assert sum(a.weight for a in live) == pytest.approx(1.0)
+        answering = {url for a in live for url in a.urls}
+        assert len(answering) >= replicas - short
+        second = rollout_of(world).challenger
+        if second == first:
+            continue
+        share = sum(a.weight for a in live if a.release == second)
+        if seen[-1] != share:
+            seen.append(share)
+        mine = sum(len(a.urls) for a in live if a.release == second)
+        assert mine >= min(share * replicas, replicas) - short - 1e-9
+    second = rollout_of(world).challenger
+    wave = beyond + short
+    steps = [k / replicas for k in (*range(wave, replicas, wave), replicas)]
+    assert seen == pytest.approx([0.0, *steps])
+    assert world.updates()[-1].phase is Phase.PROMOTED
+    assert world.ledger.champion() == second
+    for _ in range(3):
+        world.tick()
+    assert workers(world) == {second: replicas}
+    assert world.serving.most <= replicas + beyond
+
+
+@pytest.mark.parametrize("how", ["harm", "word", "trip", "dead", "late"])
+@pytest.mark.parametrize(("surge", "unavailable"), [(1, 0), (0, 1)])
+def test_rolling_back_restores_the_champions_workers_first(
+    world: World, evidence: Evidence, how: str, surge: int, unavailable: int
+) -> None:
+    configure(
+        world,
+        replicas=4,
+        strategy="rolling",
+        max_surge=surge,
+        max_unavailable=unavailable,
+        holdback=0,
+        max_seconds=60,
+    )
+    first = world.first_release()
+    world.technique()
+    share = {"champion": 0.5, "challenger": 0.5}
+    evidence.found = Assessment.NON_INFERIOR
+    world.until(lambda: shares(world) == share, ticks=400)
+    second = rollout_of(world).challenger
+    if how == "harm":
+        evidence.found = Assessment.HARMFUL
+    elif how == "word":
+        assert world.command("rollout.abort", reason="ugly")["ok"]
+    elif how == "trip":
+        world.router.trip(second, world.clock.now())
+    elif how == "dead":
+        world.serving.failing[second] = "out of memory"
+    else:
+        evidence.found = Assessment.UNDECIDED
+    for _ in range(800):
+        if world.updates()[-1].phase.final:
+            break
+        world.tick()
+        table, there = world.router.table, workers(world)
+        assert table is not None
+        assert sum(there.values()) <= 4 + surge, there
+        of = {a.release: (a.weight, len(a.urls)) for a in table.arms}
+        assert sum(w for w, _ in of.values()) == pytest.approx(1.0)
+        if how not in ("trip", "dead"):
+            assert of[first][1] >= of[first][0] * 4 - unavailable - 1e-9, of
+    wanted = RolloutStatus.INCONCLUSIVE if how == "late" else RolloutStatus.ROLLED_BACK
+    assert rollout_of(world).status is wanted
+    assert world.ledger.champion() == first
+    world.until(lambda: workers(world) == {first: 4}, ticks=400)
+    world.until(lambda: len(world.router.table.champion().urls) == 4)  # type: ignore[union-attr]
+    assert shares(world) == {"champion": 1.0}
+
+
+def test_rolling_back_from_the_bake(world: World, evidence: Evidence) -> None:
+    configure(world, replicas=3, strategy="rolling", holdback=0, bake_seconds=100)
+    first = world.first_release()
+    world.technique()
+    world.until(lambda: world.updates()[-1].phase is Phase.BAKE, ticks=400)
+    second = rollout_of(world).challenger
+    world.until(lambda: workers(world) == {first: 1, second: 3})
+    assert world.ledger.champion() == second
+    evidence.found = Assessment.HARMFUL
+    for _ in range(400):
+        if world.updates()[-1].phase.final:
+            break
+        world.tick()
+        assert sum(workers(world).values()) <= 4
+    assert world.ledger.champion() == first
+    world.until(lambda: workers(world) == {first: 3}, ticks=200)
+    assert shares(world) == {"champion": 1.0}
+
+
+def test_rolling_waits_for_the_proof_before_its_last_wave(world: World, evidence: Evidence) -> None:
+    configure(world, replicas=2, strategy="rolling", holdback=0)
+    evidence.found = Assessment.UNDECIDED
+    first = world.first_release()
+    world.technique()
+    half = {"champion": 0.5, "challenger": 0.5}
+    world.until(lambda: shares(world) == half, ticks=400)
+    for _ in range(20):
+        world.tick()
+    assert shares(world) == half
+    assert workers(world) == {first: 1, rollout_of(world).challenger: 1}
+    assert "errors (undecided)" in rollout_of(world).history[-1].decision
+    evidence.found = Assessment.NON_INFERIOR
+    world.until(lambda: rollout_of(world).promoted_at is not None)
+
+
+def test_rolling_one_worker_proves_on_copies(world: World) -> None:
+    configure(world, replicas=1, strategy="rolling", holdback=0)
+    first = world.first_release()
+    world.technique()
+    world.until(lambda: world.updates()[-1].phase.final, ticks=400)
+    kinds = [h.kind for h in rollout_of(world).history]
+    assert kinds == [
+        StepKind.SHADOW, StepKind.ANALYSIS, StepKind.CANARY, StepKind.PROMOTE, StepKind.BAKE,
+    ]  # fmt: skip
+    assert world.ledger.champion() != first
+    assert world.serving.most == 2
+
+
+# ------------------------------------------------------------------------------------ in place
+
+
+def in_place(world: World, **changes: Any) -> None:
+    configure(world, strategy="in_place", force=True, holdback=0, **changes)
+
+
+def test_in_place_never_has_both_loaded(world: World, evidence: Evidence) -> None:
+    in_place(world)
+    evidence.found = Assessment.NO_DATA
+    first = world.first_release()
+    world.serving.most = 0
+    world.technique()
+    world.until(lambda: world.updates()[-1].phase.final, ticks=400)
+    rollout = rollout_of(world)
+    assert rollout.status is RolloutStatus.PROMOTED
+    assert rollout.verdict is Verdict.INCONCLUSIVE  # nothing was compared
+    assert rollout.reason == "in place: forced, compared with nothing"
+    assert rollout.notice.startswith("in place: nobody answers while the challenger loads")
+    assert world.ledger.champion() == rollout.challenger
+    assert world.serving.most == 1
+    assert world.serving.deployments == {first: 1, rollout.challenger: 1}
+    assert shares(world) == {"champion": 1.0}
+    told = [e.kind for e in world.ledger.events(kind="rollout", limit=100)]
+    second = told[len(told) - told[::-1].index("rollout.started") :]
+    assert second.index("rollout.notice") < second.index("rollout.begun")
+
+
+@pytest.mark.parametrize("how", ["harm", "dead", "word", "never up"])
+def test_in_place_starts_the_previous_one_again(world: World, evidence: Evidence, how: str) -> None:
+    in_place(world, bake_seconds=100)
+    first = world.first_release()
+    world.serving.most = 0
+    world.technique()
+    if how == "never up":
+        world.until(lambda: world.ledger.active_rollout() is not None)
+        second = rollout_of(world).challenger
+        world.serving.failing[second] = "ended: out of memory"
+    else:
+        world.until(lambda: world.updates()[-1].phase is Phase.BAKE, ticks=400)
+        second = rollout_of(world).challenger
+    if how == "harm":
+        evidence.found = Assessment.HARMFUL
+    elif how == "dead":
+        world.serving.failing[second] = "lost its device"
+    elif how == "word":
+        assert world.command("rollback")["ok"]
+    world.until(lambda: world.updates()[-1].phase.final, ticks=400)
+    rollout = rollout_of(world)
+    assert rollout.status is RolloutStatus.ROLLED_BACK
+    words = {"harm": "harmful", "dead": "worker is gone", "word": "aborted by ann"}
+    assert words.get(how, "worker is gone") in rollout.reason
+    assert world.ledger.champion() == first
+    assert shares(world) == {"champion": 1.0}
+    assert world.router.table is not None
+    assert world.router.table.champion().release == first
+    assert world.serving.most == 1
+    assert workers(world) == {first: 1}
+
+
+def test_in_place_goes_back_to_any_earlier_release_in_place(world: World) -> None:
+    in_place(world)
+    first = world.first_release()
+    world.technique()
+    world.until(lambda: world.updates()[-1].phase.final, ticks=400)
+    world.serving.most = 0
+    assert world.command("rollback")["ok"]
+    world.until(lambda: world.updates()[-1].phase.final, ticks=400)
+    assert world.ledger.champion() == first
+    assert world.serving.most == 1
+
+
+# ---------------------------------------------------------------------------- a person's word
+
+
+def test_what_is_undecided_can_be_accepted_by_name(world: World, evidence: Evidence) -> None:
+    configure(world, on_inconclusive="ask", max_seconds=10)
+    world.first_release()
+    evidence.found = Assessment.UNDECIDED
+    world.technique()
+    world.until(lambda: rollout_of(world).asked, ticks=400)
+    asking = world.ledger.events(kind="rollout.asking", limit=10)
+    assert len(asking) == 1
+    assert "accepts what is undecided, or abort it" in asking[0].text
+    evidence.found = Assessment.NO_DATA
+    world.command("rollout.approve", reason="fine")
+    assert rollout_of(world).accepted == ()
+    evidence.found = Assessment.UNDECIDED
+    world.command("rollout.approve")
+    assert rollout_of(world).accepted == ()  # no reason
+    world.command("rollout.approve", reason="looked at 200 pictures")
+    accepted = world.ledger.events(kind="rollout.accepted", limit=10)
+    said = "accepted unproven by ann: looked at 200 pictures: errors undecided"
+    assert [e.actor for e in accepted] == ["ann"]
+    assert accepted[0].text.startswith(said)
+    world.until(lambda: world.updates()[-1].phase.final, ticks=400)
+    assert rollout_of(world).status is RolloutStatus.PROMOTED
+    assert rollout_of(world).verdict is Verdict.INCONCLUSIVE
+    assert rollout_of(world).reason.startswith(said)
+
+
+def test_what_was_accepted_still_rolls_back_on_harm(world: World, evidence: Evidence) -> None:
+    configure(world, on_inconclusive="ask", max_seconds=10, steps=[*STEPS, {"kind": "pause"}])
+    first = world.first_release()
+    evidence.found = Assessment.UNDECIDED
+    world.technique()
+    world.until(lambda: rollout_of(world).asked, ticks=400)
+    world.command("rollout.approve", reason="fine")
+    assert rollout_of(world).accepted
+    evidence.found = Assessment.HARMFUL
+    world.until(lambda: world.updates()[-1].phase.final)
+    assert rollout_of(world).status is RolloutStatus.ROLLED_BACK
+    assert world.ledger.champion() == first
+
+
+# ---------------------------------------------------------------------------- too little room
+
+
+def test_what_does_not_fit_beside_the_champion_is_not_loaded(world: World) -> None:
+    worker = world.parts.config.serving.worker.model_copy(
+        update={"memory_gb": 10.0, "device_memory_gb": 16.0}
+    )
+    serving = world.parts.config.serving.model_copy(update={"worker": worker})
+    world.parts = replace(
+        world.parts, config=world.parts.config.model_copy(update={"serving": serving})
+    )
+    world.controller.close()
+    world.controller = world._controller()
+    first = world.first_release()
+    world.technique()
+    world.until(lambda: world.updates()[-1].phase.final)
+    update = world.updates()[-1]
+    assert update.phase is Phase.FAILED
+    assert "the champion takes 10.0 GB, the challenger about 10.0 GB" in update.reason
+    assert "has 16.0 GB. Nothing was loaded, the champion serves on" in update.reason
+    assert "rollout.strategy: in_place and rollout.force: true" in update.reason
+    assert world.serving.deployments == {first: 1}
+    assert world.ledger.champion() == first

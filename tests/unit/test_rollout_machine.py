@@ -13,14 +13,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pydantic import ValidationError
 
 from intonaco.codec import decode, encode
-from intonaco.config import RolloutConfig, Step
+from intonaco.config import Config, RolloutConfig, Step
 from intonaco.rollout.machine import (
     RolloutDecision,
     RolloutFacts,
     tick,
     weights_of,
 )
-from intonaco.rollout.strategies import steps_for, straight
+from intonaco.rollout.strategies import capacity_of, steps_for, straight
 from intonaco.types import (
     Assessment,
     BreakerTrip,
@@ -472,6 +472,162 @@ def test_evidence_that_does_not_come_can_be_waited_for() -> None:
     assert tick(second.rollout, FINE, 3000.0).rollout.step == 3
 
 
+def test_who_is_asked_may_accept_what_is_undecided_and_nothing_else() -> None:
+    state = replace(go(2), on_inconclusive="ask")
+    undecided = replace(FINE, assessments=UNDECIDED)
+    word = replace(undecided, command="approve", actor="ada", why="seen 300 pictures")
+    early = tick(state, word, 500.0)
+    assert early.events == (("refused", "approve refused: it does not wait for an approval"),)
+    asked = tick(state, undecided, 1000.0)
+    assert [kind for kind, _ in asked.events] == ["asking"]
+    again = tick(asked.rollout, undecided, 1001.0).events
+    assert again == (("waiting", "waiting for slow (undecided)"),)
+    unmeasured = assessed(Assessment.NON_INFERIOR, Assessment.UNDECIDED)
+    for facts, words in (
+        (replace(word, why=""), "say why with --reason"),
+        (replace(word, assessments=unmeasured), "clip_score was not measured"),
+        (replace(word, assessments=PROVEN), "nothing is undecided"),
+    ):
+        refused = tick(asked.rollout, facts, 1001.0)
+        assert not refused.rollout.accepted
+        assert words in refused.events[0][1]
+    accepted = tick(asked.rollout, word, 1001.0)
+    said = "accepted unproven by ada: seen 300 pictures: slow undecided"
+    assert accepted.events == (("accepted", said),)
+    assert accepted.rollout.accepted == ("slow",)
+    # What was proven then and is undecided now was not accepted; what is harmful never is.
+    other = assessed(Assessment.UNDECIDED, Assessment.UNDECIDED, Assessment.NON_INFERIOR)
+    assert tick(accepted.rollout, replace(FINE, assessments=other), 1002.0).rollout.step == 2
+    harm = tick(accepted.rollout, replace(FINE, assessments=HARMFUL), 1002.0).rollout
+    assert harm.status is RolloutStatus.ROLLED_BACK
+    state, now = accepted.rollout, 1002.0
+    while not state.status.final:
+        state, now = tick(state, undecided, now).rollout, now + 20.0
+    assert state.status is PROMOTED
+    assert state.verdict is Verdict.INCONCLUSIVE
+    assert state.reason.startswith(said + "; proven: errors")
+    assert decode(Rollout, encode(state)) == state
+
+
+# ------------------------------------------------------------------------------------ workers
+
+
+def rolling(replicas: int = 4, surge: int = 1, unavailable: int = 0) -> Rollout:
+    config = CONFIG.model_copy(
+        update={"strategy": "rolling", "max_surge": surge, "max_unavailable": unavailable}
+    )
+    whole = Config.model_validate(
+        {"service": "s", "serving": {"replicas": replicas}, "rollout": config.model_dump()}
+    )
+    capacity = capacity_of(whole)
+    return replace(rollout(), steps=steps_for(whole.rollout, capacity), capacity=capacity)
+
+
+def test_rolling_is_a_list_of_waves() -> None:
+    state = rolling(5, surge=2)
+    assert [(s.kind, s.weight, s.replicas) for s in state.steps] == [
+        (StepKind.SHADOW, 0.2, 0),
+        (StepKind.CANARY, 0.4, 2),
+        (StepKind.CANARY, 0.8, 4),
+        (StepKind.CANARY, 1.0, 5),
+        (StepKind.PROMOTE, 0.0, 0),
+        (StepKind.BAKE, 0.0, 0),
+    ]
+    single = kinds_of(CONFIG.model_copy(update={"strategy": "blue_green"}))
+    alone = rolling(1)
+    assert ", ".join(f"{s.kind} {s.weight:g}" for s in alone.steps) == single
+
+
+def test_a_wave_waits_for_its_workers_and_then_for_nothing_else() -> None:
+    state = replace(rolling(), history=())
+    for n, ready in enumerate((1, 1)):
+        facts = replace(FINE, challenger_replicas=ready, champion_replicas=4)
+        state = tick(state, facts, 20.0 * n).rollout
+    assert state.step == 1  # a quarter of the users
+    early = tick(state, facts, 25.0)
+    assert early.rollout == state
+    begun = tick(state, facts, 31.0)
+    assert begun.events == (("scaling", "2 of 4 workers are to be the challenger's"),)
+    assert begun.weights["challenger"] == 0.25
+    waiting = tick(begun.rollout, replace(facts, units_at_step=0), 32.0)
+    assert waiting.events[0][1] == "waiting for 1 of 2 workers of the challenger to be ready"
+    two = replace(facts, challenger_replicas=2, units_at_step=0)
+    entered = tick(waiting.rollout, two, 33.0)
+    assert (entered.rollout.step, entered.weights["challenger"]) == (2, 0.5)
+    # A person ends a wave early, and passes over none.
+    for command in ("skip", "promote"):
+        hurried = tick(entered.rollout, replace(two, command=command, actor="ada"), 34.0)
+        assert hurried.events[0][0] == "scaling"
+        assert "by ada" in hurried.events[0][1]
+        assert hurried.rollout.step == 2
+        three = replace(two, challenger_replicas=3)
+        assert tick(hurried.rollout, three, 35.0).rollout.step == 3
+
+
+def test_no_worker_of_the_last_wave_is_started_without_proof() -> None:
+    state = rolling(2)
+    facts = replace(FINE, challenger_replicas=1, champion_replicas=2, assessments=UNDECIDED)
+    for n in range(4):
+        state = tick(state, facts, 20.0 * n).rollout
+    assert state.step == 1
+    assert state.capacity is not None
+    assert state.capacity.challenger == 1
+    assert state.history[-1].decision == "waiting for slow (undecided)"
+    proven = tick(state, replace(facts, assessments=PROVEN), 90.0)
+    assert proven.events[0][0] == "scaling"
+
+
+def test_users_go_back_as_the_champions_workers_come_back() -> None:
+    state = rolling()
+    for n, there in enumerate((1, 1, 1, 2)):
+        facts = replace(FINE, challenger_replicas=there, champion_replicas=4 - there)
+        state = tick(state, replace(facts, champion_replicas=2), 20.0 * n).rollout
+    assert weights_of(state)["challenger"] == 0.5
+    harm = replace(facts, assessments=HARMFUL, champion_ready=False)
+    shares = []
+    for now, ready in ((100.0, 2), (101.0, 3), (102.0, 3)):
+        decision = tick(state, replace(harm, champion_replicas=ready), now)
+        state = decision.rollout
+        shares.append(decision.weights["challenger"])
+    assert shares == [0.5, 0.25, 0.25]
+    back = tick(state, replace(harm, champion_replicas=4, champion_ready=True), 103.0)
+    assert back.rollout.status is RolloutStatus.ROLLED_BACK
+    assert back.weights["challenger"] == 0.0
+    assert back.rollout.reason.startswith("harmful: slow")
+
+
+def test_in_place_replaces_without_proof_and_says_so() -> None:
+    config = CONFIG.model_copy(
+        update={
+            "strategy": "in_place",
+            "force": True,
+            "steps": (Step(kind=StepKind.APPROVE, deadline_s=5000), *CONFIG.steps),
+        }
+    )
+    assert kinds_of(config) == "approve 0, replace 1, promote 0, bake 0"
+    gone = RolloutFacts(observed_epoch_applied=True)  # the challenger is not loaded
+    state = tick(rollout(config), gone, 0.0).rollout
+    state = tick(state, gone, 700.0).rollout
+    assert state.stuck_since is None  # nobody asked for it yet
+    replaced = tick(state, replace(gone, command="approve"), 800.0)
+    assert replaced.weights["challenger"] == 1.0
+    loading = tick(replaced.rollout, replace(gone, champion_ready=False), 801.0).rollout
+    assert loading.stuck_since == 801.0
+    ready = replace(gone, challenger_ready=True, champion_ready=False)
+    unseen = tick(loading, replace(ready, observed_epoch_applied=False), 802.0).rollout
+    assert unseen.promoted_at is None
+    crowned = tick(unseen, ready, 803.0).rollout
+    assert crowned.promoted_at == 803.0
+    # A dead challenger is not left for a champion that is not there: it is started first.
+    dead = replace(ready, challenger_ready=False, dead=True)
+    returning = tick(crowned, dead, 804.0).rollout
+    assert returning.returning == "the challenger's worker is gone"
+    back = tick(returning, replace(dead, champion_ready=True, dead=False), 850.0).rollout
+    assert back.status is RolloutStatus.ROLLED_BACK
+    ended = tick(tick(crowned, ready, 804.0).rollout, ready, 900.0).rollout
+    assert (ended.status, ended.verdict) == (PROMOTED, Verdict.INCONCLUSIVE)
+
+
 # ------------------------------------------------------------------------------------ whatever
 
 
@@ -558,7 +714,9 @@ class AnyTraffic(RuleBasedStateMachine):
         alone = before.promoted_at is not None and before.champion is None
         if (trouble or harmful or before.returning) and not alone:
             can = facts.champion_ready or before.champion is None or facts.dead
-            assert after.status is (RolloutStatus.ROLLED_BACK if can else before.status)
+            late = before.returning_verdict is Verdict.INCONCLUSIVE
+            ended = RolloutStatus.INCONCLUSIVE if late else RolloutStatus.ROLLED_BACK
+            assert after.status is (ended if can else before.status)
             assert can or after.returning
         proven = {
             a.metric

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from intonaco.rollout.routing import desired_arms, next_table
 from intonaco.types import (
     ArmRole,
@@ -107,3 +110,32 @@ def test_users_are_held_back_on_the_previous_champion() -> None:
     alone = desired_arms(CHALLENGER, crowned, CHALLENGER, {"challenger": 0.95}, gone)
     assert alone is not None
     assert [(a.name, a.weight) for a in alone] == [("champion", 1.0)]
+
+
+@given(
+    share=st.floats(0, 1),
+    held=st.floats(0, 0.5),
+    up=st.tuples(*[st.integers(0, 3)] * 3),
+    promoted=st.booleans(),
+)
+def test_whoever_answers_the_weights_sum_to_one(
+    share: float, held: float, up: tuple[int, int, int], promoted: bool
+) -> None:
+    """Workers of champion, challenger and previous, as they are cut and started."""
+
+    def status(release: str, count: int) -> ServingStatus:
+        urls = tuple(f"http://{release}{k}" for k in range(count))
+        error = "" if count else "not deployed"
+        return ServingStatus(release=release, ready=count > 0, urls=urls, error=error)
+
+    state = replace(ROLLOUT, promoted_at=1.0 if promoted else None)
+    champion, previous = (
+        (status("b", up[1]), status("a", up[2])) if promoted else (status("a", up[0]), None)
+    )
+    weights = {"challenger": 1 - held if promoted else share, "shadow": 0.0}
+    arms = desired_arms(champion, state, status("b", up[1]), weights, previous)
+    if arms is None:
+        assert not champion.urls
+        return
+    assert abs(sum(a.weight for a in arms) - 1) < 1e-9
+    assert all(a.urls and 0 <= a.weight <= 1 for a in arms)

@@ -15,10 +15,12 @@ from intonaco import config as configuration
 from intonaco.app import check as check_config
 from intonaco.app import notes
 from intonaco.cli.common import HERE, AsJson, Folder, opened, out, print_json
+from intonaco.demo.strategies import TELLINGS
 from intonaco.errors import ConfigError
 from intonaco.supervisor import PROCESSES, Supervisor, command, gateway_names
 from intonaco.workspace import Workspace
 
+STRATEGIES = tuple(TELLINGS)
 EXAMPLE = Path(__file__).parent / "example.yaml"
 
 
@@ -134,6 +136,10 @@ def demo(
     approve: Annotated[
         str, typer.Option(help="auto, or ask: wait for `intonaco update approve`.")
     ] = "auto",
+    strategy: Annotated[
+        str,
+        typer.Option(help="How releases go out: " + ", ".join(STRATEGIES) + "."),
+    ] = "canary",
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the console page.")
     ] = True,
@@ -143,7 +149,14 @@ def demo(
 
     if approve not in ("auto", "ask"):
         raise ConfigError(f"--approve: {approve!r} is neither auto nor ask")
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"--strategy: {strategy!r} is none of {', '.join(STRATEGIES)}")
     options = Options(
-        workspace=workspace, quick=quick, seed=seed, ask=approve == "ask", browser=browser
+        workspace=workspace,
+        quick=quick,
+        seed=seed,
+        ask=approve == "ask",
+        browser=browser,
+        strategy=strategy,
     )
     raise typer.Exit(tell(options))

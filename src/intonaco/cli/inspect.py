@@ -293,6 +293,8 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
     out.print(f"rollout {rollout.rollout_id}: {rollout.status} {rollout.reason}", markup=False)
     if not rollout.status.final:
         out.print(steering.shares(rollout), markup=False)
+    if card["notice"]:
+        out.print(card["notice"], markup=False)
     if card["waiting_for"]:
         out.print(f"waiting for {card['waiting_for']}", markup=False)
     for deadline in card["deadlines"]:

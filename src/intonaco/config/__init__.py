@@ -33,6 +33,7 @@ from intonaco.config.delivery import (
     RolloutMargins,
     Step,
     TrackerConfig,
+    resolve_limits,
 )
 from intonaco.config.evaluation import Evaluation, Margins
 from intonaco.config.reading import (
@@ -135,4 +136,5 @@ __all__ = [
     "load",
     "mistakes",
     "parse",
+    "resolve_limits",
 ]

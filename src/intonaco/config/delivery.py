@@ -13,6 +13,7 @@ _READ = {  # by kind
     StepKind.STAGE: {"min_seconds"},
     StepKind.SHADOW: {"weight", "min_seconds", "min_units"},
     StepKind.CANARY: {"weight", "min_seconds", "min_units"},
+    StepKind.REPLACE: set(),
     StepKind.PAUSE: {"min_seconds"},
     StepKind.APPROVE: {"deadline_s", "on_timeout"},
     StepKind.ANALYSIS: set(),
@@ -20,6 +21,7 @@ _READ = {  # by kind
     StepKind.BAKE: {"weight", "min_seconds"},
 }
 _WEIGHED = (StepKind.SHADOW, StepKind.CANARY)
+Amount = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(100|\d{1,2})%$")]
 
 
 class Step(Section):
@@ -69,9 +71,14 @@ class RolloutMargins(Section):
 
 
 class RolloutConfig(Section):
-    """``steps``: what a strategy makes of them is told in docs/concepts/rollouts.md."""
+    """``steps``: what a strategy makes of them is told in docs/concepts/rollouts.md.
 
-    strategy: Literal["canary", "blue_green", "shadow_only"] = "canary"
+    ``max_surge``, ``max_unavailable``: of ``rolling``, workers beyond ``serving.replicas`` and
+    short of them, a count or a percentage of it; as in Kubernetes the first is rounded up, the
+    second down. ``force``: that ``in_place`` may leave users without an answer while it loads, and
+    promote what was compared with nothing."""
+
+    strategy: Literal["canary", "blue_green", "shadow_only", "rolling", "in_place"] = "canary"
     steps: Annotated[tuple[Step, ...], Field(min_length=1)] = DEFAULT_STEPS
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     margins: RolloutMargins = RolloutMargins()
@@ -80,11 +87,14 @@ class RolloutConfig(Section):
     score_range: tuple[float, float] = (-1.0, 1.0)
     slower_than: Positive = 2.0
     max_seconds: Positive = 86_400.0
-    on_inconclusive: Literal["abort", "hold"] = "abort"  # at max_seconds
+    on_inconclusive: Literal["abort", "hold", "ask"] = "abort"  # at max_seconds
     stuck_seconds: Annotated[float, Field(ge=0)] = 600.0  # not ready or not followed; 0: for ever
     bake_seconds: Annotated[float, Field(ge=0)] = 3600.0  # as champion, the previous one kept warm
     holdback: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # users kept on the previous one then
     drain_seconds: Positive = 660.0  # longer than the longest request
+    max_surge: Amount = 1
+    max_unavailable: Amount = 0
+    force: bool = False
 
     @field_validator("steps")
     @classmethod
@@ -103,11 +113,46 @@ class RolloutConfig(Section):
                 raise ValueError("after promote there can only be bake")
         elif StepKind.BAKE in kinds:
             raise ValueError("a bake comes after promote")
+        if StepKind.REPLACE in kinds:
+            raise ValueError("replace is the step of strategy in_place, which adds it itself")
         return steps
+
+    @model_validator(mode="after")
+    def _strategy_has_what_it_reads(self) -> RolloutConfig:
+        read = {"max_surge": "rolling", "max_unavailable": "rolling", "force": "in_place"}
+        for name, strategy in read.items():
+            default = RolloutConfig.model_fields[name].default
+            if self.strategy != strategy and getattr(self, name) != default:
+                raise ValueError(f"{name} is read by strategy {strategy} only; leave it out")
+        if self.strategy == "in_place" and not self.force:
+            raise ValueError(
+                "strategy in_place ends the champion's worker before the challenger is loaded: "
+                "users wait, and nothing is compared. Say force: true if that is meant"
+            )
+        kept = [s.weight for s in self.steps if s.kind is StepKind.BAKE and s.weight > 0]
+        if self.strategy in ("rolling", "in_place") and (self.holdback > 0 or kept):
+            raise ValueError(
+                f"holdback: {self.strategy} leaves the previous one no workers to keep users on"
+            )
+        return self
 
 
 def _last(kinds: list[StepKind], kind: StepKind) -> int:
     return len(kinds) - 1 - kinds[::-1].index(kind)
+
+
+def resolve_limits(replicas: int, surge: Amount, unavailable: Amount) -> tuple[int, int]:
+    """(workers beyond, workers short of) ``replicas``. Percentages of it: the first is rounded up,
+    the second down, as ``maxSurge`` and ``maxUnavailable`` of a Kubernetes Deployment are
+    (https://kubernetes.io/docs/concepts/workloads/controllers/deployment/)."""
+
+    def of(amount: Amount, up: bool) -> int:
+        if isinstance(amount, int):
+            return amount
+        share = replicas * int(amount.removesuffix("%"))
+        return -(-share // 100) if up else share // 100
+
+    return of(surge, True), of(unavailable, False)
 
 
 class Approval(Section):

@@ -16,6 +16,7 @@ from intonaco.config.delivery import (
     RegistryConfig,
     RolloutConfig,
     TrackerConfig,
+    resolve_limits,
 )
 from intonaco.config.evaluation import Evaluation
 from intonaco.config.serving import Model, Serving
@@ -114,6 +115,33 @@ class Config(Section):
                 "data.curation needs prompts and images, and serving.gateway keeps none: set "
                 "prompts: keep and keep_images, or leave curation out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_can_be_replaced(self) -> Config:
+        strategy, serving = self.rollout.strategy, self.serving
+        if strategy not in ("rolling", "in_place"):
+            return self
+        if serving.type == "http" or serving.share_base:
+            why = "serving.type is http" if serving.type == "http" else "serving.share_base is on"
+            raise ValueError(
+                f"rollout.strategy {strategy} ends and starts workers of one release, and {why}: "
+                "take canary or blue_green"
+            )
+        if strategy == "rolling":
+            surge, unavailable = resolve_limits(
+                serving.replicas, self.rollout.max_surge, self.rollout.max_unavailable
+            )
+            if surge + unavailable == 0:
+                raise ValueError(
+                    "rollout.max_surge and max_unavailable are both 0 workers: nothing could ever "
+                    "be replaced; give one of them 1"
+                )
+            if unavailable >= serving.replicas:
+                raise ValueError(
+                    f"rollout.max_unavailable is {unavailable} of {serving.replicas} replicas: "
+                    "nobody would answer; strategy in_place does that, and says so"
+                )
         return self
 
     @model_validator(mode="after")

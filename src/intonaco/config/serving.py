@@ -146,6 +146,10 @@ class Worker(Section):
     offload: Literal["none", "model", "sequential"] = "none"  # weights wait in main memory
     warm_up: bool = True
     ready_timeout_s: Positive = 300.0
+    # Gigabytes (10^9 bytes) that one worker takes at most, and that its device has; none: as the
+    # champion's workers say. Releases that do not fit together are not loaded together.
+    memory_gb: Positive | None = None
+    device_memory_gb: Positive | None = None
 
 
 class Tracing(Section):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from intonaco.demo.strategies import TELLINGS
 from intonaco.errors import ConfigError
 from intonaco.workspace import Workspace
 
@@ -103,13 +105,21 @@ def make_workspace(root: Path) -> Workspace:
     return workspace
 
 
-def write_config(workspace: Workspace, size: Size, *, seed: int, ask: bool) -> None:
+def write_config(
+    workspace: Workspace, size: Size, *, seed: int, ask: bool, strategy: str = "canary"
+) -> None:
     """Write ``intonaco.yaml``. The extractor is not there yet: ``pin_extractor`` writes its digest
     in when it is."""
+    told = TELLINGS[strategy]
     text = Template(TEMPLATE.read_text()).substitute(
         seed=seed,
         digest=UNPINNED,
         approval="ask" if ask else "auto",
+        strategy="\n  ".join(
+            [strategy, *(f"{k}: {json.dumps(v)}" for k, v in told.settings.items())]
+        ),
+        replicas=told.replicas,
+        bake_seconds=told.bake_seconds,
         gateway_port=free_port(8321),
         console_port=free_port(8322),
         vae_steps=size.vae_steps,
@@ -126,7 +136,7 @@ def write_config(workspace: Workspace, size: Size, *, seed: int, ask: bool) -> N
         margin_adherence=size.margin_adherence,
         margin_slice=size.margin_slice,
         shadow_pairs=size.shadow_pairs,
-        fault_after=round(1.6 * size.shadow_pairs) + 20,
+        fault_after=told.fault_after or round(1.6 * size.shadow_pairs) + 20,
         units_5=size.step_units[0],
         units_25=size.step_units[1],
         units_50=size.step_units[2],

@@ -25,6 +25,7 @@ from intonaco.console.present import words
 from intonaco.demo import setup
 from intonaco.demo.data import write_demo_data
 from intonaco.demo.report import write_report
+from intonaco.demo.strategies import TELLINGS
 from intonaco.demo.summary import collect, missing_parts
 from intonaco.demo.traffic_process import TrafficProcess
 from intonaco.demo.view import DemoView, final_table
@@ -47,6 +48,7 @@ class Options:
     seed: int = 0
     ask: bool = False
     browser: bool = True
+    strategy: str = "canary"  # of demo.strategies
 
 
 @dataclass(slots=True)
@@ -94,6 +96,7 @@ class Story:
     def __init__(self, options: Options, workspace: Workspace, view: DemoView) -> None:
         self.options, self.workspace, self.view = options, workspace, view
         self.size = setup.QUICK if options.quick else setup.FULL
+        self.telling = TELLINGS[options.strategy]
         self.facts = Facts()
         self.app: App | None = None
         self.supervisor: Supervisor | None = None
@@ -111,7 +114,8 @@ class Story:
         self._part("serve", 2, "Served: users ask for 0 to 4", self._serve)
         self._part("drift", 3, "Users change: some ask for 5 to 9 now", self._drift)
         self._part("update", 5, "Update: data, training, evaluation, gate", self._update)
-        self._part("rollout", 6, "Rollout: shadow, then canary", self._roll_out)
+        how = self.options.strategy.replace("_", " ")
+        self._part("rollout", 6, f"Rollout: {how}", self._roll_out)
         self._part("rollback", 7, "Rollback: a release that breaks in service", self._break)
         self.view.phase(8, "The end")
 
@@ -124,7 +128,13 @@ class Story:
             self.facts.seconds[name] = round(time.monotonic() - began, 1)
 
     def _prepare(self) -> None:
-        setup.write_config(self.workspace, self.size, seed=self.options.seed, ask=self.options.ask)
+        setup.write_config(
+            self.workspace,
+            self.size,
+            seed=self.options.seed,
+            ask=self.options.ask,
+            strategy=self.options.strategy,
+        )
         self.app = open_app(self.workspace.root)
         self.supervisor = Supervisor(self.workspace)
         self.supervisor.start(["forkserver"])
@@ -216,18 +226,23 @@ class Story:
         self._wait("training", out_of(Phase.DATASET, Phase.TRAIN))
         self._wait("the gate", out_of(Phase.EVALUATE, Phase.GATE, Phase.REGISTER))
         update = self._update_because_of_drift()
-        if update is not None and update.phase.final and update.phase is not Phase.PROMOTED:
+        ended = (Phase.PROMOTED, Phase.CANCELLED)  # by a rollout that was over before we looked
+        if update is not None and update.phase.final and update.phase not in ended:
             raise Stopped(f"the update ended {update.phase}: {update.reason}")
 
     def _roll_out(self) -> None:
         self._traffic.mix(rate=FAST, new_share=0.5)
         self._wait("promotion", self._drift_update_ended)
         update = self._update_because_of_drift()
-        if update is None or update.phase is not Phase.PROMOTED:
-            raise Stopped(f"not promoted: {update.phase if update else 'no update'}")
+        wanted = Phase.PROMOTED if self.telling.promotes else Phase.CANCELLED
+        if update is None or update.phase is not wanted:
+            raise Stopped(f"not {wanted}: {update.phase if update else 'no update'}")
+        if not self.telling.promotes:
+            self._say("rollout", "watched on copies of requests only: nobody was promoted")
 
     def _break(self) -> None:
-        """Errors first, then, on the retry, slowness. Both are injected by ``serving.faults``."""
+        """Errors first, then, on the retry, slowness. Both are injected by ``serving.faults``. In
+        place there is nobody to be slower than, so that only errors are tried."""
         self._traffic.mix(rate=SLOW, new_share=0.5)
         self._command(
             "update.start",
@@ -241,6 +256,8 @@ class Story:
         self._wait("the faster sampler to pass the gate", lambda: self._technique_past_gate(1))
         self._traffic.mix(rate=FAST, new_share=0.5)
         self._wait("the first rollback", lambda: self._technique_ended(1))
+        if self.telling.drills < 2:
+            return
         self._command("rollout.retry", {"reason": "the errors are said to be mended"})
         self._wait("the second rollback", lambda: self._technique_ended(2))
 
@@ -269,7 +286,13 @@ class Story:
 
     def summary(self) -> dict[str, Any]:
         """Write ``summary.json`` and ``report.html``; the summary."""
-        summary = collect(self.app, self.workspace, self.facts, quick=self.options.quick)
+        summary = collect(
+            self.app,
+            self.workspace,
+            self.facts,
+            quick=self.options.quick,
+            strategy=self.options.strategy,
+        )
         summary["missing"] = [*self.facts.problems, *missing_parts(summary)]
         write_atomic(
             self.workspace.root / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False)

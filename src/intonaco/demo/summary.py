@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from intonaco.app import App
 from intonaco.codec import as_json, decode
+from intonaco.demo import strategies
 from intonaco.demo.data import FIRST_TOPICS, LATER_TOPICS, NAMES
 from intonaco.demo.judge import Judge
 from intonaco.segment_log import SegmentReader
@@ -37,10 +38,13 @@ MAX_TRAFFIC_AFTER_TRIP = 1.0  # seconds
 SLOW_SECONDS = 1.0  # service time that only the injected slowness explains
 
 
-def collect(app: App | None, workspace: Workspace, facts: Facts, *, quick: bool) -> dict[str, Any]:
+def collect(
+    app: App | None, workspace: Workspace, facts: Facts, *, quick: bool, strategy: str = "canary"
+) -> dict[str, Any]:
     """The facts of the story; keys are a contract (README, "The demo")."""
     summary: dict[str, Any] = {
         "quick": quick,
+        "strategy": strategy,
         "releases": [],
         "drift": None,
         "diagnosis": None,
@@ -53,6 +57,7 @@ def collect(app: App | None, workspace: Workspace, facts: Facts, *, quick: bool)
         "requests": {
             "total": facts.counts.get("sent", 0),
             "failed": facts.counts.get("failed", 0),
+            "failed_elsewhere": 0,
             "lost": facts.counts.get("lost", 0),
             "errors": facts.counts.get("errors", []),
         },
@@ -98,11 +103,13 @@ def collect(app: App | None, workspace: Workspace, facts: Facts, *, quick: bool)
     ]
     summary["rollback"] = _first(summary["rollbacks"])
     summary["champion"] = ledger.champion()
+    faulty = {r.challenger for r in ledger.all(Rollout) if r.status is RolloutStatus.ROLLED_BACK}
     user = [r for r in records if r.shadow_of is None and not r.probe]
     summary["requests"] |= {
         "recorded": len(user),
         "shielded": sum(_shielded(r) for r in user),
         "shadowed": sum(r.shadow_of is not None for r in records),
+        "failed_elsewhere": sum(r.status >= 500 and not _had_part(r, faulty) for r in user),
     }
     settled, _ = ledger.spent()
     summary["money"] = {"spent": settled, "currency": app.config.decision.budget.currency}
@@ -143,35 +150,13 @@ def missing_parts(summary: Mapping[str, Any]) -> list[str]:
         f"without replay: {verdicts.get('without-replay')}, expected the gate to fail it",
     )
     checks.extend(_accuracy_checks(s["accuracy"], s["quick"]))
-    weights = [
-        round(step["weight"], 2) for step in s["rollout"]["steps"] if step["kind"] == "canary"
-    ]
-    need(weights == [0.05, 0.25, 0.5, 1.0], f"canary steps were {weights}")
-    need(s["rollout"].get("status") == "promoted", "the fine-tuned release was not promoted")
-    need(len(s["rollbacks"]) == 2, f"{len(s['rollbacks'])} rollbacks instead of 2")
+    checks.extend(strategies.checks(s))
     for found in s["rollbacks"][:1]:
-        need(
-            "breaker" in found["reason"],
-            f"the first rollback was not by the breaker: {found['reason']}",
-        )
         need(
             found["last_attempt_after_trip_seconds"] <= MAX_TRAFFIC_AFTER_TRIP,
             "the faulty release still had traffic 1 s after the breaker tripped",
         )
-    for found in s["rollbacks"][1:2]:
-        # Where the machine is busy, slow answers reach the challenger's time-out, and the breaker
-        # is there before the statistics are.
-        need(
-            "slow" in found["reason"] or "no answer within" in found["reason"],
-            f"the second rollback was not for slowness: {found['reason']}",
-        )
-    promoted = next((r["release_id"] for r in s["releases"] if r.get("role") == "champion"), None)
-    need(
-        promoted is not None and promoted == (s["rollout"] or {}).get("challenger"),
-        "the champion at the end is not the fine-tuned release",
-    )
     need(s["requests"]["total"] > 0, "there was no traffic")
-    need(s["requests"]["failed"] == 0, f"{s['requests']['failed']} requests failed")
     need(s["requests"]["lost"] == 0, f"{s['requests']['lost']} requests were lost")
     return [text for holds, text in checks if not holds]
 
@@ -309,6 +294,11 @@ def _rollback(app: App, rollout: Rollout, records: Sequence[Record]) -> dict[str
         "steps": [as_json(step) for step in rollout.history],
         "user_visible_errors": sum(r.status >= 500 for _, r in tries if r.shadow_of is None),
     }
+
+
+def _had_part(record: Record, releases: Collection[str]) -> bool:
+    """Whether one of the releases was asked for the request."""
+    return any(a.release in releases for a in record.attempts)
 
 
 def _shielded(record: Record) -> bool:

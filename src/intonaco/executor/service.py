@@ -10,6 +10,7 @@ from intonaco.executor.parts import Done, Failed, Outcome, Parts, Pending
 from intonaco.ledger import Effect
 from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION
 from intonaco.releases import smoke_request
+from intonaco.rollout import cost
 from intonaco.types import (
     Release,
     Update,
@@ -26,19 +27,31 @@ class Stage:
 
     def __call__(self, p: Parts, effect: Effect) -> Outcome:
         release = p.releases.get(str(effect.payload["name"]))
+        beside, replicas = effect.payload.get("beside"), effect.payload.get("replicas")
+        if replicas == 0:
+            return Done({"text": "not loaded yet: there is no room beside the champion's workers"})
         if effect.key not in self._begun:
-            p.serving.deploy(release)
+            if beside and beside != release.release_id:
+                problem = no_room(p, release, str(beside), replicas)
+                if problem:
+                    return Failed(problem)
+            if replicas is None:
+                p.serving.deploy(release)
+            else:
+                p.serving.scale(release, int(replicas))
             self._begun.add(effect.key)
-        outcome = self._look(p, release)
+        outcome = self._look(p, release, str(beside) if beside else None)
         if not isinstance(outcome, Pending):
             self._begun.discard(effect.key)
         return outcome
 
-    def _look(self, p: Parts, release: Release) -> Outcome:
+    def _look(self, p: Parts, release: Release, beside: str | None) -> Outcome:
         status = p.serving.status(release.release_id)
         if status.error:
             p.serving.retire(release.release_id)
-            return Failed(status.error)
+            if beside is None:
+                return Failed(status.error)
+            return Failed(cost.out_of_memory(status.error, switch_cost(p, beside)))
         if not status.ready:
             return Pending()
         if status.attested != release.release_id:
@@ -48,6 +61,44 @@ class Stage:
         identity = status.facts.get("identity", "attested")
         text = f"staged: identity {identity}, first picture in {seconds * 1000:.0f} ms"
         return Done({"text": text})
+
+
+def no_room(p: Parts, release: Release, champion: str, replicas: int | None) -> str:
+    """Why the release may not be loaded beside the champion, "" if it may: a device that is too
+    small would take the champion's memory too."""
+    status = p.serving.status(champion)
+    if (
+        p.config.serving.share_base
+        or status.replicas == 0
+        or p.serving.status(release.release_id).deployed
+    ):
+        return ""
+    worker = p.config.serving.worker
+    room = cost.memory(
+        status.facts,
+        champion_workers=status.replicas,
+        challenger_workers=p.config.serving.replicas if replicas is None else replicas,
+        weights_ratio=_weights(p, release) / max(_weights(p, p.releases.get(champion)), 1),
+        declared=None if worker.memory_gb is None else worker.memory_gb * 1e9,
+        device_declared=None if worker.device_memory_gb is None else worker.device_memory_gb * 1e9,
+    )
+    if room.together:
+        return ""
+    return cost.not_together(room, release.release_id, switch_cost(p, champion))
+
+
+def switch_cost(p: Parts, champion: str) -> str:
+    """What a switch in place would cost now, in words."""
+    seen = p.ledger.consumer("watch")
+    arrivals = seen[1].get("arrivals", ()) if seen else ()
+    seconds = p.serving.status(champion).facts.get("load_seconds")
+    return cost.switch_cost(float(seconds) if seconds else None, cost.rate(arrivals))
+
+
+def _weights(p: Parts, release: Release) -> int:
+    """Bytes of its weights' files."""
+    folder = p.workspace.resolve(release.path)
+    return sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
 
 def retire(p: Parts, effect: Effect) -> Outcome:

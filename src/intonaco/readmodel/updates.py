@@ -220,6 +220,7 @@ def rollout_facts(rollout: Rollout, now: float) -> Facts:
         "challenger": rollout.challenger,
         "status": rollout.status,
         "reason": rollout.reason,
+        "notice": rollout.notice,
         "step": rollout.step,
         "steps": steps,
         "history": rollout.history,

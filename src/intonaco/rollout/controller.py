@@ -18,7 +18,9 @@ from intonaco.errors import BackendError, Conflict, IntonacoError
 from intonaco.executor import Parts
 from intonaco.ledger import Transaction
 from intonaco.messages import table_digest
-from intonaco.rollout import machine, restarts
+from intonaco.rollout import machine, restarts, staffing
+from intonaco.rollout.capacity import can_take
+from intonaco.rollout.replacing import in_place
 from intonaco.rollout.routing import desired_arms, next_table
 from intonaco.types import (
     Action,
@@ -77,13 +79,16 @@ class RolloutController:
         self, rollout: Rollout, observed: Observed | None, blind: str, fence: int, now: float
     ) -> tuple[Rollout | None, Mapping[str, float]]:
         parts = self.parts
+        rollout = self._noticed(rollout, fence, now)
         waiting = commands.asked(parts.ledger, rollout.rollout_id)
         asked = waiting[0] if waiting else None
         decision = machine.tick(rollout, self._facts(rollout, observed, asked, blind), now)
         after = decision.rollout
         if after.promoted_at is not None and rollout.promoted_at is None:
             table = parts.ledger.latest_routing()
-            after = replace(after, promoted_epoch=table.epoch if table else 0)
+            # In place the table that gave it everybody named it champion already.
+            last = (table.epoch if table else 0) - int(in_place(after))
+            after = replace(after, promoted_epoch=last)
         if after != rollout or asked:
             with parts.ledger.begin(fence=fence) as tx:
                 tx.rollout(after)
@@ -104,6 +109,19 @@ class RolloutController:
                     )
                 self._crown(tx, rollout, after, now)
         return (None if after.status.final else after), decision.weights
+
+    def _noticed(self, rollout: Rollout, fence: int, now: float) -> Rollout:
+        """What it will cost is said before it begins."""
+        if rollout.history or rollout.notice:
+            return rollout
+        text = staffing.notice(self.parts, rollout, self.watch.rate())
+        if not text:
+            return rollout
+        rollout = replace(rollout, notice=text)
+        with self.parts.ledger.begin(fence=fence) as tx:
+            tx.rollout(rollout)
+            tx.event(now, "rollout.notice", rollout.rollout_id, text)
+        return rollout
 
     def _crown(self, tx: Transaction, before: Rollout, after: Rollout, now: float) -> None:
         """Write down who is champion now: the challenger once it is promoted, the previous one
@@ -134,6 +152,8 @@ class RolloutController:
         parts = self.parts
         status = parts.serving.status(rollout.challenger)
         back = parts.serving.status(rollout.champion) if rollout.champion else None
+        cap = rollout.capacity
+        replaces = cap is not None or in_place(rollout)
         analysis = self.watch.analysis
         table = parts.ledger.latest_routing()
         trips = observed.trips if observed else ()
@@ -154,10 +174,13 @@ class RolloutController:
                 if t.release == rollout.challenger and (ours or t.at >= rollout.started_at)
             ),
             challenger_ready=status.ready,
-            champion_ready=back is None or back.ready,
-            observed_epoch_applied=observed is not None
-            and table is not None
-            and _follows(observed, table),
+            champion_ready=back is None
+            or (back.ready if cap is None else can_take(cap, len(back.urls), cap.total)),
+            observed_epoch_applied=_follows(observed, table)
+            and (
+                not staffing.swapping(rollout)
+                or (table is not None and table.champion().release == rollout.challenger)
+            ),
             sample_ratio_ok=analysis.sample_ratio_ok if analysis else True,
             sample_ratio_text=analysis.sample_ratio_text if analysis else "",
             command=asked.get("command"),
@@ -166,7 +189,10 @@ class RolloutController:
             asked_at=asked.get("at"),
             frozen=bool(parts.ledger.setting("frozen")) and not self._way_back(rollout),
             blind=blind or self.watch.blind,
-            dead=bool(status.error),
+            # One that waits for room is not deployed yet, or no more.
+            dead=bool(status.error) and (status.deployed or not replaces),
+            challenger_replicas=len(status.urls),
+            champion_replicas=len(back.urls) if back else 0,
         )
 
     def _way_back(self, rollout: Rollout) -> bool:
@@ -196,14 +222,31 @@ class RolloutController:
     ) -> None:
         parts = self.parts
         champion_id = parts.ledger.champion()
-        champion = self._healthy(champion_id, fence, now) if champion_id else None
-        challenger = previous = None
+        latest = parts.ledger.latest_routing()
+        swapped = rollout is not None and staffing.swapping(rollout)
+        rolled: Mapping[str, ServingStatus] = {}
+        champion: ServingStatus | None
+        challenger: ServingStatus | None = None
+        previous: ServingStatus | None = None
+        if rollout is not None and swapped:
+            champion = self._swapped(rollout, fence, now)
+        else:
+            champion = self._healthy(champion_id, fence, now) if champion_id else None
+        if rollout is None and champion is not None:
+            staffing.restore(parts, champion)
+        if rollout is not None and rollout.capacity is not None:
+            rolled = staffing.roll(parts, rollout, latest if _follows(observed, latest) else None)
         if rollout is not None:
             challenger = parts.serving.status(rollout.challenger)
             if rollout.champion is None and champion_id is None and challenger.ready:
                 champion = challenger  # the first release
-            if rollout.promoted_at is not None and rollout.champion is not None:
-                previous = self._healthy(rollout.champion, fence, now, BACK)
+            if rollout.promoted_at is not None and rollout.champion is not None and not swapped:
+                gone = rolled and not rolled[rollout.champion].deployed
+                previous = None if gone else self._healthy(rollout.champion, fence, now, BACK)
+        champion, challenger, previous = (
+            rolled.get(s.release, s) if s is not None else None
+            for s in (champion, challenger, previous)
+        )
         latest = parts.ledger.latest_routing()
         if latest is not None and observed is not None and _foreign(observed, latest):
             latest = self._assert_again(latest, observed, fence, now)
@@ -222,6 +265,18 @@ class RolloutController:
                 latest = table
         if latest is not None and (observed is None or observed.epoch < latest.epoch):
             self._apply(latest, fence, now)
+
+    def _swapped(self, rollout: Rollout, fence: int, now: float) -> ServingStatus:
+        """Status of the one that is to answer while one takes the other's place."""
+        free = staffing.swap(self.parts, rollout)
+        if rollout.returning:
+            champion = str(rollout.champion)
+            if free:
+                return self._healthy(champion, fence, now, BACK)
+            return self.parts.serving.status(champion)
+        if rollout.promoted_at is not None:
+            return self._healthy(rollout.challenger, fence, now)
+        return self.parts.serving.status(rollout.challenger)
 
     def _apply(self, table: RoutingTable, fence: int, now: float) -> None:
         """Give the gateways a table. Where they are ahead, the next tick sees it."""
@@ -290,8 +345,10 @@ class RolloutController:
         return status
 
 
-def _follows(observed: Observed, table: RoutingTable) -> bool:
+def _follows(observed: Observed | None, table: RoutingTable | None) -> bool:
     """Whether the gateways follow this very table; one that names none is believed its epoch."""
+    if observed is None or table is None:
+        return False
     return observed.epoch >= table.epoch and not _foreign(observed, table)
 
 

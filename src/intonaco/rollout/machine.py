@@ -10,7 +10,13 @@
 - at weight 1.0 nobody is randomised and nothing more can be learned about the difference: every
   guardrail is proven (non-inferior or superior) *before* that step is entered, and still when the
   challenger becomes champion. Evidence that does not come within ``max_seconds`` ends
-  inconclusive, or is told and waited for where ``on_inconclusive`` is "hold";
+  inconclusive, or is told and waited for where ``on_inconclusive`` is "hold"; where it is "ask" a
+  person may accept what is undecided, by name and with a reason, but never what is harmful or was
+  not measured;
+- in a rolling rollout users follow workers: a wave is entered once the challenger has the workers
+  for it, and on the way back the champion gets workers first, then users;
+- in place nothing can be proven, as the champion is gone before the challenger is there: whoever
+  configured that has forced it, and its verdict stays inconclusive;
 - a final status never changes, and but for promotion it means weight 0.
 """
 
@@ -19,7 +25,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from intonaco.rollout import capacity as workers
 from intonaco.rollout.outcomes import METRICS
+from intonaco.rollout.replacing import (
+    asked_for,
+    in_place,
+    missing_workers,
+    next_wave,
+    wave_begun,
+)
 from intonaco.rollout.words import asks_for, brief, describe, step_name
 from intonaco.types import (
     Assessment,
@@ -41,7 +55,9 @@ class RolloutFacts:
     """What the machine decides on. ``units_at_step``: distinct challenger users judged since the
     step began. ``trips``: the challenger's, of this rollout. ``guardrails``: metrics that must be
     proven; one that is not assessed has no data. ``champion_ready``: it could take everybody now
-    (the previous one, once the challenger is champion). ``dead``: the challenger cannot answer."""
+    (the previous one, once the challenger is champion). ``dead``: the challenger cannot answer.
+    ``challenger_replicas``, ``champion_replicas``: workers that answer, read in a rolling rollout.
+    """
 
     assessments: tuple[MetricAssessment, ...] = ()
     units_at_step: int = 0
@@ -60,6 +76,8 @@ class RolloutFacts:
     frozen: bool = False
     blind: str = ""  # why nobody sees just now what the challenger does: nothing advances
     dead: bool = False
+    challenger_replicas: int = 0
+    champion_replicas: int = 0
 
     @property
     def by(self) -> str:
@@ -72,9 +90,10 @@ class RolloutDecision:
     """The rollout as it is now, the shares that traffic should have, and what happened.
 
     ``weights``: {"challenger": share of users, "shadow": share of requests copied}. ``events``:
-    (kind, sentence), kinds being begun, step, asked, waiting, overdue, paused, resumed, refused,
-    crowned, returning, promoted, observed, rolled_back, inconclusive. ``by_command``: it is what
-    the command asked for; a command always has an event, "refused" if it was not done."""
+    (kind, sentence), kinds being begun, step, asked, scaling, waiting, overdue, asking, accepted,
+    paused, resumed, refused, crowned, returning, promoted, observed, rolled_back, inconclusive.
+    ``by_command``: it is what the command asked for; a command always has an event, "refused" if it
+    was not done."""
 
     rollout: Rollout
     weights: Mapping[str, float]
@@ -91,12 +110,14 @@ def weights_of(rollout: Rollout) -> Mapping[str, float]:
     if rollout.status.final or not rollout.history:
         return nothing
     taken = rollout.steps[: rollout.step + 1]
+    cap = rollout.capacity
+    most = cap.challenger / cap.total if cap is not None and rollout.returning else 1.0
     if rollout.promoted_at is not None:
         held = taken[-1].weight if taken[-1].kind is StepKind.BAKE else 0.0
-        return nothing | {"challenger": 1.0 - held}
+        return nothing | {"challenger": min(1.0 - held, most)}
     for step in reversed(taken):
-        if step.kind is StepKind.CANARY:
-            return nothing | {"challenger": step.weight}
+        if step.kind in (StepKind.CANARY, StepKind.REPLACE):
+            return nothing | {"challenger": min(step.weight, most)}
         if step.kind is StepKind.SHADOW:
             return nothing | {"shadow": step.weight}
     return nothing
@@ -169,7 +190,7 @@ def _timed(rollout: Rollout, facts: RolloutFacts, now: float) -> Rollout:
     """With the time since which it has been stuck. Once promoted, a gateway that is silent is no
     reason to go back."""
     follows = facts.observed_epoch_applied or not rollout.history or rollout.promoted_at is not None
-    if facts.challenger_ready and follows:
+    if (facts.challenger_ready and follows) or not asked_for(rollout):
         return replace(rollout, stuck_since=None)
     return rollout if rollout.stuck_since is not None else replace(rollout, stuck_since=now)
 
@@ -182,7 +203,9 @@ def _must_end(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecis
     verdict = Verdict.FAIL
     harmful = [a for a in facts.assessments if a.assessment is Assessment.HARMFUL]
     stuck = now - rollout.stuck_since if rollout.stuck_since is not None else 0.0
-    if facts.trips:
+    if rollout.returning:
+        reason, verdict = rollout.returning, rollout.returning_verdict or Verdict.FAIL
+    elif facts.trips:
         trip = facts.trips[0]
         reason = f"the breaker tripped after {trip.failures} failures: {trip.reason}"
     elif harmful:
@@ -198,8 +221,6 @@ def _must_end(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecis
     elif 0 < rollout.stuck_seconds <= stuck:
         what = "the gateway does not follow" if facts.challenger_ready else "it is not ready"
         reason = f"no progress for {stuck:.0f} s: {what}"
-    elif rollout.returning:
-        reason, verdict = rollout.returning, rollout.returning_verdict or Verdict.FAIL
     else:
         return None
     return _go_back(rollout, facts, verdict, reason, now)
@@ -208,15 +229,24 @@ def _must_end(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecis
 def _go_back(
     rollout: Rollout, facts: RolloutFacts, verdict: Verdict, reason: str, now: float
 ) -> RolloutDecision:
-    """To the champion, or as soon as it can take everybody."""
-    champion = rollout.champion
-    if champion is not None and not facts.champion_ready and not facts.dead:
-        if rollout.returning:
+    """To the champion, or as soon as it can take everybody. In a rolling rollout users go back as
+    its workers come back, unless the challenger answers nobody: then all at once."""
+    champion, cap = rollout.champion, rollout.capacity
+    gone = facts.dead and not in_place(rollout)
+    gone |= cap is not None and bool(facts.trips)
+    if champion is not None and not facts.champion_ready and not gone:
+        begun = bool(rollout.returning)
+        if cap is not None:
+            left = workers.handed_back(cap, facts.champion_replicas)
+            rollout = replace(rollout, capacity=replace(cap, challenger=left))
+        if begun:
             return _decided(rollout)
         rollout = replace(rollout, returning=reason, returning_verdict=verdict)
         text = f"goes back as soon as {champion[:10]} is ready: {reason}"
         return _decided(rollout, ("returning", text))
-    return _end(rollout, facts, RolloutStatus.ROLLED_BACK, verdict, reason, now)
+    undecided = verdict is Verdict.INCONCLUSIVE
+    status = RolloutStatus.INCONCLUSIVE if undecided else RolloutStatus.ROLLED_BACK
+    return _end(rollout, facts, status, verdict, reason, now)
 
 
 def _unapproved(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
@@ -247,11 +277,44 @@ def _overdue(
     rollout: Rollout, facts: RolloutFacts, reason: str, then: str, now: float
 ) -> RolloutDecision | None:
     if then == "abort":
-        return _end(rollout, facts, RolloutStatus.INCONCLUSIVE, Verdict.INCONCLUSIVE, reason, now)
+        return _go_back(rollout, facts, Verdict.INCONCLUSIVE, reason, now)
+    if then == "ask":
+        return _ask(rollout, facts, reason)
     if rollout.overdue:
         return None
     text = f"{reason}; it goes on until somebody promotes or aborts it"
     return _decided(replace(rollout, overdue=True), ("overdue", text))
+
+
+def _ask(rollout: Rollout, facts: RolloutFacts, reason: str) -> RolloutDecision | None:
+    """Ask once whether what is undecided will do."""
+    if rollout.asked:
+        return None
+    text = f"{reason}; `intonaco rollout approve --reason …` accepts what is undecided, or abort it"
+    return _decided(replace(rollout, asked=True), ("asking", text))
+
+
+def _accept(rollout: Rollout, facts: RolloutFacts) -> RolloutDecision:
+    """A person's word on what stayed undecided, kept by name."""
+    found = {a.metric: a.assessment for a in facts.assessments}
+    unproven = [m for m in facts.guardrails if found.get(m) not in _PROVEN]
+    unmeasured = [m for m in unproven if found.get(m) is not Assessment.UNDECIDED]
+    why = None
+    if unmeasured:
+        why = f"{', '.join(unmeasured)} was not measured, and no data cannot be accepted"
+    elif not unproven:
+        why = "nothing is undecided"
+    elif not facts.why:
+        why = "say why with --reason: it is kept with the rollout"
+    if why is not None:
+        return _decided(rollout, ("refused", f"approve refused: {why}"))
+    rollout = replace(rollout, accepted=tuple(unproven), accepted_by=facts.by)
+    return _decided(rollout, ("accepted", _accepted_text(rollout)))
+
+
+def _accepted_text(rollout: Rollout) -> str:
+    what = ", ".join(f"{metric} undecided" for metric in rollout.accepted)
+    return f"accepted unproven by {rollout.accepted_by}: {what}"
 
 
 def _end(
@@ -280,13 +343,16 @@ def _end(
 def _advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
     """Begin, take the next step or end, if everything asked for is there. None: not yet."""
     if not rollout.history:
-        missing = _missing_to_enter(rollout, 0, facts)
+        missing = _missing_to_enter(rollout, 0, facts) or missing_workers(
+            rollout, 0, facts.challenger_replicas
+        )
         return None if missing else _enter(rollout, facts, 0, now)
     step = rollout.steps[rollout.step]
     if step.kind is StepKind.APPROVE or step.min_seconds is None:
         return None  # a person's turn
     units = facts.shadow_pairs if step.kind is StepKind.SHADOW else facts.units_at_step
-    if now - rollout.step_since < step.min_seconds or units < step.min_units:
+    early = now - rollout.step_since < step.min_seconds or units < step.min_units
+    if early and not wave_begun(rollout):
         return None
     if not facts.observed_epoch_applied:
         return None
@@ -297,6 +363,9 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") 
     """To the next step or to the end; else say what is waited for."""
     to = rollout.step + 1
     missing = _missing_to_enter(rollout, to, facts)
+    if not missing and next_wave(rollout, to) and not wave_begun(rollout):
+        return _begin_next_wave(rollout, to, note)
+    missing = missing or missing_workers(rollout, to, facts.challenger_replicas)
     if missing:
         text = "waiting for " + ", ".join(missing)
         current = rollout.history[-1]
@@ -313,39 +382,64 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") 
     reason = rollout.reason or _proof(rollout, facts)
     promoted_at = rollout.promoted_at if rollout.promoted_at is not None else now
     rollout = replace(rollout, promoted_at=promoted_at)
-    return _end(rollout, facts, RolloutStatus.PROMOTED, Verdict.PASS, reason, now)
+    compared = not in_place(rollout) and not rollout.accepted
+    verdict = Verdict.PASS if compared else Verdict.INCONCLUSIVE
+    return _end(rollout, facts, RolloutStatus.PROMOTED, verdict, reason, now)
 
 
 def _proof(rollout: Rollout, facts: RolloutFacts) -> str:
     if rollout.champion is None:
         return "straight to everybody: nothing to compare with"
-    proven = ", ".join(brief(a) for a in facts.assessments if a.metric in facts.guardrails)
+    if in_place(rollout):
+        return "in place: forced, compared with nothing"
+    judged = [a for a in facts.assessments if a.metric in facts.guardrails]
+    proven = ", ".join(brief(a) for a in judged if a.metric not in rollout.accepted)
+    if rollout.accepted:
+        return f"{_accepted_text(rollout)}; proven: {proven or 'nothing'}"
     return f"every guardrail is proven: {proven}"
+
+
+def _begin_next_wave(rollout: Rollout, to: int, note: str = "") -> RolloutDecision:
+    assert rollout.capacity is not None
+    wave, total = rollout.steps[to].replicas, rollout.capacity.total
+    rollout = replace(rollout, capacity=replace(rollout.capacity, challenger=wave))
+    text = f"{wave} of {total} workers are to be the challenger's" + (f" ({note})" if note else "")
+    return _decided(rollout, ("scaling", text))
 
 
 def _missing_to_enter(rollout: Rollout, to: int, facts: RolloutFacts) -> list[str]:
     """What lacks before step ``to``, or the end if it is beyond the last."""
+    step = rollout.steps[to] if to < len(rollout.steps) else None
+    left = rollout.steps[rollout.step] if rollout.history else None
+    if in_place(rollout) and (left is None or left.kind in (StepKind.PAUSE, StepKind.APPROVE)):
+        return []  # nothing is loaded before its step
     missing = [] if facts.challenger_ready else ["the challenger to be ready"]
     if rollout.champion is None:
         return missing
     missing += [facts.blind] if facts.blind else []
-    if rollout.promoted_at is not None:
+    if rollout.promoted_at is not None or in_place(rollout):
         return missing
-    left = rollout.steps[rollout.step] if rollout.history else None
     step = rollout.steps[to] if to < len(rollout.steps) else None
+    left = rollout.steps[rollout.step] if rollout.history else None
+    if in_place(rollout) and (left is None or left.kind in (StepKind.PAUSE, StepKind.APPROVE)):
+        return []  # nothing is loaded before its step
+    missing = [] if facts.challenger_ready else ["the challenger to be ready"]
+    if rollout.champion is None or rollout.promoted_at is not None or in_place(rollout):
+        return missing
     everybody = step is None or step.kind is StepKind.PROMOTE
     everybody |= step is not None and step.kind is StepKind.CANARY and step.weight >= 1.0
     if everybody or (left is not None and left.kind is StepKind.ANALYSIS):
-        missing += _unproven(facts)
+        missing += _unproven(rollout, facts)
     return missing
 
 
-def _unproven(facts: RolloutFacts) -> list[str]:
+def _unproven(rollout: Rollout, facts: RolloutFacts) -> list[str]:
     found = {a.metric: a.assessment for a in facts.assessments}
     missing = [
         f"{name} ({assessment.replace('_', ' ')})"
         for name in facts.guardrails
         if (assessment := found.get(name, Assessment.NO_DATA)) not in _PROVEN
+        and not (name in rollout.accepted and assessment is Assessment.UNDECIDED)
     ]
     return missing if facts.guardrails else ["a guardrail to be judged by"]
 
@@ -437,6 +531,11 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
     between = rollout.steps[rollout.step : to] if rollout.history else rollout.steps[:to]
     missing = _missing_to_enter(rollout, to, facts)
     waits = step is not None and step.kind is StepKind.APPROVE
+    if command == "approve" and rollout.asked and not waits and not rollout.accepted:
+        return _accept(rollout, facts)
+    wave = next_wave(rollout, to) if not wave_begun(rollout) else 0
+    if not wave:
+        missing = missing or missing_workers(rollout, to, facts.challenger_replicas)
     why = None
     if command == "abort":
         why = "there is nothing to go back to"
@@ -458,6 +557,8 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
         return _decided(rollout, ("refused", f"{command} refused: {why}"))
     done = {"approve": "approved", "promote": "promoted", "skip": "skipped", "resume": "resumed"}
     note = f"{done[command]} by {facts.by}"
+    if wave:
+        return _begin_next_wave(rollout, to, note)
     if to >= len(rollout.steps):
         return _move_on(rollout, facts, now, note)
     return _enter(rollout, facts, to, now, note)
@@ -465,8 +566,8 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
 
 def _target(rollout: Rollout, command: str) -> int:
     """The step that a command leads to: for ``promote`` the one that gives everybody the
-    challenger, or the promotion if they have it."""
-    if not rollout.history or command != "promote":
+    challenger, or the promotion if they have it. A rolling rollout leaves no wave out."""
+    if not rollout.history or command != "promote" or rollout.capacity is not None:
         return rollout.step + 1
     later = range(rollout.step + 1, len(rollout.steps))
     switches = [
@@ -474,6 +575,7 @@ def _target(rollout: Rollout, command: str) -> int:
         for k in later
         if rollout.steps[k].kind is StepKind.PROMOTE
         or (rollout.steps[k].kind is StepKind.CANARY and rollout.steps[k].weight >= 1.0)
+        or rollout.steps[k].kind is StepKind.REPLACE
     ]
     return switches[0] if switches else len(rollout.steps)
 

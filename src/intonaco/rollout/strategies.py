@@ -3,28 +3,41 @@ machine runs them all. Pure."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from intonaco.codec import digest
-from intonaco.config import Config, RolloutConfig, Step
-from intonaco.types import Action, Rollout, RolloutStatus, RolloutStep, StepKind, Update
+from intonaco.config import Config, RolloutConfig, Step, resolve_limits
+from intonaco.rollout.capacity import waves
+from intonaco.types import (
+    Action,
+    Capacity,
+    Rollout,
+    RolloutStatus,
+    RolloutStep,
+    StepKind,
+    Update,
+)
 
 _BEFORE = (StepKind.STAGE, StepKind.SHADOW, StepKind.PAUSE, StepKind.APPROVE, StepKind.ANALYSIS)
 _SWITCH = RolloutStep(kind=StepKind.CANARY, weight=1.0)  # everybody, but not champion yet
 _ANALYSIS = RolloutStep(kind=StepKind.ANALYSIS)
 _PROMOTE = RolloutStep(kind=StepKind.PROMOTE)
+_REPLACE = RolloutStep(kind=StepKind.REPLACE, weight=1.0)
 
 
 def begin(update: Update, config: Config, now: float) -> Rollout:
     """The rollout of an update's chosen release; alpha halves with each attempt. The first release,
     and one that has served, go straight to everybody."""
     rollout_id = f"{update.update_id}-{update.attempt}"
-    alone = update.champion is None or update.plan.action is Action.ROLL_BACK
+    alone = straight_to_everybody(update, config.rollout)
+    capacity = None if alone else capacity_of(config)
     return Rollout(
         rollout_id=rollout_id,
         service_id=update.service_id,
         update_id=update.update_id,
         champion=None if alone else update.champion,
         challenger=str(update.chosen),
-        steps=straight(config.rollout) if alone else steps_for(config.rollout),
+        steps=straight(config.rollout) if alone else steps_for(config.rollout, capacity),
         status=RolloutStatus.RUNNING,
         started_at=now,
         step_since=now,
@@ -34,19 +47,58 @@ def begin(update: Update, config: Config, now: float) -> Rollout:
         on_inconclusive=config.rollout.on_inconclusive,
         stuck_seconds=config.rollout.stuck_seconds,
         attempt=update.attempt,
+        capacity=capacity,
     )
 
 
-def steps_for(config: RolloutConfig) -> tuple[RolloutStep, ...]:
+def straight_to_everybody(update: Update, config: RolloutConfig) -> bool:
+    """Whether there is nothing to compare with: the first release, and one that has served. In
+    place, even that one has to wait until the champion's worker is gone."""
+    back = update.plan.action is Action.ROLL_BACK and config.strategy != "in_place"
+    return update.champion is None or back
+
+
+def capacity_of(config: Config) -> Capacity | None:
+    """Of a rolling rollout, before its first wave."""
+    rollout, total = config.rollout, config.serving.replicas
+    if rollout.strategy != "rolling":
+        return None
+    surge, unavailable = resolve_limits(total, rollout.max_surge, rollout.max_unavailable)
+    first = Capacity(total=total, surge=surge, unavailable=unavailable, challenger=0)
+    return replace(first, challenger=waves(first)[0])
+
+
+def staged_replicas(update: Update, config: Config) -> int | None:
+    """Workers of the challenger that are loaded beside the champion before its rollout begins.
+    None: all of them; 0: there is no room for any."""
+    if straight_to_everybody(update, config.rollout):
+        return None
+    if config.rollout.strategy == "in_place":
+        return 0
+    capacity = capacity_of(config)
+    return None if capacity is None else min(capacity.surge, capacity.challenger)
+
+
+def steps_for(config: RolloutConfig, capacity: Capacity | None = None) -> tuple[RolloutStep, ...]:
     """The steps that the configuration asks for.
 
     ``canary`` takes them as they are. ``blue_green`` leaves out the shares of users: it copies
     requests, proves, and switches everybody at once; ``shadow_only`` ends before the switch. Both
     copy all requests, for as long and for as many pairs as the first step asks, where no shadow
-    step is configured. Whoever promotes gives everybody the challenger first, makes it champion
-    once the gateways follow, and bakes.
+    step is configured. ``rolling`` (``capacity``) gives each wave of workers the users that go with
+    it, for as long and as many as the first canary step asks; where there is one wave only, it
+    proves on copies as blue/green does. ``in_place`` can do nothing but wait for people and
+    replace. Whoever promotes gives everybody the challenger first, makes it champion once the
+    gateways follow, and bakes.
     """
     given = tuple(_step(s) for s in config.steps)
+    if config.strategy == "in_place":
+        waits = tuple(s for s in given if s.kind in (StepKind.PAUSE, StepKind.APPROVE))
+        return (*waits, _REPLACE, *_to_champion(config, (*waits, _SWITCH), given))
+    if capacity is not None and len(waves(capacity)) > 1:
+        before = tuple(s for s in given if s.kind in _BEFORE)
+        rolled = (*before, *_rolling(capacity, given))
+        return (*rolled, *_to_champion(config, rolled, given))
     before = tuple(s for s in given if s.kind in (*_BEFORE, StepKind.CANARY))
     if config.strategy != "canary":
         before = tuple(s for s in before if s.kind in _BEFORE)
@@ -65,6 +117,15 @@ def steps_for(config: RolloutConfig) -> tuple[RolloutStep, ...]:
     if config.strategy == "shadow_only":
         return before
     return (*before, *_to_champion(config, before, given))
+
+
+def _rolling(capacity: Capacity, given: tuple[RolloutStep, ...]) -> tuple[RolloutStep, ...]:
+    usual = RolloutStep(kind=StepKind.CANARY, min_seconds=600.0, min_units=100)
+    asked = next((s for s in given if s.kind is StepKind.CANARY), usual)
+    return tuple(
+        replace(asked, weight=replicas / capacity.total, replicas=replicas)
+        for replicas in waves(capacity)
+    )
 
 
 def straight(config: RolloutConfig) -> tuple[RolloutStep, ...]:

@@ -78,7 +78,10 @@ def step_name(step: RolloutStep) -> str:
         case StepKind.SHADOW:
             return f"shadow, {step.weight:.0%} of requests copied"
         case StepKind.CANARY:
-            return f"canary, {step.weight:.0%} of users"
+            with_workers = f" with {step.replicas} workers" if step.replicas else ""
+            return f"canary, {step.weight:.0%} of users{with_workers}"
+        case StepKind.REPLACE:
+            return "replace, the champion ends and the challenger is loaded in its place"
         case StepKind.PAUSE:
             held = f"{step.min_seconds:.0f} s" if step.min_seconds else "until somebody resumes"
             return f"pause, {held}"

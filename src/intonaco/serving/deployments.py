@@ -29,7 +29,8 @@ class Replica:
 class Deployment:
     """``count``: how many times the release was deployed from nothing. ``environment``: that of its
     workers, empty if they run in this interpreter's. ``refused``: why none was started. ``base``:
-    of workers that hold other releases too, empty for workers of its own."""
+    of workers that hold other releases too, empty for workers of its own. ``size``: how many
+    workers it was scaled to, 0 if it never was."""
 
     release_id: str
     count: int = 0
@@ -39,6 +40,7 @@ class Deployment:
     environment: str = ""
     refused: str = ""
     base: str = ""
+    size: int = 0
     replicas: tuple[Replica, ...] = ()
 
 
@@ -81,6 +83,11 @@ class Deployments:
             return info
         self._ending(name).unlink(missing_ok=True)
         return None
+
+    def all_ending(self, prefix: str) -> int:
+        """How many workers whose names begin so still answer what they took."""
+        names = [path.stem for path in self.workspace.run.glob(f"{prefix}*.ending")]
+        return sum(self.ending(name) is not None for name in names)
 
     def put_ending(self, info: ProcessInfo) -> None:
         write_atomic(self._ending(info.name), encode(info))

@@ -93,22 +93,24 @@ class LocalServingBackend:
         _reap()
         deployment = self._deployments.get(release.release_id)
         base = self._base(release, deployment)
-        names = [_name(base, release.release_id, k) for k in range(self.config.replicas)]
+        size = deployment.size if deployment.size and not deployment.retired else 0
+        count = size or self.config.replicas
+        names = [_name(base, release.release_id, k) for k in range(count)]
         self._cut_short(names)
         live = {
             name: info for name in names if (info := self._live(deployment, name, base)) is not None
         }
         choice = self._choose(release) if len(live) < len(names) else Choice(way=Way.HERE)
         if not self._known(deployment, live, base) and choice.way is not Way.REFUSED:
-            count = deployment.count + 1
+            times = deployment.count + 1
             away = choice.way in (Way.BUILT, Way.BUILD)
             if live:  # others' worker, which may be built yet
                 away = any(d.environment for d in self._beside(deployment, base))
             deployment = replace(
                 deployment,
-                count=count,
+                count=times,
                 at=self.clock.now(),
-                fault=self._fault(release, count),
+                fault=self._fault(release, times),
                 environment=release.serving.environment if away else "",
                 base=base,
             )
@@ -126,8 +128,44 @@ class LocalServingBackend:
                 fault = deployment.fault
                 replicas.append(self._start(release, name, fault, choice, share=bool(base)))
         self._deployments.put(
-            replace(deployment, replicas=tuple(replicas), retired=False, refused=choice.text)
+            replace(
+                deployment,
+                replicas=tuple(replicas),
+                retired=False,
+                refused=choice.text,
+                size=size,
+            )
         )
+
+    def scale(self, release: Release, replicas: int) -> None:
+        """The size is written down before anything is started or ended, so that whoever comes after
+        a kill does the rest. Raises BackendError for workers that hold other releases too."""
+        deployment = self._deployments.get(release.release_id)
+        if replicas < 1:
+            raise BackendError(
+                f"{release.short} cannot be scaled to {replicas}: retire ends its workers",
+                backend="local",
+                retriable=False,
+            )
+        if self._base(release, deployment):
+            raise BackendError(
+                f"{release.short} shares its worker with other releases and cannot be scaled",
+                backend="local",
+                retriable=False,
+                hint="set serving.share_base: false",
+            )
+        size = 0 if replicas == self.config.replicas else replicas
+        kept, surplus = deployment.replicas[:replicas], deployment.replicas[replicas:]
+        if surplus or size != deployment.size or deployment.retired:
+            if deployment.retired:
+                deployment = replace(deployment, retired=False, replicas=())
+            deployment = replace(deployment, size=size, at=self.clock.now())
+            self._deployments.put(deployment)
+        if surplus:
+            self._end([r.process for r in surplus], release.release_id)
+            self._deployments.put(replace(deployment, replicas=kept))
+        if len(kept) < replicas:
+            self.deploy(release)
 
     def status(self, release_id: str) -> ServingStatus:
         """Ready when every replica is. URLs are of those that are; a release whose replicas attest
@@ -135,7 +173,13 @@ class LocalServingBackend:
         _reap()
         deployment = self._deployments.get(release_id)
         if deployment.retired or not (deployment.replicas or deployment.refused):
-            return ServingStatus(release=release_id, ready=False, error="not deployed")
+            return ServingStatus(
+                release=release_id,
+                ready=False,
+                error="not deployed",
+                deployed=False,
+                ending=self._deployments.all_ending(_name("", release_id, 0)),
+            )
         urls: list[str] = []
         attested: set[str] = set()
         error = deployment.refused
@@ -162,6 +206,8 @@ class LocalServingBackend:
                 "pid": info.pid,
                 "load_seconds": attestation.load_seconds,
                 "peak_memory_bytes": attestation.peak_memory_bytes,
+                "weights_bytes": attestation.weights_bytes,
+                "device_bytes": attestation.device_bytes,
                 "versions": dict(attestation.versions),
                 "device": attestation.device,
                 **({"base": deployment.base} if deployment.base else {}),
@@ -188,6 +234,8 @@ class LocalServingBackend:
             attested=next(iter(wrong or attested), None),
             error=f"attests {next(iter(wrong))[:10]}" if wrong else error,
             facts={**facts, "deployments": deployment.count, "fault": deployment.fault},
+            replicas=len(deployment.replicas),
+            ending=self._deployments.all_ending(_name("", release_id, 0)),
         )
 
     def drain(self, release_id: str) -> None:
@@ -220,8 +268,16 @@ class LocalServingBackend:
             info = self.workspace.process(path.stem)  # one that nobody wrote down
             if info and info.facts.get("release_id") == release_id:
                 known[info.name] = info
+        self._end(list(known.values()), release_id)
+        if deployment.replicas or deployment.refused:
+            self._deployments.put(
+                replace(deployment, replicas=(), refused="", retired=True, size=0)
+            )
+
+    def _end(self, infos: Sequence[ProcessInfo], release_id: str) -> None:
+        """As ``retire`` ends workers."""
         processes = []
-        for info in known.values():
+        for info in infos:
             process = _process(info)
             if process is None or self._deployments.ending(info.name) is not None:
                 continue
@@ -247,8 +303,6 @@ class LocalServingBackend:
             _signal(process.kill)
         psutil.wait_procs(stuck, timeout=self.grace_s)
         _reap()
-        if deployment.replicas or deployment.refused:
-            self._deployments.put(replace(deployment, replicas=(), refused="", retired=True))
 
     def close(self) -> None:
         """Let go of connections; workers run on."""

@@ -90,7 +90,9 @@ class HttpServingBackend:
         ready and ``attested`` names the id of what is declared now."""
         standing = self._standing(release_id)
         if standing is None or standing.state == "retired":
-            return _not_ready(release_id, "not deployed")
+            return ServingStatus(
+                release=release_id, ready=False, error="not deployed", deployed=False
+            )
         if standing.state == "draining":
             return _not_ready(release_id)
         store = ReleaseStore(self.workspace, "")
@@ -135,6 +137,16 @@ class HttpServingBackend:
             if look.problem and waited > patience
             else "",
             facts={**facts, "problem": look.problem} if look.problem else facts,
+            replicas=1,
+        )
+
+    def scale(self, release: Release, replicas: int) -> None:
+        """Raises BackendError: how many workers another's server has, only its owner says."""
+        raise BackendError(
+            f"{release.short} is served elsewhere and cannot be scaled to {replicas} workers",
+            backend="http",
+            retriable=False,
+            hint="rollout.strategy: canary or blue_green",
         )
 
     def drain(self, release_id: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from intonaco.errors import Conflict
+from intonaco.errors import BackendError, Conflict
 from intonaco.messages import table_digest
 from intonaco.protocols import ServingBackend, TrafficRouter
 from intonaco.testing import require
@@ -23,41 +23,67 @@ from intonaco.types import (
 
 @dataclass(slots=True)
 class MemoryServingBackend:
-    """``status`` says ready after ``polls_until_ready`` calls. ``failing`` maps a release id to the
-    error its worker ends with, ``attests`` to the id it attests instead of its own."""
+    """``status`` says ready after ``polls_until_ready`` calls, of each worker by itself.
+    ``failing`` maps a release id to the error its worker ends with, ``attests`` to the id it
+    attests instead of its own. ``replicas``: workers of a release that was not scaled. ``most``:
+    the most that were there of all releases at once."""
 
     polls_until_ready: int = 0
+    replicas: int = 1
+    most: int = 0
     failing: dict[str, str] = field(default_factory=dict)
     attests: dict[str, str] = field(default_factory=dict)
     deployments: dict[str, int] = field(default_factory=dict)  # from nothing, per release id
     draining: set[str] = field(default_factory=set)
     calls: list[tuple[str, str]] = field(default_factory=list)  # (method, release id)
-    _polls: dict[str, int] = field(default_factory=dict)
+    _polls: dict[str, list[int]] = field(default_factory=dict)  # of each worker
 
     def deploy(self, release: Release) -> None:
         rid = release.release_id
         self.calls.append(("deploy", rid))
         if rid not in self._polls:
-            self._polls[rid] = 0
-            self.deployments[rid] = self.deployments.get(rid, 0) + 1
+            self._start(rid, self.replicas)
         self.draining.discard(rid)
+
+    def scale(self, release: Release, replicas: int) -> None:
+        rid = release.release_id
+        if replicas < 1:
+            raise BackendError("at least one", backend="memory", retriable=False)
+        self.calls.append((f"scale {replicas}", rid))
+        self._start(rid, replicas)
+        del self._polls[rid][replicas:]
+
+    def _start(self, rid: str, replicas: int) -> None:
+        if rid not in self._polls:
+            self._polls[rid] = []
+            self.deployments[rid] = self.deployments.get(rid, 0) + 1
+        workers = self._polls[rid]
+        workers.extend([0] * (replicas - len(workers)))
+        self.most = max(self.most, sum(len(w) for w in self._polls.values()))
 
     def status(self, release_id: str) -> ServingStatus:
         if release_id not in self._polls:
-            return ServingStatus(release=release_id, ready=False, error="not deployed")
+            return ServingStatus(
+                release=release_id, ready=False, error="not deployed", deployed=False
+            )
+        workers = self._polls[release_id]
         if error := self.failing.get(release_id):
-            return ServingStatus(release=release_id, ready=False, error=error)
-        self._polls[release_id] += 1
-        if self._polls[release_id] <= self.polls_until_ready or release_id in self.draining:
-            return ServingStatus(release=release_id, ready=False)
+            return ServingStatus(
+                release=release_id, ready=False, error=error, replicas=len(workers)
+            )
+        workers[:] = [polls + 1 for polls in workers]
+        up = [k for k, polls in enumerate(workers) if polls > self.polls_until_ready]
+        if not up or release_id in self.draining:
+            return ServingStatus(release=release_id, ready=False, replicas=len(workers))
         attested = self.attests.get(release_id, release_id)
         wrong = attested != release_id
         return ServingStatus(
             release=release_id,
-            ready=not wrong,
-            urls=(f"memory://{release_id[:10]}",),
+            ready=not wrong and len(up) == len(workers),
+            urls=tuple(f"memory://{release_id[:10]}" + (f"-{k}" if k else "") for k in up),
             attested=attested,
             error=f"attests {attested[:10]}" if wrong else "",
+            replicas=len(workers),
         )
 
     def drain(self, release_id: str) -> None:
@@ -199,6 +225,54 @@ def check_serving_backend(
     require(not backend.status(rid).ready, "a retired release is not ready")
     require(not backend.status(rid).urls, "a retired release has no URL")
     backend.retire(rid)
+
+
+def check_scaling(
+    backend: ServingBackend,
+    release: Release,
+    *,
+    timeout_s: float = 120.0,
+    poll_s: float = 0.2,
+) -> None:
+    """Scale one release up and down, from nothing to nothing. Raises AssertionError; BackendError
+    where the backend cannot scale."""
+    rid = release.release_id
+
+    def settled(replicas: int) -> ServingStatus:
+        return _until(
+            lambda: backend.status(rid),
+            lambda s: s.ready and s.replicas == replicas and len(s.urls) == replicas,
+            timeout_s,
+            poll_s,
+        )
+
+    require(not backend.status(rid).deployed, "what nobody asked for is not deployed")
+    backend.scale(release, 1)
+    one = settled(1)
+    require(one.ready and len(one.urls) == 1, f"not one worker: {one.error or one.urls}")
+    backend.scale(release, 2)
+    started = backend.status(rid)
+    require(started.replicas == 2, f"2 workers were asked for, {started.replicas} were started")
+    require(one.urls[0] in started.urls, "scaling up must not disturb those that run")
+    two = settled(2)
+    require(len(set(two.urls)) == 2, f"not two workers: {two.error or two.urls}")
+    require(two.urls[0] == one.urls[0], "the workers that were there come first")
+    backend.scale(release, 2)
+    require(settled(2).urls == two.urls, "the same number again changes nothing")
+    backend.scale(release, 1)
+    left = settled(1)
+    require(left.urls == one.urls, "scaling down ends the last ones and keeps the others")
+    backend.deploy(release)
+    require(settled(1).urls == one.urls, "deploying again keeps the size")
+    try:
+        backend.scale(release, 0)
+    except BackendError:
+        pass
+    else:
+        require(False, "no worker at all is what retire is for")
+    backend.retire(rid)
+    require(not backend.status(rid).deployed, "a retired release is not deployed")
+    require(not backend.status(rid).replicas, "a retired release has no workers")
 
 
 def check_router(router: TrafficRouter, table: RoutingTable) -> None:

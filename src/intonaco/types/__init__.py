@@ -50,6 +50,7 @@ from intonaco.types.traffic import (
 )
 from intonaco.types.updates import (
     Candidate,
+    Capacity,
     Event,
     JobHandle,
     JobSpec,
@@ -87,6 +88,7 @@ __all__ = [
     "Attempt",
     "BreakerTrip",
     "Candidate",
+    "Capacity",
     "Cause",
     "ClusterMove",
     "DatasetDiff",

@@ -82,7 +82,8 @@ class RolloutStep:
     previous champion (bake). A step is left for the next when nothing is harmful and both
     ``min_seconds`` have passed and ``min_units`` distinct challenger units (pairs, in shadow) were
     judged. ``min_seconds`` None: a pause until somebody resumes. ``deadline_s``: of an approval;
-    after it ``on_timeout``, "abort" or "hold" (goes on waiting, and tells)."""
+    after it ``on_timeout``, "abort" or "hold" (goes on waiting, and tells). ``replicas``: that the
+    challenger has at this step of a rolling rollout."""
 
     kind: StepKind
     weight: float = 0.0
@@ -90,6 +91,19 @@ class RolloutStep:
     min_units: int = 0
     deadline_s: float | None = None
     on_timeout: str = "abort"
+    replicas: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """Replicas of a rolling rollout. ``challenger``: how many of ``total`` it is to have, and the
+    users' share follows; the champion has the others. Never fewer than ``total - unavailable``
+    answer, never more than ``total + surge`` are there."""
+
+    total: int
+    surge: int
+    unavailable: int
+    challenger: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +141,9 @@ class Rollout:
     on, and ``champion`` is the one before. ``promoted_epoch``: the last routing table before.
     ``returning``: why it goes back as soon as the champion can take the users, with
     ``returning_verdict``. ``stuck_since``: since when challenger or gateway do not do what the step
-    asks for. ``overdue``: it was told that a deadline has passed."""
+    asks for. ``overdue``: it was told that a deadline has passed; ``asked``: that a person is to
+    say whether what is undecided will do. ``accepted``: metrics of which somebody, ``accepted_by``,
+    said so. ``capacity``: of a rolling one. ``notice``: its cost, said before it began."""
 
     rollout_id: str
     service_id: str
@@ -156,7 +172,12 @@ class Rollout:
     stuck_since: float | None = None
     stuck_seconds: float = 0.0  # that it may be stuck, 0: for ever
     overdue: bool = False
-    on_inconclusive: str = "abort"  # at max_seconds: "abort", "hold"
+    on_inconclusive: str = "abort"  # at max_seconds: "abort", "hold", "ask"
+    asked: bool = False
+    accepted: tuple[str, ...] = ()
+    accepted_by: str = ""
+    capacity: Capacity | None = None
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +211,9 @@ class JobStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingStatus:
     """A release as its serving backend sees it. ``attested`` is the id the worker worked out itself
-    from what it loaded."""
+    from what it loaded. ``replicas``: workers that were started for it, ready or not; ``ending``:
+    that take no more and answer what they have. ``urls``: of those that are ready, in the order in
+    which ``scale`` keeps them. ``deployed``: false if nobody asked for it, or it was retired."""
 
     release: str
     ready: bool
@@ -198,6 +221,9 @@ class ServingStatus:
     attested: str | None = None
     error: str = ""
     facts: Mapping[str, Json] = field(default_factory=dict)
+    replicas: int = 0
+    ending: int = 0
+    deployed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

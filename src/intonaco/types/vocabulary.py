@@ -126,6 +126,7 @@ class StepKind(StrEnum):
     STAGE = "stage"  # loaded and ready, without traffic
     SHADOW = "shadow"  # copies of requests, answers compared and thrown away
     CANARY = "canary"  # a share of users
+    REPLACE = "replace"  # the champion's worker ends, then the challenger is loaded in its place
     PAUSE = "pause"  # a time, or until somebody resumes
     APPROVE = "approve"  # a person's word
     ANALYSIS = "analysis"  # every guardrail proven

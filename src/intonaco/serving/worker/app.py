@@ -57,7 +57,7 @@ from intonaco.serving.worker.job import (
     Job,
     QueueFull,
 )
-from intonaco.serving.worker.machine import machine
+from intonaco.serving.worker.machine import machine, memory_bytes
 from intonaco.serving.worker.metrics import CONTENT_TYPE, WorkerMetrics
 from intonaco.serving.worker.sharing import Sharing
 from intonaco.serving.worker.streaming import LineStream, Mailbox, Progress
@@ -283,6 +283,7 @@ class Worker:
             device=machine(engine.device),
             weights_bytes=asked[0].weights_bytes,
             idle_bytes=asked[0].idle_bytes,
+            device_bytes=memory_bytes(engine.device),
         )
         return Response(encode(value), media_type="application/json", headers=HEADERS)
 
