@@ -544,8 +544,8 @@ def test_a_wave_waits_for_its_workers_and_then_for_nothing_else() -> None:
         facts = replace(FINE, challenger_replicas=ready, champion_replicas=4)
         state = tick(state, facts, 20.0 * n).rollout
     assert state.step == 1  # a quarter of the users
-    early = tick(state, facts, 25.0)
-    assert early.rollout == state
+    early = tick(state, facts, 25.0).rollout
+    assert (early.step, early.capacity, early.step_since) == (1, state.capacity, state.step_since)
     begun = tick(state, facts, 31.0)
     assert begun.events == (("scaling", "2 of 4 workers are to be the challenger's"),)
     assert begun.weights["challenger"] == 0.25

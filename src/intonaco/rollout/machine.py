@@ -419,13 +419,6 @@ def _missing_to_enter(rollout: Rollout, to: int, facts: RolloutFacts) -> list[st
     missing += [facts.blind] if facts.blind else []
     if rollout.promoted_at is not None or in_place(rollout):
         return missing
-    step = rollout.steps[to] if to < len(rollout.steps) else None
-    left = rollout.steps[rollout.step] if rollout.history else None
-    if in_place(rollout) and (left is None or left.kind in (StepKind.PAUSE, StepKind.APPROVE)):
-        return []  # nothing is loaded before its step
-    missing = [] if facts.challenger_ready else ["the challenger to be ready"]
-    if rollout.champion is None or rollout.promoted_at is not None or in_place(rollout):
-        return missing
     everybody = step is None or step.kind is StepKind.PROMOTE
     everybody |= step is not None and step.kind is StepKind.CANARY and step.weight >= 1.0
     if everybody or (left is not None and left.kind is StepKind.ANALYSIS):
