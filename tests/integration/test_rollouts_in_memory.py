@@ -217,3 +217,14 @@ def test_shadow_only_promotes_nobody(world: World) -> None:
     assert rollout_of(world).verdict is Verdict.PASS
     assert world.ledger.champion() == first
     assert ("retire", rollout_of(world).challenger) in world.serving.calls
+
+
+def test_guardrails_are_the_metrics_that_are_configured(world: World, evidence: Evidence) -> None:
+    """Each must be proven, the configured ones and no others."""
+    configure(world, metrics=["errors", "slow"])
+    world.first_release()
+    world.technique()
+    in_rollout(world)
+    assert [a.metric for a in rollout_of(world).assessments] == ["errors", "slow"]
+    facts = world.controller.rollouts._facts(rollout_of(world), None, None)
+    assert facts.guardrails == ("errors", "slow")

@@ -23,8 +23,10 @@ from intonaco.config.decision import (
 )
 from intonaco.config.delivery import (
     DEFAULT_STEPS,
+    ONLINE_METRICS,
     Approval,
     Console,
+    HarmTolerances,
     Person,
     RegistryConfig,
     RolloutConfig,
@@ -77,6 +79,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "JUDGED",
     "KINDS",
+    "ONLINE_METRICS",
     "ApiKey",
     "Approval",
     "Budget",
@@ -94,6 +97,7 @@ __all__ = [
     "FlowRecipe",
     "Gateway",
     "Generation",
+    "HarmTolerances",
     "Head",
     "Kind",
     "Limits",

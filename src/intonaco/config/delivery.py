@@ -58,14 +58,33 @@ DEFAULT_STEPS = (
 )
 
 
+# What live users can be compared by.
+ONLINE_METRICS = ("errors", "latency", "clip_score", "slow", "cost")
+
+
 class RolloutMargins(Section):
-    """Online, absolute, per user. ``errors``: share of users whose request failed. ``slow``: share
-    whose request took longer than ``slower_than`` times the champion's median in its class.
-    ``clip_score``: cosine."""
+    """Online, per user: how much worse is no worse. ``errors``: share of users whose request
+    failed. ``latency``: service time, relative, at the median and at the 0.9 quantile of the
+    request's class. ``clip_score``: cosine. ``slow``: share whose request took longer than
+    ``slower_than`` times the champion's median in its class. ``cost``: money for an image,
+    relative."""
 
     errors: Positive = 0.01
-    slow: Positive = 0.05
+    latency: Positive = 0.10
     clip_score: Positive = 0.02
+    slow: Positive = 0.05
+    cost: Positive = 0.10
+
+
+class HarmTolerances(Section):
+    """How much worse is not yet harm, in the units of the margins. None: ``harm_tolerance``.
+    ``errors`` of 0 lets the ratio of error rates speak too, which sees a rare error sooner."""
+
+    errors: Annotated[float, Field(ge=0)] | None = None
+    latency: Annotated[float, Field(ge=0)] = 0.05
+    clip_score: Annotated[float, Field(ge=0)] | None = None
+    slow: Annotated[float, Field(ge=0)] | None = None
+    cost: Annotated[float, Field(ge=0)] = 0.05
 
 
 class RolloutConfig(Section):
@@ -74,8 +93,11 @@ class RolloutConfig(Section):
     strategy: Literal["canary", "blue_green", "shadow_only"] = "canary"
     steps: Annotated[tuple[Step, ...], Field(min_length=1)] = DEFAULT_STEPS
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    # Guardrails: each may send everybody back, and all are proven before everybody gets it.
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("errors", "latency", "clip_score")
     margins: RolloutMargins = RolloutMargins()
-    harm_tolerance: Annotated[float, Field(ge=0)] = 0.0
+    harm_tolerance: Annotated[float, Field(ge=0)] = 0.0  # of errors, slow and clip_score
+    harm_tolerances: HarmTolerances = HarmTolerances()
     # Cosines are clamped into this range; one that fits the usual scores decides sooner.
     score_range: tuple[float, float] = (-1.0, 1.0)
     slower_than: Positive = 2.0
@@ -85,6 +107,23 @@ class RolloutConfig(Section):
     bake_seconds: Annotated[float, Field(ge=0)] = 3600.0  # as champion, the previous one kept warm
     holdback: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # users kept on the previous one then
     drain_seconds: Positive = 660.0  # longer than the longest request
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for name in metrics:
+            if name not in ONLINE_METRICS:
+                raise ValueError(f"no metric {name!r}; there are: {', '.join(ONLINE_METRICS)}")
+        if len(set(metrics)) < len(metrics):
+            raise ValueError("a metric is named twice")
+        if "errors" not in metrics:
+            raise ValueError("errors cannot be left out: they are what is watched at 100 %")
+        return metrics
+
+    def tolerance(self, metric: str) -> float:
+        """How much worse is not yet harm, in the unit of the metric's margin."""
+        own: float | None = getattr(self.harm_tolerances, metric)
+        return self.harm_tolerance if own is None else own
 
     @field_validator("steps")
     @classmethod

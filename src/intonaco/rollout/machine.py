@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from intonaco.rollout.outcomes import METRICS
+from intonaco.rollout.outcomes import BOUNDED
 from intonaco.rollout.words import brief, describe, step_name
 from intonaco.types import (
     Assessment,
@@ -52,7 +52,7 @@ class RolloutFacts:
     observed_epoch_applied: bool = False
     sample_ratio_ok: bool = True
     sample_ratio_text: str = ""
-    guardrails: tuple[str, ...] = METRICS
+    guardrails: tuple[str, ...] = BOUNDED
     command: str | None = None
     actor: str = "somebody"
     why: str = ""  # that the actor gave
