@@ -336,7 +336,16 @@ class Watch:
             rollout = self.parts.ledger.find(Rollout, state["rollout"])
             if rollout is not None and not rollout.status.final:
                 self.analysis = self._analysis_of(rollout, {}, {})
-                self.analysis.restore(state["analysis"])
+                try:
+                    self.analysis.restore(state["analysis"])
+                except StorageError as error:
+                    log.error(
+                        "evidence of %s is gathered anew: %s",
+                        rollout.rollout_id,
+                        error,
+                        extra={"action": "watch.evidence_lost"},
+                    )
+                    self.analysis = self._analysis_of(rollout, self.medians(), self._latencies)
 
 
 def _window_id(level: str, start: int) -> str:

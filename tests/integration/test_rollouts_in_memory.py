@@ -225,6 +225,7 @@ def test_guardrails_are_the_metrics_that_are_configured(world: World, evidence: 
     world.first_release()
     world.technique()
     in_rollout(world)
+    world.until(lambda: bool(rollout_of(world).assessments))
     assert [a.metric for a in rollout_of(world).assessments] == ["errors", "slow"]
     facts = world.controller.rollouts._facts(rollout_of(world), None, None)
     assert facts.guardrails == ("errors", "slow")

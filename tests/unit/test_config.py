@@ -106,6 +106,14 @@ def test_the_name_of_the_service_is_enough() -> None:
         ),
         # what only the whole says
         (
+            "service: s\nrollout: {strategy: blue_green, metrics: [errors, latency]}",
+            "intonaco.yaml: rollout: metrics: latency needs a step that gives some users",
+        ),
+        (
+            "service: s\nrollout: {steps: [{weight: 1.0}], metrics: [errors, cost]}",
+            "intonaco.yaml: rollout: metrics: cost needs a step that gives some users",
+        ),
+        (
             "service: s\nrollout: {steps: [{kind: bake}]}",
             "intonaco.yaml: rollout.steps: a bake comes after promote",
         ),
@@ -314,3 +322,19 @@ def test_what_a_metric_of_the_rollout_needs_is_checked(
     said = [p for p in problems if p.startswith("rollout.metrics")]
     assert len(said) == (problem is not None)
     assert problem is None or problem in said[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "judged"),
+    [
+        ("{}", ("errors", "latency", "clip_score")),
+        ("{strategy: blue_green}", ("errors", "slow", "clip_score")),
+        ("{steps: [{kind: shadow, weight: 1}, {weight: 1}]}", ("errors", "slow", "clip_score")),
+        ("{strategy: shadow_only, metrics: [errors]}", ("errors",)),
+        ("{metrics: [errors, cost]}", ("errors", "cost")),
+    ],
+)
+def test_where_requests_are_only_copied_latency_is_not_judged(
+    given: str, judged: tuple[str, ...]
+) -> None:
+    assert config.parse(f"service: s\nrollout: {given}").rollout.guardrails == judged

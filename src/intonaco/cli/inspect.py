@@ -13,6 +13,7 @@ from intonaco.cli.common import HERE, AsJson, Folder, ago, opened, out, print_js
 from intonaco.cli.traffic import traffic
 from intonaco.codec import as_json as to_json
 from intonaco.errors import BackendError, NotFound
+from intonaco.rollout.words import still
 from intonaco.types import Observed, Release, Rollout, StepKind, Update
 
 REASON = 70  # characters of a reason in a table
@@ -304,7 +305,15 @@ def rollout_show(workspace: Folder = HERE, as_json: AsJson = False) -> None:
     )
     print_table(
         "\nassessments",
-        ("metric", "assessment", "difference", "interval", "margin", "evidence of harm"),
+        (
+            "metric",
+            "assessment",
+            "difference",
+            "interval",
+            "margin",
+            "evidence of harm",
+            "waits for",
+        ),
         (
             (
                 a.metric,
@@ -313,6 +322,7 @@ def rollout_show(workspace: Folder = HERE, as_json: AsJson = False) -> None:
                 f"[{a.interval[0]:.3f}, {a.interval[1]:.3f}]" if a.interval else "",
                 a.margin,
                 f"{_bar(a.evidence_harm, a.threshold)} {a.evidence_harm:.1f} of {a.threshold:.1f}",
+                still(a),
             )
             for a in rollout.assessments
         ),

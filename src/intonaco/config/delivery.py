@@ -125,6 +125,33 @@ class RolloutConfig(Section):
         own: float | None = getattr(self.harm_tolerances, metric)
         return self.harm_tolerance if own is None else own
 
+    @property
+    def randomised(self) -> bool:
+        """Whether some users, not all, reach the challenger before it is proven."""
+        if self.strategy in ("blue_green", "shadow_only"):
+            return False
+        return self.strategy != "canary" or any(
+            s.kind is StepKind.CANARY and s.weight < 1 for s in self.steps
+        )
+
+    @property
+    def guardrails(self) -> tuple[str, ...]:
+        """The metrics that are judged: those that are named. Copies wait behind users, so where
+        there are only copies, the default has ``slow`` for ``latency``."""
+        if self.randomised or "metrics" in self.model_fields_set:
+            return self.metrics
+        return tuple("slow" if name == "latency" else name for name in self.metrics)
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> RolloutConfig:
+        for name in ("latency", "cost"):
+            if name in self.guardrails and not self.randomised:
+                raise ValueError(
+                    f"metrics: {name} needs a step that gives some users the challenger, and here "
+                    "requests are only copied: leave it out, or add a canary step"
+                )
+        return self
+
     @field_validator("steps")
     @classmethod
     def _in_order(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:

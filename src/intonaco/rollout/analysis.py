@@ -150,7 +150,7 @@ class RolloutAnalysis:
         settle_seconds: float = 60.0,
         max_units: int = 100_000,
     ) -> None:
-        metrics = config.metrics if metrics is None else metrics
+        metrics = config.guardrails if metrics is None else metrics
         known = metrics and set(metrics) <= set(ONLINE_METRICS)
         if not known or not score_range[0] < score_range[1]:
             raise ValueError(

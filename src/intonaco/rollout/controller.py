@@ -124,7 +124,7 @@ class RolloutController:
             and observed.epoch >= table.epoch,
             sample_ratio_ok=analysis.sample_ratio_ok if analysis else True,
             sample_ratio_text=analysis.sample_ratio_text if analysis else "",
-            guardrails=parts.config.rollout.metrics,
+            guardrails=parts.config.rollout.guardrails,
             command=asked.get("command"),
             actor=asked.get("actor", "somebody"),
             why=asked.get("reason", ""),
