@@ -195,6 +195,19 @@ def test_which_times_count(outcome: Outcome, expected: float | None) -> None:
     assert latency(record) == expected
 
 
+@pytest.mark.parametrize("seconds", [-3.0, math.nan, math.inf])
+def test_a_clock_that_was_set_back_stops_nothing(seconds: float) -> None:
+    crowd = people(0, requests=60, weights=(0.5,), error_rate=0.0)
+    an = analysis(crowd)
+    for item in crowd.records():
+        one = replace(item.record.attempts[0], seconds=seconds, service_seconds=seconds)
+        one = replace(one, gpu_seconds=seconds)
+        an.observe(replace(item, record=replace(item.record, attempts=(one,))))
+    found = {a.metric: a.assessment for a in an.assess()}
+    assert found["latency"] is found["cost"] is Assessment.NO_DATA
+    assert found["errors"] is Assessment.UNDECIDED
+
+
 # ------------------------------------------------------------------------------------ cost
 
 
@@ -303,6 +316,8 @@ def test_state_restores_exactly_at_every_event() -> None:
         for each in (whole, parts):
             each.begin_step(n // 80, float(n // 80 * 80), 0.5)
             each.observe(item)
+        if n % 10 == 0:
+            assert parts.assess() == whole.assess()
         stored = json.dumps(parts.state())
         assert stored == json.dumps(whole.state())
         parts = analysis()

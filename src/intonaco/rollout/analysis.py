@@ -171,7 +171,8 @@ class RolloutAnalysis:
         self._ratio = SampleRatioTest()
         self._medians = Medians(medians or {})
         self._usual = Medians({})  # device seconds
-        self._expected: dict[str, tuple[tuple[int, float], int | None]] = {}  # reckoned already
+        # What was reckoned last of a metric: at how many units, at which weight, units still ahead.
+        self._expected: dict[str, tuple[int, float, int | None]] = {}
         self._waiting: list[_Event] = []  # heap, by start
         self._until = -math.inf  # the log has been seen up to here
         self._seq = 0
@@ -473,13 +474,18 @@ class RolloutAnalysis:
         return highest >= self._threshold and now > 0
 
     def _ahead(self, metric: str) -> int | None:
-        """Units still expected at the present weight. Reckoned once for what is there."""
+        """Units still expected at the present weight. Reckoned anew when a twentieth more is there
+        (futures are drawn, which takes some milliseconds), counted down in between."""
         settled, weight = self._settled.evidence[metric], self._step[2]
-        at = (settled.count, weight)
-        if self._expected.get(metric, (None, None))[0] != at:
-            units = settled.ahead(weight, self._threshold) if self._step[0] >= 0 else None
-            self._expected[metric] = (at, None if units is None else math.ceil(units))
-        return self._expected[metric][1]
+        if self._step[0] < 0:
+            return None
+        known = self._expected.get(metric)
+        if known is None or known[1] != weight or settled.count > 1.05 * known[0]:
+            units = settled.ahead(weight, self._threshold)
+            known = (settled.count, weight, None if units is None else math.ceil(units))
+            self._expected[metric] = known
+        count, _, expected = known
+        return None if expected is None else max(0, expected - (settled.count - count))
 
     def _no_data(self, metric: str) -> str:
         """What is missing, in words."""
@@ -531,6 +537,7 @@ class RolloutAnalysis:
             "step": list(self._step),
             "step_units": "".join(sorted(self._step_units)),
             "promoted": self._promoted,
+            "expected": {m: list(known) for m, known in self._expected.items()},
             "final": None
             if self._final is None
             else {"limit": float(self._final.grid[0]), "evidence": self._final.state()},
@@ -541,6 +548,7 @@ class RolloutAnalysis:
         for any other."""
         if dict(state["made_with"]) != self._made_with():
             raise StorageError("the stored evidence belongs to another rollout or other settings")
+        self._expected = {m: (int(n), float(w), u) for m, (n, w, u) in state["expected"].items()}
         self._quick.restore(state["quick"])
         self._settled.restore(state["settled"])
         self._ratio.restore(state["ratio"])

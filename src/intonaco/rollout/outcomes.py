@@ -9,6 +9,7 @@ was shielded by the champion has failed.
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 from collections.abc import Mapping
 
@@ -119,7 +120,9 @@ def latency(record: Record) -> float | None:
     """Service time of the assigned arm in seconds; of a request that was given up, by us or by the
     user, the time until then. None of one that failed: how long a failure takes is no service."""
     ended_by = (Outcome.OK, Outcome.TIMEOUT, Outcome.CANCELLED)
-    return next((_duration(a) for a in own_attempts(record) if a.outcome in ended_by), None)
+    found = next((_duration(a) for a in own_attempts(record) if a.outcome in ended_by), None)
+    # A clock that was set back between start and end leaves no time, and no reason to stop.
+    return found if found is not None and 0 <= found < math.inf else None
 
 
 def device_seconds(record: Record) -> tuple[str, float] | None:
@@ -128,7 +131,10 @@ def device_seconds(record: Record) -> tuple[str, float] | None:
     size, since images in a full batch are cheaper. None of an arm that made none."""
     for a in own_attempts(record):
         if a.outcome is Outcome.OK and a.service_seconds > 0:
+            # as windows of traffic and the signal ``cost`` reckon it
             share = a.gpu_seconds or a.service_seconds / max(1, a.batch_size)
+            if not 0 < share < math.inf:
+                return None
             return f"{record.request_class} batch {max(1, a.padded_size)}", share
     return None
 
