@@ -21,7 +21,7 @@ from intonaco.errors import ConfigError
 from intonaco.ledger import Ledger
 from intonaco.rollout.analysis import RolloutAnalysis
 from intonaco.rollout.plan import Assumed, measured, plan
-from intonaco.rollout.words import brief, describe, rounded, still
+from intonaco.rollout.words import brief, describe, no_data, rounded, still
 from intonaco.segment_log import SegmentWriter
 from intonaco.types import (
     Assessment,
@@ -261,6 +261,21 @@ def test_assessments_of_before_are_still_read() -> None:
     old = json.loads(encode(an_assessment()))
     del old["units_ahead"], old["missing"]
     assert decode(MetricAssessment, json.dumps(old)) == an_assessment()
+
+
+def test_words_of_what_is_missing() -> None:
+    def said(metric: str, champion: int, challenger: int, *, pairs: bool = False) -> str:
+        return no_data(metric, (champion, challenger), pairs)
+
+    assert said("errors", 9, 0) == "no request has reached the challenger"
+    assert said("latency", 9, 0, pairs=True).startswith(
+        "no user has reached the challenger; shadow"
+    )
+    assert said("clip_score", 9, 0, pairs=True) == "no scores from the scorer"
+    assert said("cost", 0, 9) == "no request of a user who stayed with the champion"
+    assert "times" in said("latency", 9, 9)
+    assert "images" in said("cost", 9, 9)
+    assert "compared" in said("slow", 9, 9)
 
 
 def test_words_of_an_assessment() -> None:

@@ -17,18 +17,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from intonaco.config import ONLINE_METRICS, RolloutConfig
 from intonaco.errors import StorageError
-from intonaco.rollout.evidence import (
-    Differences,
-    Evidence,
-    Times,
-    Unit,
-    evidence_of,
-    split_keys,
-)
+from intonaco.rollout.evidence import Differences, Times, split_keys
+from intonaco.rollout.lanes import Event, Lane
 from intonaco.rollout.outcomes import (
     BOUNDED,
     CLIP_SCORE,
@@ -42,8 +36,8 @@ from intonaco.rollout.outcomes import (
     outcomes,
     started,
 )
+from intonaco.rollout.words import no_data
 from intonaco.stats import BettingMean, SampleRatioTest
-from intonaco.stats.latency import NEEDED
 from intonaco.types import Assessment, Json, MetricAssessment, Record, ScoredRecord
 
 _UNRANDOMISED = 1e-9
@@ -51,76 +45,6 @@ _OPEN_PAIRS = 2000
 _AFTER = {"champion": "challenger", "holdback": "champion"}  # whom arms belong to once promoted
 _MISSING_TOLERATED = 0.2  # of scores, beyond what the champion's arm misses
 _MISSING_NEEDED = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class _Event:
-    """A unit (``weight`` in (0, 1)), a champion's request that was not randomised (``weight`` 0) or
-    a shadow pair (``weight`` None), with losses or differences of losses. Ordered by start."""
-
-    start: float
-    seq: int
-    unit: str
-    weight: float | None
-    challenger: bool
-    topic: str
-    request_class: str
-    values: Mapping[str, float]
-
-
-class _Lane:
-    """Evidence per metric from events in one order."""
-
-    def __init__(self, points: Mapping[str, tuple[float, float]], max_units: int) -> None:
-        self.evidence: dict[str, Evidence] = {
-            m: evidence_of(m, tolerance=tolerance, margin=margin)
-            for m, (tolerance, margin) in points.items()
-        }
-        self.units = [0, 0]  # champion, challenger
-        self._seen: set[str] = set()
-        self._max_units = max_units
-
-    def take(self, event: _Event) -> bool:
-        """Whether it is a pair or a unit's first request."""
-        new = self._count(event)
-        known = new or event.unit in self._seen
-        for metric, value in event.values.items():
-            if known and event.weight != 0:
-                unit = Unit(
-                    key=event.unit,
-                    value=value,
-                    weight=event.weight,
-                    challenger=event.challenger,
-                    topic=event.topic if metric == CLIP_SCORE else None,
-                    request_class=event.request_class,
-                    first=new,
-                )
-                self.evidence[metric].take(unit)
-            if event.weight is not None and not event.challenger:
-                self.evidence[metric].learn(value, event.request_class)
-        return new
-
-    def _count(self, event: _Event) -> bool:
-        if event.weight is None:
-            return True
-        if not event.weight or event.unit in self._seen or len(self._seen) >= self._max_units:
-            return False
-        self._seen.add(event.unit)
-        self.units[event.challenger] += 1
-        return True
-
-    def state(self) -> Json:
-        return {
-            "evidence": {m: e.state() for m, e in self.evidence.items()},
-            "units": list(self.units),
-            "seen": "".join(sorted(self._seen)),
-        }
-
-    def restore(self, state: Mapping[str, Json]) -> None:
-        for metric, evidence in self.evidence.items():
-            evidence.restore(state["evidence"][metric])
-        self.units = [int(n) for n in state["units"]]
-        self._seen = split_keys(state["seen"])
 
 
 class RolloutAnalysis:
@@ -173,7 +97,7 @@ class RolloutAnalysis:
         self._usual = Medians({})  # device seconds
         # What was reckoned last of a metric: at how many units, at which weight, units still ahead.
         self._expected: dict[str, tuple[int, float, int | None]] = {}
-        self._waiting: list[_Event] = []  # heap, by start
+        self._waiting: list[Event] = []  # heap, by start
         self._until = -math.inf  # the log has been seen up to here
         self._seq = 0
         self._open: dict[str, Json] = {}  # half pairs by request id
@@ -188,9 +112,9 @@ class RolloutAnalysis:
         self._harm_threshold = math.log((len(metrics) + 1) / alpha)
         self._threshold = math.log(1 / alpha)
 
-    def _lane(self) -> _Lane:
+    def _lane(self) -> Lane:
         points = {m: (self._tolerance[m], self._margin[m]) for m in self.metrics}
-        return _Lane(points, self._max_units)
+        return Lane(points, self._max_units)
 
     # -------------------------------------------------------------------------------- taking in
 
@@ -313,9 +237,9 @@ class RolloutAnalysis:
         values: Mapping[str, float],
         topic: str,
         request_class: str = "",
-    ) -> _Event:
+    ) -> Event:
         self._seq += 1
-        return _Event(
+        return Event(
             start=start,
             seq=self._seq,
             unit=unit,
@@ -448,7 +372,7 @@ class RolloutAnalysis:
         open_yet = assessment in (Assessment.UNDECIDED, Assessment.NO_DATA)
         missing = ""
         if assessment is Assessment.NO_DATA:
-            missing = self._no_data(metric)
+            missing = no_data(metric, self._quick.units, bool(self._paired))
         elif open_yet and unscored:
             missing = "too many of the challenger's answers have no score"
         return MetricAssessment(
@@ -486,24 +410,6 @@ class RolloutAnalysis:
             self._expected[metric] = known
         count, _, expected = known
         return None if expected is None else max(0, expected - (settled.count - count))
-
-    def _no_data(self, metric: str) -> str:
-        """What is missing, in words."""
-        champion, challenger = self._quick.units
-        shadowed = bool(self._paired) and metric in BOUNDED
-        if not challenger and not shadowed:
-            if self._paired:
-                return "no user has reached the challenger; shadow copies say nothing of this"
-            return "no request has reached the challenger"
-        if not champion and not shadowed:
-            return "no request of a user who stayed with the champion"
-        if metric == CLIP_SCORE:
-            return "no scores from the scorer"
-        if metric == LATENCY:
-            return f"too few of the champion's times in the classes asked for ({NEEDED} in each)"
-        if metric == COST:
-            return "too few of the champion's images in the same classes and batch sizes"
-        return "no answers on both sides that can be compared"
 
     def _unscored(self, metric: str) -> bool:
         """Scores that are missing on the challenger's side prove nothing about those that are not:
@@ -554,7 +460,7 @@ class RolloutAnalysis:
         self._ratio.restore(state["ratio"])
         self._medians.restore(state["medians"])
         self._usual.restore(state["usual"])
-        self._waiting = [_Event(**e) for e in state["waiting"]]  # sorted, so a heap
+        self._waiting = [Event(**e) for e in state["waiting"]]  # sorted, so a heap
         self._until = -math.inf if state["until"] is None else float(state["until"])
         self._seq = int(state["seq"])
         self._open = {k: dict(v) for k, v in state["open"].items()}

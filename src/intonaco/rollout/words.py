@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from intonaco.rollout.outcomes import CLIP_SCORE
+from collections.abc import Sequence
+
+from intonaco.rollout.outcomes import BOUNDED, CLIP_SCORE, COST, LATENCY
+from intonaco.stats.latency import NEEDED
 from intonaco.types import MetricAssessment, RolloutStep, StepKind
 
 
@@ -38,6 +41,25 @@ def describe(a: MetricAssessment) -> str:
         f"{a.evidence_harm:.1f} of {a.threshold:.1f}, margin "
         f"{number(a.metric, a.margin).lstrip('+')}"
     )
+
+
+def no_data(metric: str, units: Sequence[int], pairs: bool) -> str:
+    """What is missing of a metric without data. ``units``: the champion's and the challenger's
+    users; ``pairs``: whether there are shadow pairs."""
+    if pairs and metric not in BOUNDED and not units[1]:
+        return "no user has reached the challenger; shadow copies say nothing of this"
+    if not (pairs and metric in BOUNDED):
+        if not units[1]:
+            return "no request has reached the challenger"
+        if not units[0]:
+            return "no request of a user who stayed with the champion"
+    if metric == CLIP_SCORE:
+        return "no scores from the scorer"
+    if metric == LATENCY:
+        return f"too few of the champion's times in the classes asked for ({NEEDED} in each)"
+    if metric == COST:
+        return "too few of the champion's images in the same classes and batch sizes"
+    return "no answers on both sides that can be compared"
 
 
 def expected(missing: str, units: int | None, pairs: bool) -> str:
