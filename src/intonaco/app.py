@@ -207,6 +207,7 @@ def check(config: Config, workspace: Workspace) -> list[str]:
         problems.append(
             f"extractor.path: folder {workspace.resolve(config.extractor.path)} does not exist"
         )
+    problems += _unmeasured(config)
     if config.data.curation.enabled:
         for field in ("consents", "labels"):
             file = getattr(config.data.curation, field)
@@ -242,6 +243,29 @@ def notes(config: Config, workspace: Workspace) -> list[str]:
     if prompts is not None:
         found += _of_prompts(workspace.resolve(prompts), config.evaluation.hidden.share)
     return found
+
+
+def _unmeasured(config: Config) -> list[str]:
+    """What the metrics of a rollout need and have not. The default ones without an extractor are a
+    note: nothing is rolled out there, but the service can be served."""
+    rollout, problems = config.rollout, []
+    if "clip_score" in rollout.guardrails and "metrics" in rollout.model_fields_set:
+        if config.extractor is None:
+            problems.append(
+                "rollout.metrics: clip_score needs an extractor, which looks at prompts and "
+                "images: give one, or leave clip_score out"
+            )
+        elif config.serving.gateway.prompts != "keep":
+            problems.append(
+                f"rollout.metrics: clip_score needs prompts, and serving.gateway.prompts is "
+                f"{config.serving.gateway.prompts!r}: keep prompts, or leave clip_score out"
+            )
+    if "cost" in rollout.guardrails and config.serving.hourly_price is None:
+        problems.append(
+            "rollout.metrics: cost needs serving.hourly_price, what an hour of a worker costs: "
+            "give it, or leave cost out"
+        )
+    return problems
 
 
 def _prompts(file: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import TypeVar
@@ -243,7 +243,7 @@ class Watch:
         if rollout is None:
             self.analysis = None
         elif self.analysis is None or self.analysis.rollout_id != rollout.rollout_id:
-            self.analysis = self._analysis_of(rollout, self.medians())
+            self.analysis = self._analysis_of(rollout, self.medians(), self._latencies)
             self._dirty = True
         if self.analysis is not None and rollout is not None and rollout.promoted_epoch is not None:
             self.analysis.promoted(rollout.promoted_epoch)
@@ -252,13 +252,16 @@ class Watch:
         """The champion's median service time in each request class, in seconds."""
         return {name: median(values) for name, values in self._latencies.items() if values}
 
-    def _analysis_of(self, rollout: Rollout, medians: dict[str, float]) -> RolloutAnalysis:
+    def _analysis_of(
+        self, rollout: Rollout, medians: dict[str, float], times: Mapping[str, Iterable[float]]
+    ) -> RolloutAnalysis:
         return RolloutAnalysis(
             rollout.rollout_id,
             self.parts.config.rollout,
             rollout.alpha,
             salt=rollout.salt,
             medians=medians,
+            times=times,
             score_range=self.parts.config.rollout.score_range,
             settle_seconds=self.parts.config.serving.gateway.challenger_timeout_s + 1.0,
         )
@@ -345,8 +348,17 @@ class Watch:
         if state["rollout"] is not None:
             rollout = self.parts.ledger.find(Rollout, state["rollout"])
             if rollout is not None and not rollout.status.final:
-                self.analysis = self._analysis_of(rollout, {})
-                self.analysis.restore(state["analysis"])
+                self.analysis = self._analysis_of(rollout, {}, {})
+                try:
+                    self.analysis.restore(state["analysis"])
+                except StorageError as error:
+                    log.error(
+                        "evidence of %s is gathered anew: %s",
+                        rollout.rollout_id,
+                        error,
+                        extra={"action": "watch.evidence_lost"},
+                    )
+                    self.analysis = self._analysis_of(rollout, self.medians(), self._latencies)
 
 
 def _window_id(level: str, start: int) -> str:

@@ -517,3 +517,15 @@ def test_what_does_not_fit_beside_the_champion_is_not_loaded(world: World) -> No
     assert "rollout.strategy: in_place and rollout.force: true" in update.reason
     assert world.serving.deployments == {first: 1}
     assert world.ledger.champion() == first
+
+
+def test_guardrails_are_the_metrics_that_are_configured(world: World, evidence: Evidence) -> None:
+    """Each must be proven, the configured ones and no others."""
+    configure(world, metrics=["errors", "slow"])
+    world.first_release()
+    world.technique()
+    in_rollout(world)
+    world.until(lambda: bool(rollout_of(world).assessments))
+    assert [a.metric for a in rollout_of(world).assessments] == ["errors", "slow"]
+    facts = world.controller.rollouts._facts(rollout_of(world), None, None, "")
+    assert facts.guardrails == ("errors", "slow")

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from intonaco import config
+from intonaco import app, config
 from intonaco.config import Config, reading
 from intonaco.errors import ConfigError
 from intonaco.types import StepKind
+from intonaco.workspace import Workspace
 
 
 def _message(text: str) -> str:
@@ -86,7 +87,32 @@ def test_the_name_of_the_service_is_enough() -> None:
             "service: Digits!",
             "intonaco.yaml: service: String should match pattern",
         ),
+        (
+            "service: s\nrollout: {metrics: [errors, speed]}",
+            "intonaco.yaml: rollout.metrics: no metric 'speed'; there are: "
+            "errors, latency, clip_score, slow, cost",
+        ),
+        (
+            "service: s\nrollout: {metrics: [errors, slow, slow]}",
+            "intonaco.yaml: rollout.metrics: a metric is named twice",
+        ),
+        (
+            "service: s\nrollout: {metrics: [latency]}",
+            "intonaco.yaml: rollout.metrics: errors cannot be left out",
+        ),
+        (
+            "service: s\nrollout: {harm_tolerances: {cost: -1}}",
+            "intonaco.yaml: rollout.harm_tolerances.cost: Input should be greater than or equal",
+        ),
         # what only the whole says
+        (
+            "service: s\nrollout: {strategy: blue_green, metrics: [errors, latency]}",
+            "intonaco.yaml: rollout: metrics: latency needs a step that gives some users",
+        ),
+        (
+            "service: s\nrollout: {steps: [{weight: 1.0}], metrics: [errors, cost]}",
+            "intonaco.yaml: rollout: metrics: cost needs a step that gives some users",
+        ),
         (
             "service: s\nrollout: {steps: [{kind: bake}]}",
             "intonaco.yaml: rollout.steps: a bake comes after promote",
@@ -292,3 +318,58 @@ def test_who_is_told_is_checked() -> None:
 def test_a_wrong_notifier(entry: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config.parse(f"service: s\nnotify: [{entry}]")
+
+
+def test_tolerances_of_harm_are_the_metrics_own_or_the_common_one() -> None:
+    rollout = config.parse(
+        "service: s\nrollout: {harm_tolerance: 0.02, harm_tolerances: {slow: 0.1, cost: 0.3}}"
+    ).rollout
+    assert {m: rollout.tolerance(m) for m in config.ONLINE_METRICS} == {
+        "errors": 0.02,
+        "latency": 0.05,
+        "clip_score": 0.02,
+        "slow": 0.1,
+        "cost": 0.3,
+    }
+    assert rollout.metrics == ("errors", "latency", "clip_score")
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("rollout: {metrics: [errors, latency]}", None),
+        ("rollout: {metrics: [errors, clip_score]}", "clip_score needs an extractor"),
+        (
+            "extractor: {type: clip, path: .}\nserving: {gateway: {prompts: hash}}\n"
+            "monitoring: {signals: {errors: {of: errors}}}\n"
+            "rollout: {metrics: [errors, clip_score]}",
+            "clip_score needs prompts, and serving.gateway.prompts is 'hash'",
+        ),
+        ("rollout: {metrics: [errors, cost]}", "cost needs serving.hourly_price"),
+        ("serving: {hourly_price: 2}\nrollout: {metrics: [errors, cost]}", None),
+        ("", None),  # the default without an extractor is a note
+    ],
+)
+def test_what_a_metric_of_the_rollout_needs_is_checked(
+    tmp_path: Path, given: str, problem: str | None
+) -> None:
+    problems = app.check(config.parse(f"service: s\n{given}"), Workspace(tmp_path))
+    said = [p for p in problems if p.startswith("rollout.metrics")]
+    assert len(said) == (problem is not None)
+    assert problem is None or problem in said[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "judged"),
+    [
+        ("{}", ("errors", "latency", "clip_score")),
+        ("{strategy: blue_green}", ("errors", "slow", "clip_score")),
+        ("{steps: [{kind: shadow, weight: 1}, {weight: 1}]}", ("errors", "slow", "clip_score")),
+        ("{strategy: shadow_only, metrics: [errors]}", ("errors",)),
+        ("{metrics: [errors, cost]}", ("errors", "cost")),
+    ],
+)
+def test_where_requests_are_only_copied_latency_is_not_judged(
+    given: str, judged: tuple[str, ...]
+) -> None:
+    assert config.parse(f"service: s\nrollout: {given}").rollout.guardrails == judged

@@ -18,6 +18,7 @@ from intonaco.types import Assessment, Attempt, MetricAssessment, Outcome, Recor
 
 CONFIG = RolloutConfig(
     alpha=0.05,
+    metrics=("errors", "slow", "clip_score"),
     slower_than=2.0,
     margins=RolloutMargins(errors=0.08, slow=0.08, clip_score=0.08),
 )

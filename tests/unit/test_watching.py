@@ -24,9 +24,14 @@ from intonaco.segment_log import SegmentWriter
 from intonaco.types import (
     Arm,
     ArmRole,
+    Assessment,
     Finding,
+    Rollout,
+    RolloutStatus,
+    RolloutStep,
     RoutingTable,
     ScoredRecord,
+    StepKind,
     Tally,
     TrafficWindow,
 )
@@ -265,3 +270,62 @@ def test_polls_reach_the_monitor_and_their_silence_is_told(tmp_path: Path) -> No
         assert "no worker serves the champion" in service.findings()[0].text
     finally:
         service.close()
+
+
+def test_a_rollout_knows_the_champions_times_from_before(tmp_path: Path) -> None:
+    """From its first user on; and evidence of other settings is gathered anew, not read."""
+    rollout = "\nrollout: {metrics: [errors, latency], margins: {latency: %s}}\n"
+    service, traffic = Service(tmp_path / "svc", more=rollout % 0.2), Traffic(seed=8)
+    traffic.at = NOW
+    with service.ledger.begin(fence=service.fence) as tx:
+        tx.crown(traffic.release, NOW, "first")
+    service.look()
+    for _ in range(80):
+        service.ask(traffic.ask())
+    service.look()
+    with service.ledger.begin(fence=service.fence) as tx:
+        tx.rollout(
+            Rollout(
+                rollout_id="u1-1",
+                service_id="digits",
+                update_id="u1",
+                champion=traffic.release,
+                challenger="b" * 64,
+                steps=(RolloutStep(kind=StepKind.CANARY, weight=0.5),),
+                status=RolloutStatus.RUNNING,
+                started_at=NOW,
+                step_since=NOW,
+                salt="live",
+                alpha=0.05,
+                max_seconds=60.0,
+            )
+        )
+    service.look()
+    analysis = service.watch.analysis
+    assert analysis is not None
+    assert analysis.metrics == ("errors", "latency")
+    for n in range(20):
+        item = traffic.ask()
+        arm = "challenger:r1" if n % 2 else "champion"
+        one = replace(item.record.attempts[0], arm=arm)
+        record = replace(
+            item.record, assigned_arm=arm, probability=0.5, salt="live", unit=f"v{n}",
+            attempts=(one,),
+        )  # fmt: skip
+        service.ask(replace(item, record=record))
+    service.look()
+    latency = analysis.assess()[1]
+    assert latency.assessment is not Assessment.NO_DATA
+    assert latency.difference is not None
+    service.look(5.0)
+    service.restart()
+    again = service.watch.analysis
+    assert again is not None
+    assert again.state() == analysis.state()
+    text = (service.root / "intonaco.yaml").read_text().replace("0.2", "0.3")
+    service.parts = replace(service.parts, config=parse(text))
+    service.restart()
+    anew = service.watch.analysis
+    assert anew is not None
+    assert anew.units_challenger == 0
+    service.close()

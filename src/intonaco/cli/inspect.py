@@ -13,7 +13,7 @@ from intonaco.cli.common import HERE, AsJson, Folder, ago, opened, out, print_js
 from intonaco.cli.traffic import traffic
 from intonaco.codec import as_json as to_json
 from intonaco.errors import BackendError, NotFound
-from intonaco.rollout.words import number, stands
+from intonaco.rollout.words import number, stands, still
 from intonaco.types import Observed, Release, Rollout, StepKind, Update
 
 REASON = 70  # characters of a reason in a table
@@ -332,7 +332,7 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
         )
     print_table(
         "\nassessments",
-        ("metric", "difference", "interval", "margin", "evidence of harm"),
+        ("metric", "difference", "interval", "margin", "evidence of harm", "waits for"),
         (
             (
                 a.metric,
@@ -342,6 +342,7 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
                 else "",
                 number(a.metric, a.margin).lstrip("+"),
                 f"{_bar(a.evidence_harm, a.threshold)} {a.evidence_harm:.1f} of {a.threshold:.1f}",
+                still(a),
             )
             for a in rollout.assessments
         ),

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from intonaco import brake, commands
 from intonaco.app import App
-from intonaco.cli import decide, inspect
+from intonaco.cli import decide, inspect, plan
 from intonaco.cli.common import HERE, AsJson, Folder, actor, opened, out, print_json
 from intonaco.environments import EnvironmentStore
 from intonaco.errors import BackendError, ConfigError, Conflict, StorageError
@@ -42,6 +42,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(updates, name="update")
     rollouts = typer.Typer(help="The rollout that is running.", no_args_is_help=True)
     rollouts.command("show")(inspect.rollout_show)
+    rollouts.command("plan")(plan.rollout_plan)
     for name, text in (
         ("pause", "Hold the traffic where it is; harm is still acted on."),
         ("resume", "Go on after a pause."),

@@ -60,14 +60,33 @@ DEFAULT_STEPS = (
 )
 
 
+# What live users can be compared by.
+ONLINE_METRICS = ("errors", "latency", "clip_score", "slow", "cost")
+
+
 class RolloutMargins(Section):
-    """Online, absolute, per user. ``errors``: share of users whose request failed. ``slow``: share
-    whose request took longer than ``slower_than`` times the champion's median in its class.
-    ``clip_score``: cosine."""
+    """Online, per user: how much worse is no worse. ``errors``: share of users whose request
+    failed. ``latency``: service time, relative, at the median and at the 0.9 quantile of the
+    request's class. ``clip_score``: cosine. ``slow``: share whose request took longer than
+    ``slower_than`` times the champion's median in its class. ``cost``: money for an image,
+    relative."""
 
     errors: Positive = 0.01
-    slow: Positive = 0.05
+    latency: Positive = 0.10
     clip_score: Positive = 0.02
+    slow: Positive = 0.05
+    cost: Positive = 0.10
+
+
+class HarmTolerances(Section):
+    """How much worse is not yet harm, in the units of the margins. None: ``harm_tolerance``.
+    ``errors`` of 0 lets the ratio of error rates speak too, which sees a rare error sooner."""
+
+    errors: Annotated[float, Field(ge=0)] | None = None
+    latency: Annotated[float, Field(ge=0)] = 0.05
+    clip_score: Annotated[float, Field(ge=0)] | None = None
+    slow: Annotated[float, Field(ge=0)] | None = None
+    cost: Annotated[float, Field(ge=0)] = 0.05
 
 
 class RolloutConfig(Section):
@@ -81,8 +100,11 @@ class RolloutConfig(Section):
     strategy: Literal["canary", "blue_green", "shadow_only", "rolling", "in_place"] = "canary"
     steps: Annotated[tuple[Step, ...], Field(min_length=1)] = DEFAULT_STEPS
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    # Guardrails: each may send everybody back, and all are proven before everybody gets it.
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("errors", "latency", "clip_score")
     margins: RolloutMargins = RolloutMargins()
-    harm_tolerance: Annotated[float, Field(ge=0)] = 0.0
+    harm_tolerance: Annotated[float, Field(ge=0)] = 0.0  # of errors, slow and clip_score
+    harm_tolerances: HarmTolerances = HarmTolerances()
     # Cosines are clamped into this range; one that fits the usual scores decides sooner.
     score_range: tuple[float, float] = (-1.0, 1.0)
     slower_than: Positive = 2.0
@@ -95,6 +117,50 @@ class RolloutConfig(Section):
     max_surge: Amount = 1
     max_unavailable: Amount = 0
     force: bool = False
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for name in metrics:
+            if name not in ONLINE_METRICS:
+                raise ValueError(f"no metric {name!r}; there are: {', '.join(ONLINE_METRICS)}")
+        if len(set(metrics)) < len(metrics):
+            raise ValueError("a metric is named twice")
+        if "errors" not in metrics:
+            raise ValueError("errors cannot be left out: they are what is watched at 100 %")
+        return metrics
+
+    def tolerance(self, metric: str) -> float:
+        """How much worse is not yet harm, in the unit of the metric's margin."""
+        own: float | None = getattr(self.harm_tolerances, metric)
+        return self.harm_tolerance if own is None else own
+
+    @property
+    def randomised(self) -> bool:
+        """Whether some users, not all, reach the challenger before it is proven."""
+        if self.strategy in ("blue_green", "shadow_only"):
+            return False
+        return self.strategy != "canary" or any(
+            s.kind is StepKind.CANARY and s.weight < 1 for s in self.steps
+        )
+
+    @property
+    def guardrails(self) -> tuple[str, ...]:
+        """The metrics that are judged: those that are named. Copies wait behind users, so where
+        there are only copies, the default has ``slow`` for ``latency``."""
+        if self.randomised or "metrics" in self.model_fields_set:
+            return self.metrics
+        return tuple("slow" if name == "latency" else name for name in self.metrics)
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> RolloutConfig:
+        for name in ("latency", "cost"):
+            if name in self.guardrails and not self.randomised:
+                raise ValueError(
+                    f"metrics: {name} needs a step that gives some users the challenger, and here "
+                    "requests are only copied: leave it out, or add a canary step"
+                )
+        return self
 
     @field_validator("steps")
     @classmethod

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from intonaco.console import images, present, svg, svg_rollout
+from intonaco.rollout.words import expected
 
 HERE = Path(__file__).parent
 
@@ -33,6 +34,7 @@ def environment(*folders: Path) -> Environment:
     env.globals["share_bars"] = lambda *facts: Markup(svg.share_bars(*facts))
     env.globals["evidence_line"] = lambda *facts: Markup(svg.evidence_line(*facts))
     env.globals["weights_bar"] = lambda arms: Markup(svg.weights_bar(arms))
+    env.globals["waits_for"] = expected
     env.globals["vote_split"] = lambda *votes: Markup(svg.vote_split(*votes))
     env.globals["share_line"] = lambda *facts: Markup(svg.share_line(*facts))
     return env

@@ -6,33 +6,40 @@ in which the requests began, once ``settle_seconds`` (longer than a challenger m
 over them, and is what non-inferiority, intervals and the sample-ratio test rest on: there the
 slow cannot hide behind the quick, and the assignment of each event is independent of the past.
 
-One event a unit, at its first randomised exposure, with the probability logged then. Shadow pairs
-(same prompt, same seed, the user's own answer not randomised) bet on the same hypotheses.
+One event a unit and metric: at its first randomised exposure, with the probability logged then;
+of errors also the first, whenever it comes. Shadow pairs (same prompt, same seed, the user's own
+answer not randomised) bet on the same hypotheses where they can. Which tests judge a metric is told
+in ``evidence``.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
-from intonaco.config import RolloutConfig
+from intonaco.config import ONLINE_METRICS, RolloutConfig
 from intonaco.errors import StorageError
+from intonaco.rollout.evidence import Differences, Times, split_keys
+from intonaco.rollout.lanes import Event, Lane
 from intonaco.rollout.outcomes import (
+    BOUNDED,
     CLIP_SCORE,
+    COST,
     ERRORS,
-    METRICS,
+    LATENCY,
     Medians,
+    device_seconds,
     ended,
     key_of,
     outcomes,
     started,
 )
-from intonaco.stats import BettingMean, RandomizedDifference, SampleRatioTest
-from intonaco.types import Assessment, Json, MetricAssessment, ScoredRecord
+from intonaco.rollout.words import no_data
+from intonaco.stats import BettingMean, SampleRatioTest
+from intonaco.types import Assessment, Json, MetricAssessment, Record, ScoredRecord
 
-_CENTRES = {ERRORS: 0.01, "slow": 0.02, CLIP_SCORE: 0.5}
 _UNRANDOMISED = 1e-9
 _OPEN_PAIRS = 2000
 _AFTER = {"champion": "challenger", "holdback": "champion"}  # whom arms belong to once promoted
@@ -40,76 +47,14 @@ _MISSING_TOLERATED = 0.2  # of scores, beyond what the champion's arm misses
 _MISSING_NEEDED = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class _Event:
-    """A unit (``weight`` in (0, 1)) or a shadow pair (``weight`` None), with losses or differences
-    of losses. Ordered by start."""
-
-    start: float
-    seq: int
-    unit: str
-    weight: float | None
-    challenger: bool
-    topic: str
-    values: Mapping[str, float]
-
-
-class _Lane:
-    """Evidence per metric from events in one order, one a unit."""
-
-    def __init__(self, hypotheses: Mapping[str, tuple[float, ...]], max_units: int) -> None:
-        self.evidence = {
-            m: RandomizedDifference(d, centre=_CENTRES[m]) for m, d in hypotheses.items()
-        }
-        self.pairs = dict.fromkeys(hypotheses, 0)
-        self.units = [0, 0]  # champion, challenger
-        self._seen: set[str] = set()
-        self._max_units = max_units
-
-    def take(self, event: _Event) -> bool:
-        if event.weight is None:
-            for metric, difference in event.values.items():
-                self.evidence[metric].pair(difference)
-                self.pairs[metric] += 1
-            return True
-        if event.unit in self._seen or len(self._seen) >= self._max_units:
-            return False
-        self._seen.add(event.unit)
-        self.units[event.challenger] += 1
-        for metric, loss in event.values.items():
-            self.evidence[metric].assign(
-                loss,
-                challenger=event.challenger,
-                weight=event.weight,
-                topic=event.topic if metric == CLIP_SCORE else None,
-            )
-        return True
-
-    def has_data(self, metric: str) -> bool:
-        return self.pairs[metric] > 0 or min(self.evidence[metric].units) > 0
-
-    def state(self) -> Json:
-        return {
-            "evidence": {m: e.state() for m, e in self.evidence.items()},
-            "pairs": dict(self.pairs),
-            "units": list(self.units),
-            "seen": "".join(sorted(self._seen)),
-        }
-
-    def restore(self, state: Mapping[str, Json]) -> None:
-        for metric, evidence in self.evidence.items():
-            evidence.restore(state["evidence"][metric])
-        self.pairs = {m: int(n) for m, n in state["pairs"].items()}
-        self.units = [int(n) for n in state["units"]]
-        self._seen = _split(state["seen"])
-
-
 class RolloutAnalysis:
     """Evidence of one rollout. Feed it every record, in any batches; ask at any time.
 
     ``alpha``: of this attempt (a retry has half the one before). ``salt``: the rollout's; records
-    under another are not of its randomisation. ``medians``: champion's service seconds per request
-    class, fixed beforehand. ``score_range``: cosines are clamped into it; a range that fits the
+    under another are not of its randomisation. ``metrics``: those that the configuration names,
+    unless given. ``medians``: champion's service seconds per request class, fixed beforehand.
+    ``times``: its last service seconds per class, so that times can be judged from the first unit
+    on. ``score_range``: cosines are clamped into it; a range that fits the
     champion's usual scores makes small differences show sooner. ``settle_seconds``: longer than a
     challenger may take before the champion answers instead. ``max_units``: beyond it, new units are
     ignored rather than old ones forgotten.
@@ -122,28 +67,37 @@ class RolloutAnalysis:
         alpha: float,
         *,
         salt: str,
-        metrics: tuple[str, ...] = METRICS,
+        metrics: tuple[str, ...] | None = None,
         medians: Mapping[str, float] | None = None,
+        times: Mapping[str, Iterable[float]] | None = None,
         score_range: tuple[float, float] = (-1.0, 1.0),
         settle_seconds: float = 60.0,
         max_units: int = 100_000,
     ) -> None:
-        if not metrics or not set(metrics) <= set(METRICS) or not score_range[0] < score_range[1]:
-            raise ValueError(f"metrics are some of {METRICS}, the score range is (low, high)")
+        metrics = config.guardrails if metrics is None else metrics
+        known = metrics and set(metrics) <= set(ONLINE_METRICS)
+        if not known or not score_range[0] < score_range[1]:
+            raise ValueError(
+                f"metrics are some of {ONLINE_METRICS}, the score range is (low, high)"
+            )
         self.rollout_id, self.alpha, self.metrics = rollout_id, alpha, metrics
         self._config, self._salt, self._settle = config, salt, settle_seconds
         self._max_units = max_units
         self._range = score_range
         self._units_of = dict.fromkeys(metrics, 1.0) | {CLIP_SCORE: score_range[1] - score_range[0]}
-        self._tolerance = {m: config.harm_tolerance / self._units_of[m] for m in metrics}
+        self._tolerance = {m: config.tolerance(m) / self._units_of[m] for m in metrics}
         self._margin = {m: getattr(config.margins, m) / self._units_of[m] for m in metrics}
-        if max(*self._margin.values(), *self._tolerance.values()) >= 1:
-            raise ValueError("a margin as wide as the metric's whole range proves nothing")
-        points = {m: (self._tolerance[m], self._margin[m]) for m in metrics}
-        self._quick, self._settled = _Lane(points, max_units), _Lane(points, max_units)
+        self._quick, self._settled = self._lane(), self._lane()
+        for request_class, seconds in (times or {}).items():
+            for lane in (self._quick, self._settled):
+                for each in seconds if LATENCY in metrics else ():
+                    lane.evidence[LATENCY].learn(each, request_class)
         self._ratio = SampleRatioTest()
         self._medians = Medians(medians or {})
-        self._waiting: list[_Event] = []  # heap, by start
+        self._usual = Medians({})  # device seconds
+        # What was reckoned last of a metric: at how many units, at which weight, units still ahead.
+        self._expected: dict[str, tuple[int, float, int | None]] = {}
+        self._waiting: list[Event] = []  # heap, by start
         self._until = -math.inf  # the log has been seen up to here
         self._seq = 0
         self._open: dict[str, Json] = {}  # half pairs by request id
@@ -157,6 +111,10 @@ class RolloutAnalysis:
         # One harm test a metric, and one for errors once nobody is left to compare with.
         self._harm_threshold = math.log((len(metrics) + 1) / alpha)
         self._threshold = math.log(1 / alpha)
+
+    def _lane(self) -> Lane:
+        points = {m: (self._tolerance[m], self._margin[m]) for m in self.metrics}
+        return Lane(points, self._max_units)
 
     # -------------------------------------------------------------------------------- taking in
 
@@ -173,8 +131,11 @@ class RolloutAnalysis:
         self._promoted = epoch
         if ERRORS in self.metrics:
             self._begin_final()
-        points = {m: (self._tolerance[m], self._margin[m]) for m in self.metrics}
-        self._quick = _Lane(points, self._max_units)
+        before, self._quick = self._quick, self._lane()
+        for metric, evidence in self._quick.evidence.items():
+            known = before.evidence[metric]
+            if isinstance(evidence, Times) and isinstance(known, Times):
+                evidence.learned(known)
 
     def observe(self, item: ScoredRecord, challenger_weight: float | None = None) -> bool:
         """Take a record; False if it says nothing here.
@@ -192,6 +153,7 @@ class RolloutAnalysis:
             medians=self._medians,
             slower_than=self._config.slower_than,
             score_range=self._range,
+            usual=self._usual,
         )
         self._until = max(self._until, ended(record))
         if record.shadow_of is not None:
@@ -226,7 +188,7 @@ class RolloutAnalysis:
                 return False
             weight = record.probability if challenger else 1 - record.probability
         if role == "champion":
-            self._medians.learn(record)  # after this record's own outcome was taken
+            self._learn(record)  # after this record's own outcome was taken
         if losses is None:
             return False
         unit, start = key_of(self._salt, record.unit), started(record)
@@ -237,17 +199,34 @@ class RolloutAnalysis:
                 self._watch(losses[ERRORS])
         if not _UNRANDOMISED < weight < 1 - _UNRANDOMISED:
             if role == "champion":
-                prompt = key_of(self._salt, record.prompt)
-                half = {"user": [unit, start, dict(losses), prompt]}
-                self._pair(record.request_id, half)
+                self._unrandomised(record, unit, start, losses)
             return role == "champion"
         topic = key_of(self._salt, record.prompt)
-        event = self._event(start, unit, weight, challenger, losses, topic)
+        event = self._event(start, unit, weight, challenger, losses, topic, record.request_class)
         if self._quick.take(event) and CLIP_SCORE in self.metrics and record.served_by is not None:
             self._scored[challenger][0] += 1
             self._scored[challenger][1] += CLIP_SCORE in losses
         heapq.heappush(self._waiting, event)
         return True
+
+    def _learn(self, record: Record) -> None:
+        self._medians.learn(record)
+        device = device_seconds(record) if COST in self.metrics else None
+        if device is not None:
+            self._usual.take(device[1], device[0])
+
+    def _unrandomised(
+        self, record: Record, unit: str, start: float, losses: Mapping[str, float]
+    ) -> None:
+        """A champion's request may have a shadow, and tells of the champion's times."""
+        prompt = key_of(self._salt, record.prompt)
+        paired = {m: loss for m, loss in losses.items() if m in BOUNDED}
+        self._pair(record.request_id, {"user": [unit, start, paired, prompt]})
+        if LATENCY in losses:
+            told = {LATENCY: losses[LATENCY]}
+            event = self._event(start, unit, 0.0, False, told, prompt, record.request_class)
+            self._quick.take(event)
+            heapq.heappush(self._waiting, event)
 
     def _event(
         self,
@@ -257,22 +236,25 @@ class RolloutAnalysis:
         challenger: bool,
         values: Mapping[str, float],
         topic: str,
-    ) -> _Event:
+        request_class: str = "",
+    ) -> Event:
         self._seq += 1
-        return _Event(
+        return Event(
             start=start,
             seq=self._seq,
             unit=unit,
             weight=weight,
             challenger=challenger,
             topic=topic,
+            request_class=request_class,
             values=dict(values),
         )
 
     def _shadow(self, item: ScoredRecord, losses: Mapping[str, float] | None) -> bool:
         if losses is None or item.record.shadow_of is None:
             return False
-        self._pair(item.record.shadow_of, {"shadow": dict(losses)})
+        paired = {m: loss for m, loss in losses.items() if m in BOUNDED}
+        self._pair(item.record.shadow_of, {"shadow": paired})
         return True
 
     def _pair(self, request_id: str, half: Mapping[str, Json]) -> None:
@@ -305,7 +287,7 @@ class RolloutAnalysis:
     def _begin_final(self) -> BettingMean:
         if self._final is None:
             before = self._quick.evidence[ERRORS]
-            rate = (before.totals[0] + 1) / (before.units[0] + 2) if before.units[0] else 0.0
+            rate = before.champion_rate() if isinstance(before, Differences) else 0.0
             limit = rate + max(self._margin[ERRORS], self._tolerance[ERRORS])
             self._final = BettingMean((min(limit, 0.5),))
         return self._final
@@ -348,55 +330,86 @@ class RolloutAnalysis:
         )
 
     def assess(self) -> tuple[MetricAssessment, ...]:
-        """Every metric as it stands. Differences and margins in the metric's own unit: shares, and
-        cosine for the clip score (there, down is worse)."""
+        """Every metric as it stands. Differences and margins in the metric's own unit: shares,
+        cosine for the clip score (there, down is worse), relative for latency and cost."""
         return tuple(self._assess(m) for m in self.metrics)
 
-    def _assess(self, metric: str) -> MetricAssessment:
-        quick, settled = self._quick.evidence[metric], self._settled.evidence[metric]
-        margin, tolerance = self._margin[metric], self._tolerance[metric]
-        harm, worst = quick.log_evidence_above(tolerance), quick.peak_above(tolerance)
+    @property
+    def harmful(self) -> tuple[str, ...]:
+        """Metrics that are proven harmful: for good, as soon as they were at any look."""
+        return tuple(m for m in self.metrics if self._harm(m)[1] >= self._harm_threshold)
+
+    def _harm(self, metric: str) -> tuple[float, float]:
+        """Log evidence of harm, now and at its highest."""
+        harm, worst = self._quick.evidence[metric].harm
         if metric == ERRORS and self._final is not None:
             limit = float(self._final.grid[0])
             harm = max(harm, self._final.log_evidence_above(limit))
             worst = max(worst, self._final.peak_above(limit))
-        not_worse = settled.log_evidence_below(margin)
+        return harm, worst
+
+    def _assess(self, metric: str) -> MetricAssessment:
+        quick, settled = self._quick.evidence[metric], self._settled.evidence[metric]
+        harm, worst = self._harm(metric)
+        unscored = self._unscored(metric)
         if worst >= self._harm_threshold:
             assessment, harm = Assessment.HARMFUL, worst
-        elif not self._quick.has_data(metric):
+        elif not quick.has_data:
             assessment = Assessment.NO_DATA
-        elif self._unscored(metric):
+        elif unscored:
             assessment = Assessment.UNDECIDED
-        elif self._proven(settled, 0.0):
+        elif self._proven(settled.better):
             assessment = Assessment.SUPERIOR
-        elif self._proven(settled, margin):
+        elif self._proven(settled.within):
             assessment = Assessment.NON_INFERIOR
         else:
             assessment = Assessment.UNDECIDED
-        shown = quick if assessment is Assessment.HARMFUL or not settled.observations else settled
-        estimate, interval = shown.estimate, shown.interval(self.alpha)
+        source = quick if assessment is Assessment.HARMFUL or not settled.count else settled
+        shown = source.shown(self.alpha)
         unit = self._units_of[metric]
         sign = -unit if metric == CLIP_SCORE else unit
+        ends = None if shown.interval is None else sorted(b * sign for b in shown.interval)
+        open_yet = assessment in (Assessment.UNDECIDED, Assessment.NO_DATA)
+        missing = ""
+        if assessment is Assessment.NO_DATA:
+            missing = no_data(metric, self._quick.units, bool(self._paired))
+        elif open_yet and unscored:
+            missing = "too many of the challenger's answers have no score"
         return MetricAssessment(
             metric=metric,
             assessment=assessment,
-            difference=None if estimate is None else estimate * sign,
-            interval=None
-            if estimate is None
-            else (min(b * sign for b in interval), max(b * sign for b in interval)),
-            margin=margin * unit,
+            difference=None if shown.estimate is None else shown.estimate * sign,
+            interval=None if ends is None else (ends[0], ends[1]),
+            margin=self._margin[metric] * unit,
             evidence_harm=harm,
-            evidence_non_inferior=not_worse,
+            evidence_non_inferior=settled.within[0],
             threshold=self._harm_threshold,
-            units_challenger=quick.units[1],
-            units_champion=quick.units[0],
-            shadow_pairs=self._quick.pairs[metric],
+            units_challenger=self._quick.units[1],
+            units_champion=self._quick.units[0],
+            shadow_pairs=quick.pairs,
+            units_ahead=self._ahead(metric) if open_yet else None,
+            missing=missing,
         )
 
-    def _proven(self, evidence: RandomizedDifference, d: float) -> bool:
+    def _proven(self, evidence: tuple[float, float]) -> bool:
         """Proven once is proven, at every look (Ville): records that trickle in afterwards do not
         undo it by a hair. It is given up only when the evidence has turned to the other side."""
-        return evidence.peak_below(d) >= self._threshold and evidence.log_evidence_below(d) > 0
+        now, highest = evidence
+        return highest >= self._threshold and now > 0
+
+    def _ahead(self, metric: str) -> int | None:
+        """Units still expected at the present weight. Reckoned anew when a twentieth more is there
+        (futures are drawn, which takes some milliseconds), counted down in between."""
+        settled, weight = self._settled.evidence[metric], self._step[2]
+        if self._step[0] < 0:
+            return None
+        known = self._expected.get(metric)
+        if known is None or known[1] != weight or settled.count > 1.05 * known[0]:
+            units = settled.ahead(weight, self._threshold)
+            known = (settled.count, weight, None if units is None else math.ceil(units))
+            self._expected[metric] = known
+        count, _, expected = known
+        return None if expected is None else max(0, expected - (settled.count - count))
 
     def _unscored(self, metric: str) -> bool:
         """Scores that are missing on the challenger's side prove nothing about those that are not:
@@ -419,6 +432,7 @@ class RolloutAnalysis:
             "settled": self._settled.state(),
             "ratio": self._ratio.state(),
             "medians": self._medians.state(),
+            "usual": self._usual.state(),
             "waiting": [asdict(e) for e in sorted(self._waiting)],
             "until": None if math.isinf(self._until) else self._until,
             "seq": self._seq,
@@ -429,6 +443,7 @@ class RolloutAnalysis:
             "step": list(self._step),
             "step_units": "".join(sorted(self._step_units)),
             "promoted": self._promoted,
+            "expected": {m: list(known) for m, known in self._expected.items()},
             "final": None
             if self._final is None
             else {"limit": float(self._final.grid[0]), "evidence": self._final.state()},
@@ -439,20 +454,22 @@ class RolloutAnalysis:
         for any other."""
         if dict(state["made_with"]) != self._made_with():
             raise StorageError("the stored evidence belongs to another rollout or other settings")
+        self._expected = {m: (int(n), float(w), u) for m, (n, w, u) in state["expected"].items()}
         self._quick.restore(state["quick"])
         self._settled.restore(state["settled"])
         self._ratio.restore(state["ratio"])
         self._medians.restore(state["medians"])
-        self._waiting = [_Event(**e) for e in state["waiting"]]  # sorted, so a heap
+        self._usual.restore(state["usual"])
+        self._waiting = [Event(**e) for e in state["waiting"]]  # sorted, so a heap
         self._until = -math.inf if state["until"] is None else float(state["until"])
         self._seq = int(state["seq"])
         self._open = {k: dict(v) for k, v in state["open"].items()}
-        self._paired = _split(state["paired"])
+        self._paired = split_keys(state["paired"])
         self._scored = [[int(n) for n in arm] for arm in state["scored"]]
         self._pair_scores = [int(n) for n in state["pair_scores"]]
         step, since, weight = state["step"]
         self._step = (int(step), float(since), float(weight))
-        self._step_units = _split(state["step_units"])
+        self._step_units = split_keys(state["step_units"])
         self._promoted = state.get("promoted")
         self._final = None
         if state["final"] is not None:
@@ -466,12 +483,8 @@ class RolloutAnalysis:
             "alpha": self.alpha,
             "metrics": list(self.metrics),
             "margins": [self._margin[m] for m in self.metrics],
-            "tolerance": self._config.harm_tolerance,
+            "tolerances": [self._tolerance[m] for m in self.metrics],
             "slower_than": self._config.slower_than,
             "score_range": list(self._range),
             "settle_seconds": self._settle,
         }
-
-
-def _split(text: str) -> set[str]:
-    return {text[i : i + 16] for i in range(0, len(text), 16)}

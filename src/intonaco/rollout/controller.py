@@ -183,6 +183,7 @@ class RolloutController:
             ),
             sample_ratio_ok=analysis.sample_ratio_ok if analysis else True,
             sample_ratio_text=analysis.sample_ratio_text if analysis else "",
+            guardrails=parts.config.rollout.guardrails,
             command=asked.get("command"),
             actor=asked.get("actor", "somebody"),
             why=asked.get("reason", ""),

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from intonaco.rollout import capacity as workers
-from intonaco.rollout.outcomes import METRICS
+from intonaco.rollout.outcomes import BOUNDED
 from intonaco.rollout.replacing import (
     asked_for,
     in_place,
@@ -68,7 +68,7 @@ class RolloutFacts:
     observed_epoch_applied: bool = False
     sample_ratio_ok: bool = True
     sample_ratio_text: str = ""
-    guardrails: tuple[str, ...] = METRICS
+    guardrails: tuple[str, ...] = BOUNDED
     command: str | None = None
     actor: str = "somebody"
     why: str = ""  # that the actor gave

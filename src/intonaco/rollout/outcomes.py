@@ -1,5 +1,7 @@
 """What one record says of the arm that it was assigned to. Every outcome is a loss: up is worse.
 
+Shares and scores are losses in [0, 1]; a latency is in seconds, a cost in multiples of the usual.
+
 Users are judged by assignment, a release's health by its own attempt: a challenger that failed and
 was shielded by the champion has failed.
 """
@@ -7,14 +9,17 @@ was shielded by the champion has failed.
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 from collections.abc import Mapping
 
+from intonaco.config import ONLINE_METRICS
 from intonaco.types import Attempt, Json, Outcome, Record, ScoredRecord
 
-ERRORS, SLOW, CLIP_SCORE = "errors", "slow", "clip_score"
-METRICS = (ERRORS, SLOW, CLIP_SCORE)
+ERRORS, LATENCY, CLIP_SCORE, SLOW, COST = ONLINE_METRICS
+BOUNDED = (ERRORS, SLOW, CLIP_SCORE)  # losses in [0, 1], which shadow pairs can be compared by
 
+_KINDS = 1000
 _FAILURES = (Outcome.ERROR, Outcome.TIMEOUT, Outcome.REJECTED)
 
 
@@ -59,9 +64,10 @@ def error(record: Record) -> float | None:
 
 
 class Medians:
-    """Median service time (s) of the champion in each request class.
+    """The champion's median of something, in seconds, in each kind of request: at first its service
+    time in each request class.
 
-    ``fixed`` ones were set beforehand. A class without one learns it from champion attempts, always
+    ``fixed`` ones were set beforehand. A kind without one learns it from champion records, always
     from those seen before the one that is judged, so that the limit is predictable. Both are state:
     a restart moves no limit.
     """
@@ -71,21 +77,28 @@ class Medians:
         self._needed, self._kept = needed, kept
         self._learned: dict[str, list[float]] = {}
 
-    def get(self, request_class: str) -> float | None:
+    def get(self, kind: str) -> float | None:
         """None while too little is known."""
-        if request_class in self._fixed:
-            return self._fixed[request_class]
-        times = self._learned.get(request_class, [])
+        if kind in self._fixed:
+            return self._fixed[kind]
+        times = self._learned.get(kind, [])
         return statistics.median(times) if len(times) >= self._needed else None
 
     def learn(self, record: Record) -> None:
-        """Take a record of the champion's."""
-        if record.request_class in self._fixed or len(self._learned) >= 1000:
-            return
-        times = self._learned.setdefault(record.request_class, [])
+        """Take the service times of a record of the champion's."""
         for attempt in own_attempts(record):
-            if attempt.outcome is Outcome.OK and len(times) < self._kept:
-                times.append(_duration(attempt))
+            if attempt.outcome is Outcome.OK:
+                self.take(_duration(attempt), record.request_class)
+
+    def take(self, seconds: float, kind: str) -> None:
+        """Take one value of the champion's."""
+        if kind in self._fixed:
+            return
+        if kind not in self._learned and len(self._learned) >= _KINDS:
+            return
+        times = self._learned.setdefault(kind, [])
+        if len(times) < self._kept:
+            times.append(seconds)
 
     def state(self) -> Json:
         return {
@@ -103,6 +116,29 @@ def _duration(attempt: Attempt) -> float:
     return attempt.service_seconds if done else attempt.seconds
 
 
+def latency(record: Record) -> float | None:
+    """Service time of the assigned arm in seconds; of a request that was given up, by us or by the
+    user, the time until then. None of one that failed: how long a failure takes is no service."""
+    ended_by = (Outcome.OK, Outcome.TIMEOUT, Outcome.CANCELLED)
+    found = next((_duration(a) for a in own_attempts(record) if a.outcome in ended_by), None)
+    # A clock that was set back between start and end leaves no time, and no reason to stop.
+    return found if found is not None and 0 <= found < math.inf else None
+
+
+def device_seconds(record: Record) -> tuple[str, float] | None:
+    """This image's share of the device's time on the assigned arm, in seconds, which times the
+    price of a second is its cost, and what it is comparable with: its class in a batch of its
+    size, since images in a full batch are cheaper. None of an arm that made none."""
+    for a in own_attempts(record):
+        if a.outcome is Outcome.OK and a.service_seconds > 0:
+            # as windows of traffic and the signal ``cost`` reckon it
+            share = a.gpu_seconds or a.service_seconds / max(1, a.batch_size)
+            if not 0 < share < math.inf:
+                return None
+            return f"{record.request_class} batch {max(1, a.padded_size)}", share
+    return None
+
+
 def outcomes(
     item: ScoredRecord,
     metrics: tuple[str, ...],
@@ -110,9 +146,10 @@ def outcomes(
     medians: Medians,
     slower_than: float,
     score_range: tuple[float, float],
+    usual: Medians | None = None,
 ) -> dict[str, float] | None:
-    """Losses in [0, 1] of the metrics that this record can be judged on; None if it is no fair
-    question at all."""
+    """Losses of the metrics that this record can be judged on; None if it is no fair question at
+    all. ``usual``: of ``device_seconds``."""
     failed = error(item.record)
     if failed is None:
         return None
@@ -121,6 +158,13 @@ def outcomes(
     own = own_attempts(item.record)
     if median is not None and own:
         found[SLOW] = float(_duration(own[0]) > slower_than * median)
+    seconds, device = latency(item.record), device_seconds(item.record)
+    if seconds is not None:
+        found[LATENCY] = seconds
+    if device is not None and usual is not None:
+        normal = usual.get(device[0])
+        if normal is not None and normal > 0:
+            found[COST] = device[1] / normal
     if "clip" in item.scores:
         low, high = score_range
         score = min(max(item.scores["clip"], low), high)

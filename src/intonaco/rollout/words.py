@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from intonaco.rollout.outcomes import CLIP_SCORE
+from collections.abc import Sequence
+
+from intonaco.rollout.outcomes import BOUNDED, CLIP_SCORE, COST, LATENCY
+from intonaco.stats.latency import NEEDED
 from intonaco.types import Assessment, MetricAssessment, RolloutStep, StepKind
 
 
@@ -12,24 +15,31 @@ def number(metric: str, value: float) -> str:
 
 
 def brief(a: MetricAssessment) -> str:
-    """One metric in a few words: its interval and its margin."""
-    if a.interval is None:
-        return f"{a.metric} {a.assessment.replace('_', ' ')}"
-    low, high = (number(a.metric, value) for value in a.interval)
-    return f"{a.metric} {low} to {high} (margin {number(a.metric, a.margin).lstrip('+')})"
+    """One metric in a few words: its interval, or its difference, and its margin."""
+    margin = f"(margin {number(a.metric, a.margin).lstrip('+')})"
+    if a.interval is not None:
+        low, high = (number(a.metric, value) for value in a.interval)
+        return f"{a.metric} {low} to {high} {margin}"
+    if a.difference is not None:
+        return f"{a.metric} {number(a.metric, a.difference)} {margin}"
+    return f"{a.metric} {a.assessment.replace('_', ' ')}"
 
 
 def describe(a: MetricAssessment) -> str:
     """One metric in words and figures."""
-    if a.difference is None or a.interval is None:
-        return f"{a.metric} {a.assessment.replace('_', ' ')}"
-    low, high = a.interval
+    if a.difference is None:
+        said = f"{a.metric} {a.assessment.replace('_', ' ')}"
+        return f"{said}: {a.missing}" if a.missing else said
+    interval = ""
+    if a.interval is not None:
+        low, high = (number(a.metric, value) for value in a.interval)
+        interval = f" [{low}, {high}]"
     pairs = f" and {a.shadow_pairs} shadow pairs, " if a.shadow_pairs else ", "
     return (
-        f"{a.metric} {number(a.metric, a.difference)} [{number(a.metric, low)}, "
-        f"{number(a.metric, high)}] from {a.units_challenger} challenger and "
-        f"{a.units_champion} champion users{pairs}log evidence of harm {a.evidence_harm:.1f} of "
-        f"{a.threshold:.1f}, margin {number(a.metric, a.margin).lstrip('+')}"
+        f"{a.metric} {number(a.metric, a.difference)}{interval} from {a.units_challenger} "
+        f"challenger and {a.units_champion} champion users{pairs}log evidence of harm "
+        f"{a.evidence_harm:.1f} of {a.threshold:.1f}, margin "
+        f"{number(a.metric, a.margin).lstrip('+')}"
     )
 
 
@@ -68,6 +78,46 @@ def stands(a: MetricAssessment) -> str:
 
 def _amount(a: MetricAssessment, value: float) -> str:
     return number(a.metric, abs(value)).lstrip("+")
+
+
+def no_data(metric: str, units: Sequence[int], pairs: bool) -> str:
+    """What is missing of a metric without data. ``units``: the champion's and the challenger's
+    users; ``pairs``: whether there are shadow pairs."""
+    if pairs and metric not in BOUNDED and not units[1]:
+        return "no user has reached the challenger; shadow copies say nothing of this"
+    if not (pairs and metric in BOUNDED):
+        if not units[1]:
+            return "no request has reached the challenger"
+        if not units[0]:
+            return "no request of a user who stayed with the champion"
+    if metric == CLIP_SCORE:
+        return "no scores from the scorer"
+    if metric == LATENCY:
+        return f"too few of the champion's times in the classes asked for ({NEEDED} in each)"
+    if metric == COST:
+        return "too few of the champion's images in the same classes and batch sizes"
+    return "no answers on both sides that can be compared"
+
+
+def expected(missing: str, units: int | None, pairs: bool) -> str:
+    """What a metric that is not proven yet waits for; ``units``: of ``MetricAssessment``."""
+    if missing:
+        return missing
+    if not units:
+        return ""
+    return f"about {rounded(units)} more {'pairs' if pairs else 'users'}, if it is no different"
+
+
+def still(a: MetricAssessment) -> str:
+    """What a metric waits for, in words; empty if for nothing, or if that cannot be told."""
+    return expected(a.missing, a.units_ahead, bool(a.shadow_pairs) and not a.units_challenger)
+
+
+def rounded(units: float) -> str:
+    """Two digits of an expectation, with spaces between thousands."""
+    digits = max(0, len(str(int(units))) - 2)
+    whole = int(-(-units // 10**digits) * 10**digits)
+    return f"{whole:,}".replace(",", " ")
 
 
 def step_name(step: RolloutStep) -> str:

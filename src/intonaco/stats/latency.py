@@ -94,6 +94,11 @@ class ChampionTimes:
         below, upto = bisect_left(ordered, seconds), bisect_right(ordered, seconds)
         return (below + upto) / (2 * len(ordered))
 
+    def usual(self, request_class: str) -> float | None:
+        """The median in seconds; None while too few are known."""
+        ordered = self._sorted.get(request_class, ())
+        return None if len(ordered) < self._needed else ordered[len(ordered) // 2]
+
     def state(self) -> Json:
         return {
             name: base64.b64encode(np.asarray(times, "<f4").tobytes()).decode()

@@ -108,7 +108,10 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricAssessment:
-    """One online metric, challenger minus champion, valid at every look."""
+    """One online metric, challenger minus champion, valid at every look. ``units_ahead``: users of
+    both arms (pairs in a shadow step) still expected until it is proven no worse than the margin,
+    if the challenger is no different; None where that cannot be told. ``missing``: in words, what
+    keeps it from being judged."""
 
     metric: str
     assessment: Assessment
@@ -121,6 +124,8 @@ class MetricAssessment:
     units_challenger: int
     units_champion: int
     shadow_pairs: int = 0
+    units_ahead: int | None = None
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

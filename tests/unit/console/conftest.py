@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -312,9 +313,15 @@ def fill(ledger: Ledger, workspace: Workspace) -> None:
         ),
         assessments=(
             an_assessment("errors", Assessment.NON_INFERIOR, 0.0, (-0.006, 0.007), 0.01),
-            an_assessment("slow", Assessment.UNDECIDED, 0.012, (-0.04, 0.061), 0.05),
+            replace(
+                an_assessment("slow", Assessment.UNDECIDED, 0.012, (-0.04, 0.061), 0.05),
+                units_ahead=241,
+            ),
             an_assessment("clip_score", Assessment.SUPERIOR, 0.071, (0.03, 0.11), 0.02),
-            an_assessment("nothing_yet", Assessment.NO_DATA, None, None, 0.02),
+            replace(
+                an_assessment("nothing_yet", Assessment.NO_DATA, None, None, 0.02),
+                missing="no scores from the scorer",
+            ),
         ),
     )
     champion = Arm(

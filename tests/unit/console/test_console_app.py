@@ -88,6 +88,8 @@ def test_the_overview_shows_what_happens(client: TestClient) -> None:
         "+0.071",
         "shadow 20 % → canary 25 %",
         "3 failures in a row",
+        "about 250 more users, if it is no different",
+        "no scores from the scorer",
     ):
         assert fact in page, fact
     assert page.count('class="chart"') == 8
