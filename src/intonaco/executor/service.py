@@ -26,6 +26,9 @@ class Stage:
 
     def __call__(self, p: Parts, effect: Effect) -> Outcome:
         release = p.releases.get(str(effect.payload["name"]))
+        if release.release_id == p.ledger.champion():
+            # However it came to that. What is staged in vain is retired, and it serves.
+            return Failed(f"{release.release_id[:10]} is the champion already")
         if effect.key not in self._begun:
             p.serving.deploy(release)
             self._begun.add(effect.key)
