@@ -409,8 +409,9 @@ def folder() -> Any:
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.timeout(900)
 def test_in_any_order(folder: Path) -> None:
-    tried(folder, examples=25, steps=30)
+    tried(folder, examples=15, steps=30)
 
 
 @pytest.mark.slow

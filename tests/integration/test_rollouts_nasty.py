@@ -822,7 +822,13 @@ def test_the_champion_is_never_retired(service: Rolling) -> None:
 def test_challenger_and_champion_are_the_same_release(service: Rolling) -> None:
     """However it came to that: users notice nothing, and the release is not retired."""
     service.begin(service.first)
-    service.until(over(service), ticks=400)
+    service.serving.failing[service.first] = "it lost its device this very moment"
+    service.until(over(service))
+    assert service.updates()[-1].phase is Phase.FAILED
+    assert "is the champion already" in service.updates()[-1].reason
+    del service.serving.failing[service.first]
+    for _ in range(10):
+        service.tick()
     assert service.shares() == {service.first: 1.0}
     assert ("retire", service.first) not in service.serving.calls
     assert service.ledger.champion() == service.first

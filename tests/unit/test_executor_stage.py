@@ -23,7 +23,12 @@ STAGE = Effect(key="s:u:stage:1", kind="stage", subject="u", payload={"name": RE
 
 def parts(serving: MemoryServingBackend) -> Parts:
     releases = SimpleNamespace(get=lambda rid: RELEASE)
-    found = SimpleNamespace(serving=serving, releases=releases, smoke=lambda url, release: 0.1)
+    found = SimpleNamespace(
+        serving=serving,
+        releases=releases,
+        smoke=lambda url, release: 0.1,
+        ledger=SimpleNamespace(champion=lambda: None),
+    )
     return cast(Parts, found)
 
 

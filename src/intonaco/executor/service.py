@@ -27,6 +27,9 @@ class Stage:
 
     def __call__(self, p: Parts, effect: Effect) -> Outcome:
         release = p.releases.get(str(effect.payload["name"]))
+        if release.release_id == p.ledger.champion():
+            # However it came to that. What is staged in vain is retired, and it serves.
+            return Failed(f"{release.release_id[:10]} is the champion already")
         beside, replicas = effect.payload.get("beside"), effect.payload.get("replicas")
         if replicas == 0:
             return Done({"text": "not loaded yet: there is no room beside the champion's workers"})
