@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from intonaco import commands, readmodel, steering
+from intonaco import readmodel, steering
 from intonaco.clock import Clock
 from intonaco.console import calls
 from intonaco.errors import Conflict, NotFound
@@ -251,7 +251,7 @@ class SteeringPages:
             raise HTTPException(400, "idempotency-key: 8 to 128 letters, digits, _ . : -")
 
         def write() -> int:
-            before = commands.asked_before(self.ledger, person.name, key) if key else None
+            before = steering.asked_before(self.ledger, person.name, key) if key else None
             found, arguments = act(to) if "to" in fields else act()
             if before is None:
                 if not self._controlled():
@@ -262,7 +262,7 @@ class SteeringPages:
                     )
                 if found.refused:
                     raise Conflict(found.refused, hint=found.hint)
-            return commands.submit_once(
+            return steering.submit_once(
                 self.ledger,
                 self.clock.now(),
                 kind,
