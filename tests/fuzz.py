@@ -98,6 +98,7 @@ def console(root: Path) -> Iterator[str]:
         "update_id": ["u2"],
         "finding_id": ["f1"],
         "rollout_id": ["u2-1"],
+        "number": ["1"],
     }
     (root / "schemathesis.toml").write_text(SETTINGS + dictionaries(real))
     ledger.close()

@@ -36,7 +36,6 @@ from intonaco.types import (
 )
 
 TRIGGERS = "triggers"  # setting: what triggers saw
-KEYS = 500  # of a person's commands, among which a key is known again
 
 
 def submit(
@@ -52,38 +51,6 @@ def submit(
     SQLAlchemy's OperationalError if the ledger is locked for ``wait_s``."""
     with ledger.begin(wait_s=wait_s) as tx:
         return tx.command(now, kind, actor, arguments or {})
-
-
-def submit_once(
-    ledger: Ledger,
-    now: float,
-    kind: str,
-    actor: str,
-    arguments: Mapping[str, Json],
-    *,
-    key: str | None = None,
-) -> int:
-    """Ask for something unless it was asked for already: by the same person with the same ``key``,
-    or, without one, in the same words and not taken yet. Raises Conflict if the key was for
-    something else."""
-    given = {**arguments, "key": key} if key is not None else dict(arguments)
-    with ledger.begin() as tx:
-        for known in tx.commands(actor, limit=KEYS):
-            if key is not None and known.arguments.get("key") == key:
-                if (known.kind, known.arguments) != (kind, given):
-                    raise Conflict(f"that key was for {known.kind}, with other words")
-                return known.command_id
-            same = known.kind == kind and known.arguments == given
-            if key is None and same and ledger.command_outcome(known.command_id) is None:
-                return known.command_id
-        return tx.command(now, kind, actor, given)
-
-
-def asked_before(ledger: Ledger, actor: str, key: str) -> Command | None:
-    """What a person asked for with a key."""
-    with ledger.begin() as tx:
-        known = [c for c in tx.commands(actor, limit=KEYS) if c.arguments.get("key") == key]
-    return known[0] if known else None
 
 
 def take(parts: Parts, fence: int, now: float) -> None:

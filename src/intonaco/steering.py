@@ -6,19 +6,20 @@ asked for is decided once more when it is carried out (``commands``, ``rollout.m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from intonaco import commands
 from intonaco.errors import Conflict, IntonacoError
-from intonaco.ledger import Ledger
+from intonaco.ledger import Command, Ledger
 from intonaco.rollout import machine
 from intonaco.rollout.words import step_name
-from intonaco.types import Phase, Rollout, RolloutStatus, StepKind, Update
+from intonaco.types import Json, Phase, Rollout, RolloutStatus, StepKind, Update
 
 ROLLOUT_COMMANDS = (*machine.COMMANDS, "retry")
 UPDATE_COMMANDS = ("approve", "reject")
 SERVICE_COMMANDS = ("rollback", "freeze", "unfreeze")
+KEYS = 500  # of a person's commands, among which a key is known again
 REASONED = ("abort", "promote", "retry", "rollback")  # nobody does these without saying why
 
 
@@ -127,6 +128,41 @@ def update_act(ledger: Ledger, update: Update, command: str) -> Act:
         else f"{chosen} is not rolled out: it retires, and the update ends rejected."
     )
     return Act(command=command, consequence=words, refused=refused)
+
+
+# ------------------------------------------------------------------------------------ asked once
+
+
+def submit_once(
+    ledger: Ledger,
+    now: float,
+    kind: str,
+    actor: str,
+    arguments: Mapping[str, Json],
+    *,
+    key: str | None = None,
+) -> int:
+    """Ask for something unless it was asked for already: by the same person with the same ``key``,
+    or, without one, in the same words and not taken yet. Raises Conflict if the key was for
+    something else."""
+    given = {**arguments, "key": key} if key is not None else dict(arguments)
+    with ledger.begin() as tx:
+        for known in tx.commands(actor, limit=KEYS):
+            if key is not None and known.arguments.get("key") == key:
+                if (known.kind, known.arguments) != (kind, given):
+                    raise Conflict(f"that key was for {known.kind}, with other words")
+                return known.command_id
+            same = known.kind == kind and known.arguments == given
+            if key is None and same and ledger.command_outcome(known.command_id) is None:
+                return known.command_id
+        return tx.command(now, kind, actor, given)
+
+
+def asked_before(ledger: Ledger, actor: str, key: str) -> Command | None:
+    """What a person asked for with a key."""
+    with ledger.begin() as tx:
+        known = [c for c in tx.commands(actor, limit=KEYS) if c.arguments.get("key") == key]
+    return known[0] if known else None
 
 
 # ------------------------------------------------------------------------------------ small parts

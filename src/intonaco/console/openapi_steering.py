@@ -95,11 +95,11 @@ def paths() -> Json:
         ),
         "/api/freeze": _ask("freeze", "No update starts and no rollout advances"),
         "/api/unfreeze": _ask("unfreeze", "Let them go on"),
-        "/api/commands/{command}": _get(
+        "/api/commands/{number}": _get(
             "command",
             "What came of what was asked for; `outcome` is null while it waits",
             ref("Command"),
-            _path("command"),
+            _path("number"),
         ),
         "/api/session": {
             "get": {
@@ -167,7 +167,7 @@ def _ask(
             "operationId": name,
             "summary": summary,
             "description": "By people with the role operator. It is written down and carried out by"
-            " the controller; `/api/commands/{command}` says what came of it. A reason is needed"
+            " the controller; `/api/commands/{number}` says what came of it. A reason is needed"
             f" for {reasoned}.",
             "security": [{"person": []}],
             "parameters": [*parameters, key],

@@ -1,7 +1,7 @@
 """Pages of rollouts, and what people with the role "operator" may ask for there or by the API.
 
 A call only writes a command down, as the others do; the controller carries it out, or says why not
-(``GET /api/commands/{command}``). What would be refused is refused here already, in the machine's
+(``GET /api/commands/{number}``). What would be refused is refused here already, in the machine's
 words. Pages go with a cookie that scripts cannot read and other sites' pages cannot use.
 """
 
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from intonaco import commands, readmodel, steering
+from intonaco import readmodel, steering
 from intonaco.clock import Clock
 from intonaco.console import calls
 from intonaco.errors import Conflict, NotFound
@@ -63,7 +63,7 @@ class SteeringPages:
             Route("/api/rollback", self.rollback, methods=["POST"]),
             Route("/api/freeze", self.freeze, methods=["POST"]),
             Route("/api/unfreeze", self.freeze, methods=["POST"]),
-            Route("/api/commands/{command}", self.command),
+            Route("/api/commands/{number}", self.command),
         ]
 
     # ------------------------------------------------------------------ pages
@@ -135,7 +135,7 @@ class SteeringPages:
 
     def command(self, request: Request) -> Response:
         """What came of what was asked for."""
-        given = request.path_params["command"]
+        given = request.path_params["number"]
         number = int(given) if re.fullmatch(r"[0-9]{1,19}", given, re.ASCII) else -1
         found = self.ledger.command(number) if 0 <= number <= MOST_NUMBER else None
         if found is None:
@@ -251,7 +251,7 @@ class SteeringPages:
             raise HTTPException(400, "idempotency-key: 8 to 128 letters, digits, _ . : -")
 
         def write() -> int:
-            before = commands.asked_before(self.ledger, person.name, key) if key else None
+            before = steering.asked_before(self.ledger, person.name, key) if key else None
             found, arguments = act(to) if "to" in fields else act()
             if before is None:
                 if not self._controlled():
@@ -262,7 +262,7 @@ class SteeringPages:
                     )
                 if found.refused:
                     raise Conflict(found.refused, hint=found.hint)
-            return commands.submit_once(
+            return steering.submit_once(
                 self.ledger,
                 self.clock.now(),
                 kind,

@@ -40,7 +40,7 @@ PATHS = [
 READS = [p for p in PATHS if "503" in DOCUMENT["paths"][p]["get"]["responses"]]
 FILLED = {
     **{"release_id": SECOND, "finding_id": "f1", "update_id": "u2", "page": "events"},
-    **{"rollout_id": "u2-1", "command": "1"},
+    **{"rollout_id": "u2-1", "number": "1"},
 }
 
 
@@ -98,7 +98,7 @@ def template(path: str) -> str | None:
     for prefix in (
         *("/images/{path}", "/static/{path}", "/proposed/{path}"),
         *("/api/releases/{release_id}", "/api/findings/{finding_id}"),
-        *("/api/curation/{update_id}", "/api/commands/{command}"),
+        *("/api/curation/{update_id}", "/api/commands/{number}"),
     ):
         if path.startswith(prefix.partition("{")[0]):
             return prefix
