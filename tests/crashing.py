@@ -160,7 +160,7 @@ class Outside:
             if seam == "serving" and method == "retire":
                 _check_retired(args[0], twins["router"])
             if seam == "serving" and method == "scale":
-                _check_scaled(*args, twin, twins["router"])
+                _check_scaled(args[0], args[1], twin, twins["router"])
             known = method == "submit" and args[0].key in twin.jobs
             result = getattr(twin, method)(*args)
             if seam == "training":

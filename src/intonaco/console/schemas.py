@@ -247,6 +247,7 @@ SCHEMAS: Json = {
         challenger=TEXT,
         status={"enum": [str(s) for s in RolloutStatus]},
         reason=TEXT,
+        notice=TEXT,
         step=COUNT,
         steps={"type": "array", "items": _STEP},
         history={"type": "array", "items": OBJECT},

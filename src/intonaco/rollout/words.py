@@ -22,7 +22,10 @@ def brief(a: MetricAssessment) -> str:
 def describe(a: MetricAssessment) -> str:
     """One metric in words and figures."""
     if a.difference is None or a.interval is None:
-        return f"{a.metric} {a.assessment.replace('_', ' ')}"
+        found = f"{a.metric} {a.assessment.replace('_', ' ')}"
+        if a.evidence_harm < a.threshold:
+            return found
+        return f"{found}, log evidence of harm {a.evidence_harm:.1f} of {a.threshold:.1f}"
     low, high = a.interval
     pairs = f" and {a.shadow_pairs} shadow pairs, " if a.shadow_pairs else ", "
     return (
