@@ -77,8 +77,8 @@ def switch_cost(load_seconds: float | None, requests_per_second: float) -> str:
     waiting = load_seconds * requests_per_second
     return (
         f"nobody answers for about {max(load_seconds, 1):.0f} s, as long as the champion's last "
-        f"start took; at the present {requests_per_second:.1f} requests a second about {waiting:.0f} "
-        "would wait meanwhile, each for at most 30 s"
+        f"start took; at the present {requests_per_second:.1f} requests a second about "
+        f"{waiting:.0f} would wait meanwhile, each for at most 30 s"
     )
 
 
