@@ -109,10 +109,10 @@ def test_workers_roll_in_the_same_story(rolled: tuple[dict[str, Any], list[Point
 def test_killed_now_and_then_while_workers_roll(
     rolled: tuple[dict[str, Any], list[Point]], tmp_path: Path
 ) -> None:
-    """At every tenth of the points where workers are started or ended, and now and then."""
+    """At some of the points where workers are started or ended, and now and then."""
     ended, points = rolled
     scaling = [p for p in points if "serving.scale" in p[0]]
-    chosen = [*scaling[::8], *points[:: 4 * EVERY]]
+    chosen = [*scaling[3::9], *points[EVERY :: 4 * EVERY]]
     matrix((ended, chosen), tmp_path, every=1, story="rolling")
 
 

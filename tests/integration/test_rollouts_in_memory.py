@@ -62,7 +62,9 @@ def configure(world: World, *, replicas: int = 1, **changes: Any) -> None:
     before = world.parts.config
     serving = before.serving.model_copy(update={"replicas": replicas})
     config = Config.model_validate(
-        before.model_copy(update={"rollout": rollout, "serving": serving}).model_dump()
+        before.model_copy(update={"rollout": rollout, "serving": serving}).model_dump(
+            exclude_unset=True
+        )
     )
     world.serving.replicas = replicas
     world.parts = replace(world.parts, config=config)
@@ -232,7 +234,13 @@ def workers(world: World) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("replicas", "surge", "unavailable"), [(4, 1, 0), (4, 0, 1), (5, "40%", "20%"), (2, 1, 0)]
+    ("replicas", "surge", "unavailable"),
+    [
+        pytest.param(4, 1, 0, marks=pytest.mark.slow),
+        pytest.param(2, 1, 0, marks=pytest.mark.slow),
+        (4, 0, 1),
+        (5, "40%", "20%"),
+    ],
 )
 def test_rolling_replaces_a_few_workers_at_a_time(
     world: World, replicas: int, surge: int | str, unavailable: int | str
@@ -282,8 +290,20 @@ def test_rolling_replaces_a_few_workers_at_a_time(
     assert world.serving.most <= replicas + beyond
 
 
-@pytest.mark.parametrize("how", ["harm", "word", "trip", "dead", "late"])
-@pytest.mark.parametrize(("surge", "unavailable"), [(1, 0), (0, 1)])
+@pytest.mark.parametrize(
+    ("how", "surge", "unavailable"),
+    [
+        ("harm", 1, 0),
+        ("harm", 0, 1),
+        ("trip", 1, 0),
+        ("dead", 0, 1),
+        *(
+            pytest.param(how, surge, 1 - surge, marks=pytest.mark.slow)
+            for how, surge in (("word", 1), ("word", 0), ("trip", 0), ("dead", 1), ("late", 1))
+        ),
+        ("late", 0, 1),
+    ],
+)
 def test_rolling_back_restores_the_champions_workers_first(
     world: World, evidence: Evidence, how: str, surge: int, unavailable: int
 ) -> None:
@@ -407,7 +427,15 @@ def test_in_place_never_has_both_loaded(world: World, evidence: Evidence) -> Non
     assert second.index("rollout.notice") < second.index("rollout.begun")
 
 
-@pytest.mark.parametrize("how", ["harm", "dead", "word", "never up"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "harm",
+        "never up",
+        pytest.param("dead", marks=pytest.mark.slow),
+        pytest.param("word", marks=pytest.mark.slow),
+    ],
+)
 def test_in_place_starts_the_previous_one_again(world: World, evidence: Evidence, how: str) -> None:
     in_place(world, bake_seconds=100)
     first = world.first_release()

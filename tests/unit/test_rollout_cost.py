@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from intonaco.rollout.cost import memory, not_together, out_of_memory, rate, switch_cost
+from intonaco.rollout.cost import (
+    memory,
+    not_together,
+    out_of_memory,
+    rate,
+    start_seconds,
+    switch_cost,
+)
 
 GB = 10**9
 FACTS = {
@@ -44,6 +51,9 @@ def test_what_is_declared_counts() -> None:
 
 def test_a_start_that_was_never_measured_is_not_made_up() -> None:
     assert "never measured" in switch_cost(None, 3.0)
+    assert start_seconds({}) is None
+    assert start_seconds({"load_seconds": 0.5, "start_seconds": None}) == 0.5
+    assert start_seconds({"load_seconds": 0.5, "start_seconds": 6.0}) == 6.0
 
 
 def test_only_a_lack_of_memory_is_told_as_one() -> None:

@@ -155,6 +155,7 @@ ROLLOUT: Json = {
     "challenger": TEXT,
     "status": {"enum": [str(s) for s in RolloutStatus]},
     "reason": TEXT,
+    "notice": TEXT,
     "step": COUNT,
     "steps": {"type": "array", "items": _STEP},
     "history": {"type": "array", "items": OBJECT},

@@ -195,17 +195,19 @@ def _releases(app: App, updates: Sequence[Update]) -> list[dict[str, Any]]:
 
 
 def _drift(findings: Sequence[Finding], changed_after: int) -> dict[str, Any] | None:
-    after = [f for f in findings if f.request > changed_after > 0]
-    if not after:
+    # Requests are counted anew for each champion, so what came later is told by the order.
+    begun = next((k for k, f in enumerate(findings) if f.request > changed_after > 0), None)
+    if begun is None:
         return None
-    first = after[0]
+    first = findings[begun]
+    after = [f for f in findings[begun:] if f.request > changed_after]
     return {
         "signal": first.signal,
         "armed_at": first.armed_at,
         "changed_at": changed_after,
         "requests_to_detect": first.request - changed_after,
         "quiet_requests_armed": changed_after - first.armed_at,
-        "false_alarms_before": len(findings) - len(after),
+        "false_alarms_before": begun,
         "evidence": first.evidence,
         "threshold": first.threshold,
         "text": first.text,
@@ -271,7 +273,11 @@ def _rollback(app: App, rollout: Rollout, records: Sequence[Record]) -> dict[str
         (a, r)
         for r in records
         for a in r.attempts
-        if a.arm.endswith(f":{rollout.rollout_id}") and not r.probe
+        if not r.probe
+        and (
+            a.arm.endswith(f":{rollout.rollout_id}")
+            or (a.release == rollout.challenger and started <= a.started_at <= ended)
+        )
     ]
     hurt = [
         (a, r)

@@ -94,8 +94,8 @@ def switch_cost(p: Parts, champion: str) -> str:
     """What a switch in place would cost now, in words."""
     seen = p.ledger.consumer("watch")
     arrivals = seen[1].get("arrivals", ()) if seen else ()
-    seconds = p.serving.status(champion).facts.get("load_seconds")
-    return cost.switch_cost(float(seconds) if seconds else None, cost.rate(arrivals))
+    seconds = cost.start_seconds(p.serving.status(champion).facts)
+    return cost.switch_cost(seconds, cost.rate(arrivals))
 
 
 def _weights(p: Parts, release: Release) -> int:

@@ -63,15 +63,22 @@ def rate(arrivals: Sequence[float]) -> float:
     return (len(arrivals) - 1) / span if span > 0 else 0.0
 
 
+def start_seconds(facts: Mapping[str, Json]) -> float | None:
+    """Of a ServingStatus: from the start of a worker's process until it was ready; where that is
+    not told, the loading alone."""
+    found = facts.get("start_seconds") or facts.get("load_seconds")
+    return float(found) if found else None
+
+
 def switch_cost(load_seconds: float | None, requests_per_second: float) -> str:
     """What users notice of a switch in place."""
     if not load_seconds:
         return "nobody answers while the challenger loads; how long that takes was never measured"
     waiting = load_seconds * requests_per_second
     return (
-        f"nobody answers for about {load_seconds:.0f} s, as long as the champion's last start "
-        f"took; at the present {requests_per_second:.1f} requests a second about {waiting:.0f} "
-        "would wait meanwhile, each for at most 30 s"
+        f"nobody answers for about {max(load_seconds, 1):.0f} s, as long as the champion's last "
+        f"start took; at the present {requests_per_second:.1f} requests a second about "
+        f"{waiting:.0f} would wait meanwhile, each for at most 30 s"
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from intonaco.executor import Parts
 from intonaco.rollout import capacity as workers
-from intonaco.rollout.cost import switch_cost
+from intonaco.rollout.cost import start_seconds, switch_cost
 from intonaco.types import (
     ArmRole,
     Rollout,
@@ -113,8 +113,8 @@ def notice(parts: Parts, rollout: Rollout, requests_per_second: float) -> str:
     if rollout.champion is None:
         return ""
     if any(s.kind is StepKind.REPLACE for s in rollout.steps):
-        seconds = parts.serving.status(rollout.champion).facts.get("load_seconds")
-        cost = switch_cost(float(seconds) if seconds else None, requests_per_second)
+        seconds = start_seconds(parts.serving.status(rollout.champion).facts)
+        cost = switch_cost(seconds, requests_per_second)
         return f"in place: {cost}; nothing is compared, and going back costs the same again"
     cap = rollout.capacity
     if cap is None:

@@ -29,6 +29,8 @@ def describe(a: MetricAssessment) -> str:
     """One metric in words and figures."""
     if a.difference is None:
         said = f"{a.metric} {a.assessment.replace('_', ' ')}"
+        if a.evidence_harm >= a.threshold:
+            said += f", log evidence of harm {a.evidence_harm:.1f} of {a.threshold:.1f}"
         return f"{said}: {a.missing}" if a.missing else said
     interval = ""
     if a.interval is not None:

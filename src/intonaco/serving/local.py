@@ -138,8 +138,9 @@ class LocalServingBackend:
         )
 
     def scale(self, release: Release, replicas: int) -> None:
-        """The size is written down before anything is started or ended, so that whoever comes after
-        a kill does the rest. Raises BackendError for workers that hold other releases too."""
+        """The size is written down before workers are started, and after some were ended: whoever
+        comes after a kill finds too few of them, and does the rest. Raises BackendError for workers
+        that hold other releases too."""
         deployment = self._deployments.get(release.release_id)
         if replicas < 1:
             raise BackendError(
@@ -154,16 +155,14 @@ class LocalServingBackend:
                 retriable=False,
                 hint="set serving.share_base: false",
             )
+        if deployment.retired:
+            deployment = replace(deployment, retired=False, replicas=())
         size = 0 if replicas == self.config.replicas else replicas
         kept, surplus = deployment.replicas[:replicas], deployment.replicas[replicas:]
-        if surplus or size != deployment.size or deployment.retired:
-            if deployment.retired:
-                deployment = replace(deployment, retired=False, replicas=())
-            deployment = replace(deployment, size=size, at=self.clock.now())
-            self._deployments.put(deployment)
-        if surplus:
-            self._end([r.process for r in surplus], release.release_id)
-            self._deployments.put(replace(deployment, replicas=kept))
+        self._end([r.process for r in surplus], release.release_id)
+        if surplus or size != deployment.size or not deployment.at:
+            now = self.clock.now()
+            self._deployments.put(replace(deployment, size=size, replicas=kept, at=now))
         if len(kept) < replicas:
             self.deploy(release)
 
@@ -205,6 +204,7 @@ class LocalServingBackend:
             facts = {
                 "pid": info.pid,
                 "load_seconds": attestation.load_seconds,
+                "start_seconds": info.facts.get("start_seconds"),  # with all that came before it
                 "peak_memory_bytes": attestation.peak_memory_bytes,
                 "weights_bytes": attestation.weights_bytes,
                 "device_bytes": attestation.device_bytes,

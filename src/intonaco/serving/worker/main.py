@@ -239,7 +239,14 @@ async def _serve(
             if not args.no_warm_up:
                 worker.warm_up()
             worker.ready = True
-            workspace.announce(name, url=url, ready=True, attested=engine.release_id, **facts)
+            workspace.announce(
+                name,
+                url=url,
+                ready=True,
+                attested=engine.release_id,
+                start_seconds=time.time() - psutil.Process().create_time(),
+                **facts,
+            )
             log.info(
                 "ready at %s after %.1f s",
                 url,
