@@ -316,8 +316,11 @@ def _rollout(parts: Parts, tx: Transaction, command: Command, now: float) -> str
         raise Conflict("no rollout is running")
     if what not in COMMANDS:
         raise NotFound(f"unknown: rollout {what}")
+    arm = command.arguments.get("arm")
+    if arm and (rollout.split is None or what not in ("promote", "approve", "skip")):
+        raise Conflict(f"{what} of rollout {rollout.rollout_id} takes no arm")
     _tell(parts, tx, rollout, what, command)
-    return f"{what} of rollout {rollout.rollout_id}"
+    return f"{what} of rollout {rollout.rollout_id}" + (f", arm {arm}" if arm else "")
 
 
 def _tell(parts: Parts, tx: Transaction, rollout: Rollout, what: str, command: Command) -> None:
@@ -328,6 +331,8 @@ def _tell(parts: Parts, tx: Transaction, rollout: Rollout, what: str, command: C
         raise Conflict(f"rollout {rollout.rollout_id} is being aborted by {before['actor']}")
     reason = str(command.arguments.get("reason") or "")
     said = {"command": what, "actor": command.actor, "reason": reason, "at": command.at}
+    if command.arguments.get("arm"):
+        said["arm"] = str(command.arguments["arm"])
     tx.set(name, said)
 
 

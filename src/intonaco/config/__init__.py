@@ -23,12 +23,14 @@ from intonaco.config.decision import (
 )
 from intonaco.config.delivery import (
     DEFAULT_STEPS,
+    MOST_ARMS,
     Approval,
     Console,
     Person,
     RegistryConfig,
     RolloutConfig,
     RolloutMargins,
+    SplitConfig,
     Step,
     TrackerConfig,
 )
@@ -75,6 +77,7 @@ from intonaco.config.watching import (
 __all__ = [
     "DEFAULT_SIGNALS",
     "DEFAULT_STEPS",
+    "MOST_ARMS",
     "JUDGED",
     "KINDS",
     "ApiKey",
@@ -119,6 +122,7 @@ __all__ = [
     "Serving",
     "Share",
     "Signal",
+    "SplitConfig",
     "Step",
     "Tracing",
     "TrackerConfig",

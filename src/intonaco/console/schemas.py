@@ -257,6 +257,32 @@ SCHEMAS: Json = {
         ended_at=MAYBE_NUMBER,
         promoted_at=MAYBE_NUMBER,
         waiting_for=MAYBE_TEXT,
+        split=maybe("Split"),
+    ),
+    "Split": all_of(
+        metric=TEXT,
+        then={"enum": ["promote", "ask", "none"]},
+        winner=MAYBE_TEXT,
+        text=TEXT,
+        arms={
+            "type": "array",
+            "items": all_of(
+                name=TEXT,
+                release=MAYBE_TEXT,
+                share=NUMBER,
+                state={
+                    "enum": [
+                        *("champion", "to_come", "compared", "taken_out"),
+                        *("won", "lost", "ended"),
+                    ]
+                },
+                units={"type": ["integer", "null"]},
+                reason=TEXT,
+                lacks={"type": "array", "items": TEXT},
+                assessments={"type": "array", "items": OBJECT},
+            ),
+        },
+        pairs={"type": "array", "items": OBJECT},
     ),
     "Routing": all_of(
         epoch=COUNT,

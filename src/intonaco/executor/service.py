@@ -54,7 +54,8 @@ def retire(p: Parts, effect: Effect) -> Outcome:
     """Drain for longer than the longest request, then end."""
     release_id = str(effect.payload["name"])
     update = p.ledger.get(Update, effect.subject)
-    waited = p.clock.now() - update.phase_since
+    since = effect.payload.get("since")  # of who went before the update's phase ended
+    waited = p.clock.now() - (update.phase_since if since is None else float(since))
     try:
         observed = p.router.observed()
         table = p.ledger.latest_routing()

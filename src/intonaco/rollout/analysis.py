@@ -32,6 +32,7 @@ from intonaco.rollout.outcomes import (
 from intonaco.stats import BettingMean, RandomizedDifference, SampleRatioTest
 from intonaco.types import Assessment, Json, MetricAssessment, ScoredRecord
 
+RATIO_ALPHA = 0.001  # chance that a split as logged is ever called wrong
 _CENTRES = {ERRORS: 0.01, "slow": 0.02, CLIP_SCORE: 0.5}
 _UNRANDOMISED = 1e-9
 _OPEN_PAIRS = 2000
@@ -127,6 +128,7 @@ class RolloutAnalysis:
         score_range: tuple[float, float] = (-1.0, 1.0),
         settle_seconds: float = 60.0,
         max_units: int = 100_000,
+        ratio_alpha: float = RATIO_ALPHA,
     ) -> None:
         if not metrics or not set(metrics) <= set(METRICS) or not score_range[0] < score_range[1]:
             raise ValueError(f"metrics are some of {METRICS}, the score range is (low, high)")
@@ -141,7 +143,7 @@ class RolloutAnalysis:
             raise ValueError("a margin as wide as the metric's whole range proves nothing")
         points = {m: (self._tolerance[m], self._margin[m]) for m in metrics}
         self._quick, self._settled = _Lane(points, max_units), _Lane(points, max_units)
-        self._ratio = SampleRatioTest()
+        self._ratio = SampleRatioTest(ratio_alpha)
         self._medians = Medians(medians or {})
         self._waiting: list[_Event] = []  # heap, by start
         self._until = -math.inf  # the log has been seen up to here

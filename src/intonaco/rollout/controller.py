@@ -17,13 +17,18 @@ from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
 from intonaco.ledger import Transaction
 from intonaco.rollout import machine, restarts
-from intonaco.rollout.routing import desired_arms, next_table
+from intonaco.rollout.routing import desired_arms, next_table, split_arms
+from intonaco.rollout.split import ArmFacts, undecided
+from intonaco.rollout.split_analysis import SplitAnalysis
 from intonaco.types import (
+    ArmRole,
+    BreakerTrip,
     Observed,
     Rollout,
     RolloutStatus,
     RoutingTable,
     ServingStatus,
+    StepKind,
 )
 from intonaco.watching import Watch
 
@@ -101,6 +106,7 @@ class RolloutController:
         self, rollout: Rollout, observed: Observed | None, asked: Mapping[str, Any] | None
     ) -> machine.RolloutFacts:
         parts = self.parts
+        comparing = undecided(rollout) is not None
         status = parts.serving.status(rollout.challenger)
         back = parts.serving.status(rollout.champion) if rollout.champion else None
         analysis = self.watch.analysis
@@ -114,9 +120,7 @@ class RolloutController:
             assessments=analysis.assess() if analysis else (),
             units_at_step=analysis.units_at_step if analysis else 0,
             shadow_pairs=analysis.shadow_pairs if analysis else 0,
-            trips=tuple(
-                t for t in trips if t.release == rollout.challenger and t.at >= rollout.started_at
-            ),
+            trips=() if comparing else _trips(trips, rollout.challenger, rollout.started_at),
             challenger_ready=status.ready,
             champion_ready=back is None or back.ready,
             observed_epoch_applied=observed is not None
@@ -129,11 +133,35 @@ class RolloutController:
             why=asked.get("reason", ""),
             asked_at=asked.get("at"),
             frozen=bool(parts.ledger.setting("frozen")),
-            dead=bool(status.error),
+            dead=bool(status.error) and not comparing,
+            arms=self._arms(rollout, trips),
+            pairs=analysis.pairs() if comparing and isinstance(analysis, SplitAnalysis) else (),
+            arm=asked.get("arm"),
         )
 
+    def _arms(self, rollout: Rollout, trips: tuple[BreakerTrip, ...]) -> tuple[ArmFacts, ...]:
+        """What is known of the arms of a split that are in it still."""
+        split, analysis = undecided(rollout), self.watch.analysis
+        found = []
+        for arm in split.live if split is not None else ():
+            status = self.parts.serving.status(arm.release)
+            seen = analysis.arms.get(arm.name) if isinstance(analysis, SplitAnalysis) else None
+            found.append(
+                ArmFacts(
+                    name=arm.name,
+                    assessments=seen.assess() if seen else (),
+                    units=seen.units_at_step if seen else 0,
+                    ready=status.ready,
+                    dead=bool(status.error),
+                    trips=_trips(trips, arm.release, rollout.started_at),
+                )
+            )
+        return tuple(found)
+
     def _event_data(self, rollout: Rollout, observed: Observed | None) -> Mapping[str, object]:
-        trips = [t for t in observed.trips if t.release == rollout.challenger] if observed else []
+        arms = rollout.split.arms if rollout.split is not None else ()
+        of = {rollout.challenger, *(a.release for a in arms)}
+        trips = [t for t in observed.trips if t.release in of] if observed else []
         return {
             "step": rollout.step,
             "status": rollout.status,
@@ -163,7 +191,12 @@ class RolloutController:
             if rollout.promoted_at is not None and rollout.champion is not None:
                 previous = self._healthy(rollout.champion, fence, now, BACK)
         latest = parts.ledger.latest_routing()
-        arms = desired_arms(champion, rollout, challenger, weights, previous)
+        split = undecided(rollout) if rollout is not None else None
+        if rollout is not None and split is not None and _splits(rollout):
+            statuses = {a.release: parts.serving.status(a.release) for a in split.live}
+            arms = split_arms(champion, rollout, split, statuses, latest)
+        else:
+            arms = desired_arms(champion, rollout, challenger, weights, previous)
         if arms is not None:
             salt = rollout.salt if rollout else (latest.salt if latest else "none")
             table = next_table(
@@ -227,10 +260,23 @@ class RolloutController:
         return status
 
 
+def _splits(rollout: Rollout) -> bool:
+    """Whether its present step is the split."""
+    return bool(rollout.history) and rollout.steps[rollout.step].kind is StepKind.SPLIT
+
+
+def _trips(trips: tuple[BreakerTrip, ...], release: str, since: float) -> tuple[BreakerTrip, ...]:
+    """A release's, of this rollout."""
+    return tuple(t for t in trips if t.release == release and t.at >= since)
+
+
 def _reason(rollout: Rollout | None) -> str:
     return f"rollout {rollout.rollout_id}, step {rollout.step}" if rollout else "champion alone"
 
 
 def _describe(table: RoutingTable) -> str:
-    shares = ", ".join(f"{a.name.split(':')[0]} {a.weight:.0%}" for a in table.arms)
+    several = sum(a.role is ArmRole.CHALLENGER for a in table.arms) > 1
+    shares = ", ".join(
+        f"{a.name if several else a.name.split(':')[0]} {a.weight:.0%}" for a in table.arms
+    )
     return f"routing epoch {table.epoch}: {shares}"

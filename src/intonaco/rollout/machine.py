@@ -11,6 +11,8 @@
   guardrail is proven (non-inferior or superior) *before* that step is entered, and still when the
   challenger becomes champion. Evidence that does not come within ``max_seconds`` ends
   inconclusive, or is told and waited for where ``on_inconclusive`` is "hold";
+- of a split each arm is judged by itself and taken out by itself (``split``); once one has won, or
+  a person has named one that is proven no worse, the rollout is that arm's;
 - a final status never changes, and but for promotion it means weight 0.
 """
 
@@ -19,14 +21,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from intonaco.rollout import split
 from intonaco.rollout.outcomes import METRICS
 from intonaco.rollout.words import brief, describe, step_name
 from intonaco.types import (
     Assessment,
     BreakerTrip,
     MetricAssessment,
+    PairComparison,
     Rollout,
     RolloutStatus,
+    SplitArm,
     StepKind,
     StepResult,
     Verdict,
@@ -41,7 +46,9 @@ class RolloutFacts:
     """What the machine decides on. ``units_at_step``: distinct challenger users judged since the
     step began. ``trips``: the challenger's, of this rollout. ``guardrails``: metrics that must be
     proven; one that is not assessed has no data. ``champion_ready``: it could take everybody now
-    (the previous one, once the challenger is champion). ``dead``: the challenger cannot answer."""
+    (the previous one, once the challenger is champion). ``dead``: the challenger cannot answer.
+    While a split is undecided, ``arms`` and ``pairs`` tell of its challengers instead; ``arm``: the
+    one that a command names."""
 
     assessments: tuple[MetricAssessment, ...] = ()
     units_at_step: int = 0
@@ -59,6 +66,9 @@ class RolloutFacts:
     asked_at: float | None = None  # when the command was given, None: now
     frozen: bool = False
     dead: bool = False
+    arms: tuple[split.ArmFacts, ...] = ()
+    pairs: tuple[PairComparison, ...] = ()
+    arm: str | None = None
 
     @property
     def by(self) -> str:
@@ -71,8 +81,8 @@ class RolloutDecision:
     """The rollout as it is now, the shares that traffic should have, and what happened.
 
     ``weights``: {"challenger": share of users, "shadow": share of requests copied}. ``events``:
-    (kind, sentence), kinds being begun, step, waiting, overdue, paused, resumed, refused, crowned,
-    returning, promoted, observed, rolled_back, inconclusive."""
+    (kind, sentence), kinds being begun, step, waiting, overdue, paused, resumed, refused, removed,
+    crowned, returning, promoted, observed, rolled_back, inconclusive."""
 
     rollout: Rollout
     weights: Mapping[str, float]
@@ -94,6 +104,8 @@ def weights_of(rollout: Rollout) -> Mapping[str, float]:
     for step in reversed(taken):
         if step.kind is StepKind.CANARY:
             return nothing | {"challenger": step.weight}
+        if step.kind is StepKind.SPLIT and rollout.split is not None:
+            return nothing | {"challenger": sum(a.share for a in rollout.split.live)}
         if step.kind is StepKind.SHADOW:
             return nothing | {"shadow": step.weight}
     return nothing
@@ -103,6 +115,17 @@ def tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
     """Decide once. Pure: the same arguments give the same decision."""
     if rollout.status.final:
         return _decided(rollout)
+    rollout, removed = split.look(
+        rollout, facts.arms, facts.pairs, now, champion_ready=facts.champion_ready
+    )
+    if (arms := split.undecided(rollout)) is not None:
+        ready, units = split.together(arms, facts.arms)
+        facts = replace(facts, challenger_ready=ready, units_at_step=units)
+    decision = _tick(rollout, facts, now)
+    return replace(decision, events=(*removed, *decision.events))
+
+
+def _tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
     rollout = replace(rollout, assessments=facts.assessments or rollout.assessments)
     rollout = _timed(rollout, facts, now)
     ended = _must_end(rollout, facts, now) or _unapproved(rollout, facts, now)
@@ -149,6 +172,8 @@ def _must_end(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecis
         reason = "; ".join(f"harmful: {describe(a)}" for a in harmful)
     elif facts.dead:
         reason = "the challenger's worker is gone"
+    elif nobody := split.all_out(rollout):
+        reason = nobody
     elif not facts.sample_ratio_ok:
         verdict = Verdict.ERROR
         reason = "the traffic split is not the one that was logged"
@@ -250,7 +275,34 @@ def _advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecisi
         return None
     if not facts.observed_epoch_applied:
         return None
+    if step.kind is StepKind.SPLIT:
+        return _won(rollout, facts, now)
     return _move_on(rollout, facts, now)
+
+
+def _won(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
+    """The end of a split, if an arm has won; else say what is waited for."""
+    arms = split.undecided(rollout)
+    if arms is None:  # decided in an earlier look that could not go on
+        return _move_on(rollout, facts, now)
+    winner = split.best(arms, facts.guardrails)
+    if winner is None:
+        return _waits(rollout, split.waiting(arms, facts.guardrails))
+    text = split.why(arms, winner, facts.guardrails)
+    if arms.then == "ask":
+        return _waits(rollout, f"a person's word (approve): {winner.name} wins")
+    return _decide_for(rollout, winner, facts, now, text)
+
+
+def _decide_for(
+    rollout: Rollout, arm: SplitArm, facts: RolloutFacts, now: float, text: str
+) -> RolloutDecision:
+    ready = next((f.ready for f in facts.arms if f.name == arm.name), False)
+    if not ready:
+        return _waits(rollout, f"{arm.name} to be ready")
+    rollout = split.decide(rollout, arm, text)
+    alone = replace(facts, assessments=arm.assessments, challenger_ready=True)
+    return _move_on(rollout, alone, now, text)
 
 
 def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") -> RolloutDecision:
@@ -258,13 +310,7 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") 
     to = rollout.step + 1
     missing = _missing_to_enter(rollout, to, facts)
     if missing:
-        text = "waiting for " + ", ".join(missing)
-        current = rollout.history[-1]
-        if current.decision == text:
-            return _decided(rollout)
-        current = replace(current, decision=text)
-        rollout = replace(rollout, history=(*rollout.history[:-1], current))
-        return _decided(rollout, ("waiting", text))
+        return _waits(rollout, ", ".join(missing))
     if to < len(rollout.steps):
         return _enter(rollout, facts, to, now, note)
     if rollout.promoted_at is None and not any(s.kind is StepKind.CANARY for s in rollout.steps):
@@ -276,11 +322,23 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") 
     return _end(rollout, facts, RolloutStatus.PROMOTED, Verdict.PASS, reason, now)
 
 
+def _waits(rollout: Rollout, what: str) -> RolloutDecision:
+    """Told once, and again when it changes."""
+    text = f"waiting for {what}"
+    current = rollout.history[-1]
+    if current.decision == text:
+        return _decided(rollout)
+    current = replace(current, decision=text)
+    rollout = replace(rollout, history=(*rollout.history[:-1], current))
+    return _decided(rollout, ("waiting", text))
+
+
 def _proof(rollout: Rollout, facts: RolloutFacts) -> str:
     if rollout.champion is None:
         return "straight to everybody: nothing to compare with"
+    won = f"{rollout.split.text}; " if rollout.split is not None else ""
     proven = ", ".join(brief(a) for a in facts.assessments if a.metric in facts.guardrails)
-    return f"every guardrail is proven: {proven}"
+    return f"{won}every guardrail is proven: {proven}"
 
 
 def _missing_to_enter(rollout: Rollout, to: int, facts: RolloutFacts) -> list[str]:
@@ -375,6 +433,8 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
     if command not in COMMANDS:
         return _decided(rollout, ("refused", f"no such command: {command}"))
     step = rollout.steps[rollout.step] if rollout.history else None
+    if step is not None and step.kind is StepKind.SPLIT and split.undecided(rollout) is not None:
+        return _choose(rollout, facts, now)
     to = _target(rollout, command)
     between = rollout.steps[rollout.step : to] if rollout.history else rollout.steps[:to]
     missing = _missing_to_enter(rollout, to, facts)
@@ -405,6 +465,27 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
     return _enter(rollout, facts, to, now, note)
 
 
+def _choose(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
+    """End a split by a person's word."""
+    command = str(facts.command)
+    arms, why = rollout.split, ""
+    if command == "abort":
+        why = "there is nothing to go back to"
+    elif facts.frozen:
+        why = "the service is frozen"
+    elif rollout.status is RolloutStatus.PAUSED:
+        why = "paused: resume first"
+    elif not facts.observed_epoch_applied:
+        why = "the gateway does not follow the present step yet"
+    assert arms is not None
+    arm, cannot = split.chosen(arms, command, facts.arm, facts.guardrails)
+    if why or arm is None:
+        return _decided(rollout, ("refused", f"{command} refused: {why or cannot}"))
+    done = {"approve": "approved", "promote": "promoted", "skip": "skipped"}[command]
+    text = f"{split.why(arms, arm, facts.guardrails)}; {done} by {facts.by}"
+    return _decide_for(rollout, arm, facts, now, text)
+
+
 def _target(rollout: Rollout, command: str) -> int:
     """The step that a command leads to: for ``promote`` the one that gives everybody the
     challenger, or the promotion if they have it."""
@@ -429,6 +510,8 @@ def _where(rollout: Rollout, facts: RolloutFacts) -> str:
         return "never begun, lacking " + (", ".join(missing) or "time")
     missing = _missing_to_enter(rollout, len(rollout.steps), facts)
     step = rollout.steps[rollout.step]
+    if (arms := split.undecided(rollout)) is not None:
+        return split.evidence(arms, facts.guardrails)
     units = facts.shadow_pairs if step.kind is StepKind.SHADOW else facts.units_at_step
     return (
         f"step {rollout.step + 1} of {len(rollout.steps)} with {units} of {step.min_units} units"

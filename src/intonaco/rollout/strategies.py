@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from intonaco.codec import digest
 from intonaco.config import Config, RolloutConfig, Step
-from intonaco.types import Action, Rollout, RolloutStatus, RolloutStep, StepKind, Update
+from intonaco.rollout.split import planned
+from intonaco.types import Action, Rollout, RolloutStatus, RolloutStep, Split, StepKind, Update
 
 _BEFORE = (StepKind.STAGE, StepKind.SHADOW, StepKind.PAUSE, StepKind.APPROVE, StepKind.ANALYSIS)
 _SWITCH = RolloutStep(kind=StepKind.CANARY, weight=1.0)  # everybody, but not champion yet
@@ -17,14 +18,17 @@ def begin(update: Update, config: Config, now: float) -> Rollout:
     """The rollout of an update's chosen release; alpha halves with each attempt. The first release,
     and one that has served, go straight to everybody."""
     rollout_id = f"{update.update_id}-{update.attempt}"
-    alone = update.champion is None or update.plan.action is Action.ROLL_BACK
+    alone = goes_alone(update)
+    split = None
+    if config.rollout.strategy == "ab" and not alone:
+        split = planned(update.arms or {"challenger": str(update.chosen)}, config.rollout.ab)
     return Rollout(
         rollout_id=rollout_id,
         service_id=update.service_id,
         update_id=update.update_id,
         champion=None if alone else update.champion,
-        challenger=str(update.chosen),
-        steps=straight(config.rollout) if alone else steps_for(config.rollout),
+        challenger=split.arms[0].release if split else str(update.chosen),
+        steps=straight(config.rollout) if alone else steps_for(config.rollout, split),
         status=RolloutStatus.RUNNING,
         started_at=now,
         step_since=now,
@@ -34,20 +38,37 @@ def begin(update: Update, config: Config, now: float) -> Rollout:
         on_inconclusive=config.rollout.on_inconclusive,
         stuck_seconds=config.rollout.stuck_seconds,
         attempt=update.attempt,
+        split=split,
     )
 
 
-def steps_for(config: RolloutConfig) -> tuple[RolloutStep, ...]:
+def goes_alone(update: Update) -> bool:
+    """Whether there is nothing to compare with: the first release, and one that has served."""
+    return update.champion is None or update.plan.action is Action.ROLL_BACK
+
+
+def steps_for(config: RolloutConfig, split: Split | None = None) -> tuple[RolloutStep, ...]:
     """The steps that the configuration asks for.
 
     ``canary`` takes them as they are. ``blue_green`` leaves out the shares of users: it copies
     requests, proves, and switches everybody at once; ``shadow_only`` ends before the switch. Both
     copy all requests, for as long and for as many pairs as the first step asks, where no shadow
-    step is configured. Whoever promotes gives everybody the challenger first, makes it champion
-    once the gateways follow, and bakes.
+    step is configured. ``ab`` has one step with the fixed split, after the pauses and approvals
+    that are listed, and nothing after it where a winner is only told. Whoever promotes gives
+    everybody the challenger first, makes it champion once the gateways follow, and bakes.
     """
     given = tuple(_step(s) for s in config.steps)
     before = tuple(s for s in given if s.kind in (*_BEFORE, StepKind.CANARY))
+    if split is not None:
+        kept = (StepKind.STAGE, StepKind.PAUSE, StepKind.APPROVE)
+        compared = RolloutStep(
+            kind=StepKind.SPLIT,
+            weight=sum(arm.share for arm in split.arms),
+            min_seconds=config.ab.min_seconds,
+            min_units=config.ab.min_units,
+        )
+        before = (*(s for s in before if s.kind in kept), compared)
+        return before if split.then == "none" else (*before, *_to_champion(config, before, given))
     if config.strategy != "canary":
         before = tuple(s for s in before if s.kind in _BEFORE)
         if not any(s.kind is StepKind.SHADOW for s in before):

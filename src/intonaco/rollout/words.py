@@ -42,6 +42,8 @@ def step_name(step: RolloutStep) -> str:
             return f"shadow, {step.weight:.0%} of requests copied"
         case StepKind.CANARY:
             return f"canary, {step.weight:.0%} of users"
+        case StepKind.SPLIT:
+            return f"split, {step.weight:.0%} of users with challengers, until one wins"
         case StepKind.PAUSE:
             held = f"{step.min_seconds:.0f} s" if step.min_seconds else "until somebody resumes"
             return f"pause, {held}"
