@@ -1,4 +1,4 @@
-"""Made-up traffic of a split: users dealt by the gateway's own function, records as it writes them."""
+"""Made-up traffic of a split: users dealt by the gateway's function, records as it writes them."""
 
 from __future__ import annotations
 

@@ -229,6 +229,9 @@ def test_one_challenger_is_a_split_of_two(story: Story) -> None:
     story.configure(split={"champion": 0.7, "challenger": 0.3})
     story.begin(BETTER)
     assert story.shares() == {"champion": 0.7, f"challenger:{story.rollout.rollout_id}": 0.3}
+    refused = story.command("rollout.pause", arm="tune")
+    assert not refused["ok"]
+    assert "takes no arm" in refused["text"]
     story.until(lambda: story.updates()[-1].phase.final, ticks=200)
     assert story.updates()[-1].phase is Phase.PROMOTED
 
@@ -261,7 +264,9 @@ def test_a_winner_may_only_be_told(story: Story) -> None:
 def test_pause_and_abort(story: Story) -> None:
     first = story.begin(BETTER, BROKEN)
     assert story.command("rollout.pause", reason="look")["ok"]
-    story.until(lambda: "returned:other" in story.shares(), ticks=40)  # harm is acted on all the same
+    story.until(
+        lambda: "returned:other" in story.shares(), ticks=40
+    )  # harm is acted on all the same
     for _ in range(10):
         story.tick()
     assert story.rollout.status is RolloutStatus.PAUSED

@@ -6,6 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from pydantic import ValidationError
 
 from intonaco.codec import decode, encode
@@ -120,6 +123,8 @@ def test_shares_by_name_together_and_equal() -> None:
     assert shares(only, ("a", "b")) == {"a": 0.6}  # nobody said what b should get
     split = planned({"b": "rel-b"}, named)
     assert split.champion_share == pytest.approx(0.9)  # what a would have had is the champion's
+    changed = planned({"b": "rel-b"}, only)  # edited after b was staged
+    assert [(a.name, a.share) for a in changed.arms] == [("b", 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,10 @@ def test_shares_by_name_together_and_equal() -> None:
         ({"strategy": "ab", "ab": {"split": {"a": 0.5, "b": 0.5}}}, "share of the champion"),
         ({"strategy": "ab", "ab": {"split": {"champion": 1.0}}}, "less than 1"),
         (
-            {"strategy": "ab", "ab": {"split": {"champion": 0.5, "b": 0.5}, "arms": {"x": "0" * 64}}},
+            {
+                "strategy": "ab",
+                "ab": {"split": {"champion": 0.5, "b": 0.5}, "arms": {"x": "0" * 64}},
+            },
             "no share for x",
         ),
         ({"strategy": "ab", "ab": {"arms": {"x": "abc"}}}, "should match pattern"),
@@ -147,7 +155,12 @@ def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], words: s
 
 def update(*candidates: Candidate) -> Update:
     plan = Plan(
-        plan_id="p", service_id="s", at=0.0, action=Action.FINE_TUNE, cause=Cause.REQUESTED, reason=""
+        plan_id="p",
+        service_id="s",
+        at=0.0,
+        action=Action.FINE_TUNE,
+        cause=Cause.REQUESTED,
+        reason="",
     )
     return Update(
         update_id="u",
@@ -404,3 +417,121 @@ def test_abort_sends_everybody_back() -> None:
     decision = tick(begun("ab"), asked, 5.0)
     assert decision.rollout.status is RolloutStatus.ROLLED_BACK
     assert set(quarantined([decision.rollout])) == {"rel-a", "rel-b"}
+
+
+# ------------------------------------------------------------------------------------ whatever
+
+NAMES = "abc"
+kinds = st.sampled_from(list(Assessment))
+
+
+class AnySplit(RuleBasedStateMachine):
+    """Random facts and commands in random order."""
+
+    @initialize(then=st.sampled_from(["promote", "ask", "none"]))
+    def begin(self, then: str) -> None:
+        self.state, self.now = rollout(NAMES, winner=then), 0.0
+
+    @rule(
+        seconds=st.floats(0.0, 60.0),
+        found=st.fixed_dictionaries({n: st.tuples(kinds, kinds, kinds) for n in NAMES}),
+        lucky=st.sampled_from([None, None, *NAMES]),
+        ready=st.sets(st.sampled_from(NAMES), min_size=2),
+        dead=st.sampled_from([None] * 8 + list(NAMES)),
+        tripped=st.sampled_from([None] * 8 + list(NAMES)),
+        healthy=st.booleans(),
+        applied=st.booleans(),
+        frozen=st.booleans(),
+        command=st.sampled_from([None] * 6 + ["pause", "resume", "promote", "skip", "approve"]),
+        named=st.sampled_from([None, *NAMES, "x"]),
+    )
+    def look(
+        self,
+        seconds: float,
+        found: dict[str, tuple[Assessment, Assessment, Assessment]],
+        lucky: str | None,
+        ready: set[str],
+        dead: str | None,
+        tripped: str | None,
+        healthy: bool,
+        applied: bool,
+        frozen: bool,
+        command: str | None,
+        named: str | None,
+    ) -> None:
+        before, self.now = self.state, self.now + seconds
+        comparing = split_of(before).winner is None
+        arms = tuple(
+            ArmFacts(
+                name=n,
+                assessments=WINS if n == lucky else assessed(*found[n]),
+                units=30,
+                ready=n in ready,
+                dead=n == dead,
+                trips=(TRIP,) if n == tripped else (),
+            )
+            for n in NAMES
+        )
+        given = RolloutFacts(
+            arms=arms if comparing else (),
+            assessments=() if comparing else PROVEN,
+            challenger_ready=not comparing,
+            champion_ready=healthy,
+            observed_epoch_applied=applied,
+            frozen=frozen,
+            command=command,
+            arm=named,
+        )
+        decision = tick(before, given, self.now)
+        assert decision == tick(before, given, self.now)
+        after, split = decision.rollout, split_of(decision.rollout)
+        assert 0.0 <= decision.weights["challenger"] <= 1.0
+        assert {a.name for a in split.live} == {a.name for a in split_of(before).live} - self._out(
+            before, given
+        )
+        # Parts of the line never change.
+        assert [(a.name, a.share, a.start) for a in split.arms] == [
+            (a.name, a.share, a.start) for a in split_of(before).arms
+        ]
+        if comparing and split.winner is not None:
+            won = split.arm(split.winner)
+            proven = {a.assessment for a in won.assessments}
+            assert proven <= {SUPERIOR, NON_INFERIOR}
+            assert after.challenger == won.release
+            assert won.removed_at is None
+            assert not frozen
+            assert before.status is RolloutStatus.RUNNING
+            by_hand = command in ("promote", "approve") and named == won.name
+            assert by_hand or won.assessments[2].assessment is SUPERIOR
+            assert split.then != "ask" or command == "approve"
+        if split.winner is None:
+            assert after.promoted_at is None
+            assert not (after.history and after.status is RolloutStatus.PROMOTED)
+            shares = sum(a.share for a in split.live)
+            assert decision.weights["challenger"] in (0.0, pytest.approx(shares))
+        if split.then == "none":
+            assert after.promoted_at is None
+        if not split.live:
+            assert after.status is RolloutStatus.ROLLED_BACK or after.returning
+        if after.status.final and after.status is not RolloutStatus.PROMOTED:
+            assert decision.weights["challenger"] == 0.0
+            assert after.reason
+        self.state = after
+
+    def _out(self, before: Rollout, given: RolloutFacts) -> set[str]:
+        """Who has to go."""
+        if before.status.final or split_of(before).winner is not None:
+            return set()
+        gone = set()
+        for arm_facts in given.arms:
+            arm = split_of(before).arm(arm_facts.name)
+            since = self.now if arm.stuck_since is None else arm.stuck_since
+            stuck = not arm_facts.ready and self.now - since >= before.stuck_seconds
+            bad = any(a.assessment is HARMFUL for a in arm_facts.assessments)
+            if arm_facts.dead or ((arm_facts.trips or bad or stuck) and given.champion_ready):
+                gone.add(arm_facts.name)
+        return gone
+
+
+TestAnySplit = AnySplit.TestCase
+TestAnySplit.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

@@ -134,7 +134,7 @@ def test_parts_that_overlap_are_refused() -> None:
     with pytest.raises(ConfigError, match="either all arms"):
         check_table(replace(made, arms=stacked))
     beyond = tuple(replace(a, start=0.95) if a.name == "challenger:r.d" else a for a in made.arms)
-    with pytest.raises(ConfigError, match="begin at 0.95"):
+    with pytest.raises(ConfigError, match=r"begin at 0\.95"):
         check_table(replace(made, arms=beyond))
 
 

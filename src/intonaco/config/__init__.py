@@ -77,9 +77,9 @@ from intonaco.config.watching import (
 __all__ = [
     "DEFAULT_SIGNALS",
     "DEFAULT_STEPS",
-    "MOST_ARMS",
     "JUDGED",
     "KINDS",
+    "MOST_ARMS",
     "ApiKey",
     "Approval",
     "Budget",

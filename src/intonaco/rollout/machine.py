@@ -285,12 +285,9 @@ def _won(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
     arms = split.undecided(rollout)
     if arms is None:  # decided in an earlier look that could not go on
         return _move_on(rollout, facts, now)
-    winner = split.best(arms, facts.guardrails)
+    winner, text = split.won(arms, facts.guardrails)
     if winner is None:
-        return _waits(rollout, split.waiting(arms, facts.guardrails))
-    text = split.why(arms, winner, facts.guardrails)
-    if arms.then == "ask":
-        return _waits(rollout, f"a person's word (approve): {winner.name} wins")
+        return _waits(rollout, text)
     return _decide_for(rollout, winner, facts, now, text)
 
 

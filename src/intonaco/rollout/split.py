@@ -112,10 +112,12 @@ def shares(config: SplitConfig, names: tuple[str, ...]) -> Mapping[str, float]:
 
 
 def planned(arms: Mapping[str, str], config: SplitConfig) -> Split:
-    """The split of these releases, by arm; each gets its part of the line."""
+    """The split of these releases, by arm; each gets its part of the line. Equal parts where the
+    configuration, changed since they were staged, leaves none of them any."""
     made: list[SplitArm] = []
     start = 0.0
-    for name, share in shares(config, tuple(arms)).items():
+    given = shares(config, tuple(arms)) or shares(SplitConfig(), tuple(arms))
+    for name, share in given.items():
         made.append(SplitArm(name=name, release=arms[name], share=share, start=start))
         start += share
     return Split(metric=config.metric, arms=tuple(made), then=config.winner)
@@ -223,6 +225,16 @@ def best(split: Split, guardrails: tuple[str, ...]) -> SplitArm | None:
     winners = [a for a in split.live if not lacking(a, split.metric, guardrails)]
     sign = 1.0 if split.metric in HIGHER_IS_BETTER else -1.0
     return max(winners, key=lambda a: sign * (_of(a, split.metric).difference or 0.0), default=None)
+
+
+def won(split: Split, guardrails: tuple[str, ...]) -> tuple[SplitArm | None, str]:
+    """(the arm that ends the split by itself, why), or (None, what is waited for)."""
+    winner = best(split, guardrails)
+    if winner is None:
+        return None, waiting(split, guardrails)
+    if split.then == "ask":
+        return None, f"a person's word (approve): {winner.name} wins"
+    return winner, why(split, winner, guardrails)
 
 
 def waiting(split: Split, guardrails: tuple[str, ...]) -> str:
