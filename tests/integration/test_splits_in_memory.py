@@ -53,7 +53,7 @@ class Story(World):
             {
                 "strategy": "ab",
                 "ab": {"min_seconds": 3, "min_units": 20} | ab,
-                "bake_seconds": 20,
+                "bake_seconds": 4,
                 "holdback": 0.1,
                 "drain_seconds": 60,
                 "max_seconds": 40,
@@ -192,8 +192,7 @@ def test_nobody_better_ends_inconclusive_and_the_champion_stays(story: Story) ->
     assert not quarantined(story.ledger.all(Rollout))
 
 
-@killed_too
-@pytest.mark.parametrize("how", ["trip", "dead"])
+@pytest.mark.parametrize(("how", "story"), [("trip", True), ("dead", False)], indirect=["story"])
 def test_an_arm_whose_breaker_trips_or_worker_dies_is_taken_out_alone(
     story: Story, how: str
 ) -> None:
