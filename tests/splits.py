@@ -48,12 +48,10 @@ class SplitTraffic:
         self.requests += 1
         dealt = assign(table, user, tripped)
         arm, stable = dealt.arm, table.stable()
-        if arm.role is ArmRole.RETURNED:
-            attempts, failed = (), True
-        else:
-            attempts, failed = (self._try(arm.name, arm.release, at),), False
-            failed = attempts[0].outcome is not Outcome.OK
-        if failed:  # the shield
+        attempts: tuple[Attempt, ...] = ()
+        if arm.role is not ArmRole.RETURNED:
+            attempts = (self._try(arm.name, arm.release, at),)
+        if not attempts or attempts[0].outcome is not Outcome.OK:  # the champion, the shield
             attempts = (*attempts, self._try(stable.name, stable.release, at, may_fail=False))
         last = attempts[-1]
         behaviour = self._of(last.release)

@@ -87,6 +87,14 @@ class Story(World):
     def rollout(self) -> Rollout:
         return self.ledger.all(Rollout)[-1]
 
+    def winner(self) -> str | None:
+        split = self.rollout.split
+        assert split is not None
+        return split.winner
+
+    def status(self) -> RolloutStatus:
+        return self.rollout.status
+
     def shares(self) -> dict[str, float]:
         assert self.router.table is not None
         return {
@@ -149,7 +157,7 @@ def test_the_better_of_three_wins_and_the_broken_one_is_taken_out(story: Story) 
     back = next(a for a in story.router.table.arms if a.name.startswith("returned"))
     assert (back.release, back.start) == (first, 0.5)
     assert story.rollout.status is RolloutStatus.RUNNING
-    story.until(lambda: story.rollout.split.winner is not None, ticks=60)  # type: ignore[union-attr]
+    story.until(lambda: story.winner() is not None, ticks=60)
     # Whoever moved until then was the broken one's.
     assert story.moved
     assert set(story.moved.values()) == {f"challenger:{rid}.third → returned:{rid}.third"}
@@ -241,13 +249,14 @@ def test_a_winner_waits_for_a_persons_word(story: Story) -> None:
     said = "waiting for a person's word (approve): tune wins"
     story.until(lambda: story.rollout.history[-1].decision == said, ticks=40)
     assert story.command("rollout.promote", reason="now")["ok"]  # taken, and refused
-    assert story.rollout.split is not None
-    assert story.rollout.split.winner is None
+    assert story.winner() is None
     last = story.ledger.events(kind="rollout.refused", newest=True, limit=1)[0]
     assert "a person's word is asked for" in last.text
     assert story.command("rollout.approve", arm="other", reason="cheaper")["ok"]
-    assert story.rollout.split.winner == "other"
-    assert "approved by ann: cheaper" in story.rollout.split.text
+    assert story.winner() == "other"
+    split = story.rollout.split
+    assert split is not None
+    assert "approved by ann: cheaper" in split.text
     story.until(lambda: story.updates()[-1].phase is Phase.BAKE, ticks=30)
 
 
@@ -263,14 +272,13 @@ def test_a_winner_may_only_be_told(story: Story) -> None:
 def test_pause_and_abort(story: Story) -> None:
     first = story.begin(BETTER, BROKEN)
     assert story.command("rollout.pause", reason="look")["ok"]
-    story.until(
-        lambda: "returned:other" in story.shares(), ticks=40
-    )  # harm is acted on all the same
+    # Harm is acted on all the same.
+    story.until(lambda: "returned:other" in story.shares(), ticks=40)
     for _ in range(10):
         story.tick()
-    assert story.rollout.status is RolloutStatus.PAUSED
+    assert story.status() is RolloutStatus.PAUSED
     assert story.command("rollout.abort", reason="enough")["ok"]
     story.until(lambda: story.updates()[-1].phase.final, ticks=100)
-    assert story.rollout.status is RolloutStatus.ROLLED_BACK
+    assert story.status() is RolloutStatus.ROLLED_BACK
     assert "aborted by ann: enough" in story.rollout.reason
     assert story.ledger.champion() == first

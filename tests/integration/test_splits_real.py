@@ -106,6 +106,16 @@ class Service:
             )
             self.scores.append(encode(item))
 
+    def step(self, new: int) -> Rollout:
+        """Some traffic, and what the controller makes of it."""
+        self.traffic(new)
+        self.controller.tick()
+        return self.rollout()
+
+    def updated(self, new: int) -> Update:
+        self.step(new)
+        return self.update()
+
     def rollout(self) -> Rollout:
         return self.ledger.all(Rollout)[-1]
 
@@ -219,8 +229,7 @@ def test_three_challengers_one_better_one_broken(tmp_path: Path) -> None:
         statuses = [s.parts.serving.status(r.release_id) for r in s.arms.values()]
         assert all(status.attested == status.release for status in statuses)
 
-        until(lambda: (s.traffic(12), s.controller.tick(), s.rollout())[-1],
-              lambda r: r.split is not None and len(r.split.live) < 3)  # fmt: skip
+        until(lambda: s.step(12), lambda r: r.split is not None and len(r.split.live) < 3)
         split = s.rollout().split
         assert split is not None
         assert split.arm("bad").reason.startswith("the breaker tripped after 3 failures")
@@ -233,8 +242,7 @@ def test_three_challengers_one_better_one_broken(tmp_path: Path) -> None:
             f"returned:{rid}.bad": s.champion.release_id,
         }
         s.restart()  # another controller goes on with the ledger's evidence
-        until(lambda: (s.traffic(12), s.controller.tick(), s.rollout())[-1],
-              lambda r: r.split is not None and r.split.winner is not None)  # fmt: skip
+        until(lambda: s.step(12), lambda r: r.split is not None and r.split.winner is not None)
         split = s.rollout().split
         assert split is not None
         assert split.winner == "good"
@@ -249,8 +257,7 @@ def test_three_challengers_one_better_one_broken(tmp_path: Path) -> None:
         assert all(len(arms) == 1 or arms <= bad for arms in seen.values())
         assert any(arms == bad for arms in seen.values())
 
-        until(lambda: (s.traffic(4), s.controller.tick(), s.update())[-1],
-              lambda u: u.phase.final)  # fmt: skip
+        until(lambda: s.updated(4), lambda u: u.phase.final)
         assert s.update().phase is Phase.PROMOTED
         assert s.rollout().status is RolloutStatus.PROMOTED
         assert s.ledger.champion() == s.arms["good"].release_id
