@@ -338,8 +338,11 @@ def _rollout(parts: Parts, tx: Transaction, command: Command, now: float) -> str
         raise Conflict(f"rollout {meant} has ended; {rollout.rollout_id} is running")
     if what not in COMMANDS:
         raise NotFound(f"unknown: rollout {what}")
+    arm = command.arguments.get("arm")
+    if arm and (rollout.split is None or what not in ("promote", "approve", "skip")):
+        raise Conflict(f"{what} of rollout {rollout.rollout_id} takes no arm")
     _tell(parts, tx, rollout, what, command)
-    return f"{what} of rollout {rollout.rollout_id}"
+    return f"{what} of rollout {rollout.rollout_id}" + (f", arm {arm}" if arm else "")
 
 
 def _tell(parts: Parts, tx: Transaction, rollout: Rollout, what: str, command: Command) -> None:
@@ -356,6 +359,8 @@ def _tell(parts: Parts, tx: Transaction, rollout: Rollout, what: str, command: C
         waiting = []
     reason = str(command.arguments.get("reason") or "")
     said = {"command": what, "actor": command.actor, "reason": reason, "at": command.at}
+    if command.arguments.get("arm"):
+        said["arm"] = str(command.arguments["arm"])
     tx.set(f"rollout:{rollout.rollout_id}", [*waiting, said])
 
 

@@ -25,7 +25,7 @@ from intonaco.protocols import Notifier
 from intonaco.rollout.controller import RolloutController
 from intonaco.rollout.quarantine import quarantined
 from intonaco.triggering import Triggers
-from intonaco.types import Diagnosis, Phase, Rollout, Update
+from intonaco.types import Diagnosis, Phase, Rollout, Update, Verdict
 from intonaco.watching import Watch
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ class Controller:
                 approval=commands.approval_of(ledger, update.update_id),
                 earlier=self._earlier(update, effects),
                 quarantined=self._quarantined(update),
+                passed=self._passed(),
             )
             step = loop.advance(update, facts, now)
             news = [e for e in step.effects if e.key not in facts.effects]
@@ -227,6 +228,15 @@ class Controller:
         elif isinstance(outcome, Failed):
             with ledger.begin(fence=fence) as tx:
                 tx.finish_effect(key, now, error=outcome.error)
+
+    def _passed(self) -> frozenset[str]:
+        """Releases that the gate ever let through, where a split may name them."""
+        if not self.parts.config.rollout.ab.arms:
+            return frozenset()
+        candidates = (c for u in self.parts.ledger.all(Update) for c in u.candidates)
+        return frozenset(
+            c.release_id for c in candidates if c.release_id and c.verdict is Verdict.PASS
+        )
 
     # ------------------------------------------------------------------ projections
 

@@ -24,7 +24,8 @@ from intonaco.evaluation.attempts import attempt, attempts
 from intonaco.evaluation.verdicts import with_review
 from intonaco.ledger import Effect, EffectStatus
 from intonaco.rollout.quarantine import not_again
-from intonaco.rollout.strategies import begin, staged_replicas
+from intonaco.rollout.split import arms_for
+from intonaco.rollout.strategies import begin, staged_replicas, straight_to_everybody
 from intonaco.types import (
     Action,
     Candidate,
@@ -57,6 +58,7 @@ class Facts:
     approval: Approval | None = None
     earlier: int = 0  # candidates that the gate judged for the same trigger before this update
     quarantined: Mapping[str, str] = field(default_factory=dict)  # why, by release
+    passed: frozenset[str] = frozenset()  # releases that the gate ever let through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +357,9 @@ def _register(update: Update, facts: Facts, now: float) -> Step:
 
 def _stage(update: Update, facts: Facts, now: float) -> Step:
     """Loaded beside the champion, its identity attested, a first picture drawn."""
+    rollout = facts.config.rollout
+    if rollout.strategy == "ab" and not straight_to_everybody(update, rollout):
+        return _stage_arms(update, facts, now)
     wanted = _effect(
         update,
         "stage",
@@ -368,6 +373,29 @@ def _stage(update: Update, facts: Facts, now: float) -> Step:
     if waiting:
         return Step(update=update, effects=(wanted,))
     return _to(update, Phase.APPROVE, now, str(results[wanted.key]["text"]))
+
+
+def _stage_arms(update: Update, facts: Facts, now: float) -> Step:
+    """Every challenger of a split; one that does not come up is left out of it."""
+    arms, left_out = arms_for(update, facts.config.rollout.ab, facts.passed, facts.quarantined)
+    if not arms:
+        return _to(update, Phase.FAILED, now, f"no challenger to split with: {'; '.join(left_out)}")
+    wanted = {name: _effect(update, "stage", release) for name, release in arms.items()}
+    if any(_status(facts, e) not in ("done", "failed") for e in wanted.values()):
+        return Step(update=update, effects=tuple(wanted.values()))
+    staged: dict[str, str] = {}
+    told = list(left_out)
+    for name, effect in wanted.items():
+        known = facts.effects[effect.key]
+        if known.status == "failed":
+            told.append(f"{name} was not staged: {known.error}")
+        else:
+            staged[name] = arms[name]
+            told.append(f"{name} {known.result['text']}")
+    if not staged:
+        return _to(update, Phase.FAILED, now, "; ".join(told))
+    update = replace(update, arms=staged, chosen=next(iter(staged.values())))
+    return _to(update, Phase.APPROVE, now, "; ".join(told))
 
 
 def _approve(update: Update, facts: Facts, now: float) -> Step:
@@ -405,9 +433,10 @@ def _rollout(update: Update, facts: Facts, now: float) -> Step:
     if rollout is None:
         return Step(update=update)
     if rollout.promoted_at is not None or rollout.status is RolloutStatus.PROMOTED:
+        update = replace(update, chosen=rollout.challenger)
         return _to(update, Phase.BAKE, now, rollout.reason)
     if not rollout.status.final:
-        return Step(update=update)
+        return Step(update=update, effects=_retired_arms(update, rollout))
     if rollout.status is RolloutStatus.OBSERVED:
         return _retire_and_end(update, facts, Phase.CANCELLED, now, rollout.reason)
     return _retire_and_end(update, facts, Phase.ROLLED_BACK, now, rollout.reason)
@@ -418,15 +447,15 @@ def _bake(update: Update, facts: Facts, now: float) -> Step:
     retires; or it is champion again."""
     rollout = facts.rollout
     if rollout is None or not rollout.status.final:
-        return Step(update=update)
+        return Step(update=update, effects=_retired_arms(update, rollout))
     if rollout.status is not RolloutStatus.PROMOTED:
         return _retire_and_end(update, facts, Phase.ROLLED_BACK, now, rollout.reason)
     if update.champion is None or update.champion == update.chosen:
         return _to(update, Phase.PROMOTED, now, "baked")
-    wanted = _effect(update, "retire", update.champion)
-    _, failed, waiting = _look(facts, [wanted])
+    wanted = (_effect(update, "retire", update.champion), *_retired_arms(update, rollout))
+    _, failed, waiting = _look(facts, wanted)
     if waiting:
-        return Step(update=update, effects=(wanted,))
+        return Step(update=update, effects=wanted)
     note = f"the old release did not retire: {failed}" if failed else "the old release retired"
     return _to(update, Phase.PROMOTED, now, note)
 
@@ -449,12 +478,24 @@ _PHASES = {
 
 
 def _retire_and_end(update: Update, facts: Facts, phase: Phase, now: float, reason: str) -> Step:
-    """End without promotion: the challenger drains and retires first."""
-    wanted = _effect(update, "retire", str(update.chosen))
-    _, _, waiting = _look(facts, [wanted])
+    """End without promotion: the challengers drain and retire first."""
+    releases = dict.fromkeys((str(update.chosen), *update.arms.values()))
+    wanted = tuple(_effect(update, "retire", release) for release in releases)
+    _, _, waiting = _look(facts, wanted)
     if waiting:
-        return Step(update=update, effects=(wanted,))
+        return Step(update=update, effects=wanted)
     return _to(update, phase, now, reason)
+
+
+def _retired_arms(update: Update, rollout: Rollout | None) -> tuple[Effect, ...]:
+    """Arms of a split that get no traffic any more: taken out, or not the one that won."""
+    if rollout is None or rollout.split is None:
+        return ()
+    return tuple(
+        _effect(update, "retire", a.release, since=a.removed_at)
+        for a in rollout.split.arms
+        if a.release not in rollout.challengers
+    )
 
 
 def _effect(update: Update, kind: str, name: str, **payload: Json) -> Effect:

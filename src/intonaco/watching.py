@@ -25,7 +25,8 @@ from intonaco.monitoring.monitor import RECORDS, Monitor
 from intonaco.monitoring.polls import Polls, polls_of
 from intonaco.monitoring.silence import RecordLog
 from intonaco.monitoring.windows import TrafficWindows, expiry
-from intonaco.rollout.analysis import RolloutAnalysis
+from intonaco.rollout.analysis import RATIO_ALPHA, RolloutAnalysis
+from intonaco.rollout.split_analysis import SplitAnalysis
 from intonaco.segment_log import SegmentReader
 from intonaco.types import (
     Feedback,
@@ -70,7 +71,7 @@ class Watch:
         self.polls: Polls = polls_of(parts.config.monitoring, self._worker_urls)
         self.breakdown = Breakdown()
         self.history = History()  # the same records, kept for telling causes apart
-        self.analysis: RolloutAnalysis | None = None
+        self.analysis: RolloutAnalysis | SplitAnalysis | None = None
         self.release: str | None = None  # champion that the monitor's reference belongs to
         self.requests = 0  # user requests ever seen
         self.last_at = 0.0
@@ -245,6 +246,8 @@ class Watch:
         elif self.analysis is None or self.analysis.rollout_id != rollout.rollout_id:
             self.analysis = self._analysis_of(rollout, self.medians(), self._latencies)
             self._dirty = True
+        if isinstance(self.analysis, SplitAnalysis) and rollout is not None:
+            self.analysis.follow(rollout)
         if self.analysis is not None and rollout is not None and rollout.promoted_epoch is not None:
             self.analysis.promoted(rollout.promoted_epoch)
 
@@ -254,17 +257,30 @@ class Watch:
 
     def _analysis_of(
         self, rollout: Rollout, medians: dict[str, float], times: Mapping[str, Iterable[float]]
-    ) -> RolloutAnalysis:
-        return RolloutAnalysis(
-            rollout.rollout_id,
-            self.parts.config.rollout,
-            rollout.alpha,
-            salt=rollout.salt,
-            medians=medians,
-            times=times,
-            score_range=self.parts.config.rollout.score_range,
-            settle_seconds=self.parts.config.serving.gateway.challenger_timeout_s + 1.0,
-        )
+    ) -> RolloutAnalysis | SplitAnalysis:
+        def make(
+            name: str,
+            alpha: float,
+            *,
+            metrics: tuple[str, ...] | None = None,
+            ratio_alpha: float = RATIO_ALPHA,
+        ) -> RolloutAnalysis:
+            return RolloutAnalysis(
+                name,
+                self.parts.config.rollout,
+                alpha,
+                salt=rollout.salt,
+                metrics=metrics,
+                medians=medians,
+                times=times,
+                score_range=self.parts.config.rollout.score_range,
+                settle_seconds=self.parts.config.serving.gateway.challenger_timeout_s + 1.0,
+                ratio_alpha=ratio_alpha,
+            )
+
+        if rollout.split is not None:
+            return SplitAnalysis(rollout, make, self.parts.ledger.routing_at)
+        return make(rollout.rollout_id, rollout.alpha)
 
     # ------------------------------------------------------------------ state
 

@@ -29,12 +29,14 @@ PLUMBING = {
     "MetricAssessment",
     "MetricResult",
     "Observed",
+    "PairComparison",
     "Provenance",
     "RolloutStep",
     "ScoredRecord",
     "ServingSpec",
     "ServingStatus",
     "SignalStatus",
+    "SplitArm",
     "StepResult",
 }
 

@@ -20,6 +20,7 @@ from intonaco.codec import encode
 from intonaco.config import parse
 from intonaco.executor import Parts
 from intonaco.ledger import Ledger
+from intonaco.rollout.analysis import RolloutAnalysis
 from intonaco.segment_log import SegmentWriter
 from intonaco.types import (
     Arm,
@@ -302,7 +303,7 @@ def test_a_rollout_knows_the_champions_times_from_before(tmp_path: Path) -> None
         )
     service.look()
     analysis = service.watch.analysis
-    assert analysis is not None
+    assert isinstance(analysis, RolloutAnalysis)
     assert analysis.metrics == ("errors", "latency")
     for n in range(20):
         item = traffic.ask()
@@ -326,6 +327,6 @@ def test_a_rollout_knows_the_champions_times_from_before(tmp_path: Path) -> None
     service.parts = replace(service.parts, config=parse(text))
     service.restart()
     anew = service.watch.analysis
-    assert anew is not None
+    assert isinstance(anew, RolloutAnalysis)
     assert anew.units_challenger == 0
     service.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from intonaco.cli.traffic import traffic
 from intonaco.codec import as_json as to_json
 from intonaco.errors import BackendError, NotFound
 from intonaco.rollout.words import number, stands, still
-from intonaco.types import Observed, Release, Rollout, StepKind, Update
+from intonaco.types import MetricAssessment, Observed, Release, Rollout, StepKind, Update
 
 REASON = 70  # characters of a reason in a table
 
@@ -309,7 +310,9 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
             (
                 {"done": "✓", "current": "▶", "stopped": "✗"}.get(step["state"], ""),
                 step["text"],
-                _bar(step["weight"], 1.0) if step["kind"] == StepKind.CANARY else "",
+                _bar(step["weight"], 1.0)
+                if step["kind"] in (StepKind.CANARY, StepKind.SPLIT)
+                else "",
                 "" if step["units"] is None else step["units"],
                 step["decision"],
             )
@@ -330,8 +333,45 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
                 for point in card["course"]
             ),
         )
+    if card["split"]:
+        _split(card["split"])
+    if rollout.assessments or not card["split"]:
+        _assessments("\nassessments", rollout.assessments)
+
+
+def _split(split: readmodel.Facts) -> None:
+    """Every arm of a split with its share, how it stands and its evidence."""
     print_table(
-        "\nassessments",
+        f"\nsplit, decided by {split['metric']}",
+        ("arm", "release", "users", "judged", "state", "lacks"),
+        (
+            (
+                arm["name"],
+                str(arm["release"])[:10],
+                f"{_bar(arm['share'], 1.0)} {arm['share']:.0%}",
+                "" if arm["units"] is None else arm["units"],
+                arm["state"].replace("_", " ") + (f": {arm['reason']}" if arm["reason"] else ""),
+                ", ".join(arm["lacks"]),
+            )
+            for arm in split["arms"]
+        ),
+    )
+    for arm in split["arms"]:
+        if arm["assessments"] and arm["name"] != split["winner"]:
+            _assessments(f"\n{arm['name']} against the champion", arm["assessments"])
+    for pair in split["pairs"]:
+        if pair.interval:
+            low, high = pair.interval
+            out.print(
+                f"{pair.first} against {pair.second}: {number(split['metric'], pair.difference)} "
+                f"[{number(split['metric'], low)}, {number(split['metric'], high)}]",
+                markup=False,
+            )
+
+
+def _assessments(title: str, found: Sequence[MetricAssessment]) -> None:
+    print_table(
+        title,
         ("metric", "difference", "interval", "margin", "evidence of harm", "waits for"),
         (
             (
@@ -344,10 +384,10 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
                 f"{_bar(a.evidence_harm, a.threshold)} {a.evidence_harm:.1f} of {a.threshold:.1f}",
                 still(a),
             )
-            for a in rollout.assessments
+            for a in found
         ),
     )
-    for a in rollout.assessments:
+    for a in found:
         out.print(f"{a.metric}: {stands(a)}", markup=False)
 
 

@@ -12,8 +12,10 @@ import typer
 from intonaco.app import App
 from intonaco.cli.common import HERE, AsJson, Folder, ago, opened, out, print_json, print_table
 from intonaco.codec import decode
+from intonaco.config import RolloutConfig
 from intonaco.errors import ConfigError, StorageError
 from intonaco.rollout.plan import Assumed, Need, RolloutPlan, measured, plan
+from intonaco.rollout.strategies import foreseen
 from intonaco.rollout.words import number, rounded
 from intonaco.segment_log import SegmentReader
 from intonaco.types import ScoredRecord
@@ -48,8 +50,14 @@ def rollout_plan(
     if requests_per_user is not None:
         assumed = replace(assumed, requests_per_user=requests_per_user)
     rate = requests_per_second if requests_per_second is not None else _traffic(app)
-    found = plan(rollout, assumed, requests_per_second=rate, differences=given)
-    warnings = _warnings(found, rollout.max_seconds)
+    found = plan(
+        rollout,
+        assumed,
+        requests_per_second=rate,
+        differences=given,
+        steps=foreseen(app.config),
+    )
+    warnings = _warnings(found, rollout)
     if as_json:
         print_json(
             {
@@ -189,7 +197,10 @@ def _cell(units: float | None, found: RolloutPlan) -> str:
     return rounded(units) + ("" if seconds is None else f", {ago(seconds)}")
 
 
-def _warnings(found: RolloutPlan, max_seconds: float) -> list[str]:
+def _warnings(found: RolloutPlan, rollout: RolloutConfig) -> list[str]:
+    max_seconds = rollout.max_seconds
+    if rollout.strategy == "in_place":
+        return ["in place nothing is compared, and nothing is proven"]
     if not found.needs:
         return [
             "no step gives a share of users the challenger: proof comes from copies alone, whose "

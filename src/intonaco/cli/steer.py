@@ -47,7 +47,7 @@ def add_to(app: typer.Typer) -> None:
         ("pause", "Hold the traffic where it is; harm is still acted on."),
         ("resume", "Go on after a pause."),
         ("abort", "Roll back now."),
-        ("promote", "Give it to everybody now, if every guardrail is proven."),
+        ("promote", "Give it to everybody now, if every guardrail is proven; --arm of a split."),
         ("skip", "Go to the next step now, if nothing is harmful."),
         ("approve", "Give the word that the present step waits for."),
         ("retry", "Try the last rolled-back challenger again, at half the error budget."),
@@ -182,6 +182,21 @@ def update_cancel(update: UpdateId, workspace: Folder = HERE, as_json: AsJson = 
 
 
 def _rollout_command(name: str) -> Any:
+    if name in ("promote", "approve"):
+
+        def of_arm(
+            workspace: Folder = HERE,
+            reason: Reason = "",
+            arm: Annotated[
+                str | None, typer.Option(help="Of a split: this challenger, not the winner.")
+            ] = None,
+            as_json: AsJson = False,
+        ) -> None:
+            arguments = {"reason": reason} | ({"arm": arm} if arm else {})
+            ask(opened(workspace), f"rollout.{name}", arguments, as_json)
+
+        return of_arm
+
     def command(workspace: Folder = HERE, reason: Reason = "", as_json: AsJson = False) -> None:
         app = opened(workspace)
         if name == "abort":

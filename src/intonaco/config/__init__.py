@@ -23,6 +23,7 @@ from intonaco.config.decision import (
 )
 from intonaco.config.delivery import (
     DEFAULT_STEPS,
+    MOST_ARMS,
     ON_CALL,
     ONLINE_METRICS,
     Approval,
@@ -33,6 +34,7 @@ from intonaco.config.delivery import (
     RegistryConfig,
     RolloutConfig,
     RolloutMargins,
+    SplitConfig,
     Step,
     TrackerConfig,
     resolve_limits,
@@ -82,6 +84,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "JUDGED",
     "KINDS",
+    "MOST_ARMS",
     "ONLINE_METRICS",
     "ON_CALL",
     "ApiKey",
@@ -128,6 +131,7 @@ __all__ = [
     "Serving",
     "Share",
     "Signal",
+    "SplitConfig",
     "Step",
     "Tracing",
     "TrackerConfig",

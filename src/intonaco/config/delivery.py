@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -20,6 +21,7 @@ _READ = {  # by kind
     StepKind.PROMOTE: set(),
     StepKind.BAKE: {"weight", "min_seconds"},
 }
+_FOR_SPLITS = {StepKind.STAGE, StepKind.PAUSE, StepKind.APPROVE, StepKind.PROMOTE, StepKind.BAKE}
 _WEIGHED = (StepKind.SHADOW, StepKind.CANARY)
 Amount = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(100|\d{1,2})%$")]
 
@@ -38,6 +40,8 @@ class Step(Section):
 
     @model_validator(mode="after")
     def _has_what_it_reads(self) -> Step:
+        if self.kind is StepKind.SPLIT:
+            raise ValueError("kind: a split is not listed; strategy ab has one, as rollout.ab says")
         for name in sorted(self.model_fields_set - _READ[self.kind] - {"kind"}):
             if getattr(self, name) != Step.model_fields[name].default:
                 raise ValueError(f"{name} is not read by a {self.kind} step; leave it out")
@@ -89,16 +93,64 @@ class HarmTolerances(Section):
     cost: Annotated[float, Field(ge=0)] = 0.05
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+MOST_ARMS = 5  # beside the champion; every pair of them is compared
+
+
+class SplitConfig(Section):
+    """A fixed split between the champion and every challenger there is.
+
+    ``metric``: of ``margins``, decides. ``split``: "equal", or shares that sum to 1: of
+    ``champion``, of arms by name (a recipe's or technique's, or one of ``arms``), and as
+    ``challenger`` of all others together. ``arms``: releases beside the update's own, by name; they
+    must have passed the gate. ``min_seconds``, ``min_units``: nobody wins sooner, the latter being
+    users judged on each challenger. ``winner``: becomes champion, or is asked about, or only told
+    ("none")."""
+
+    metric: str = "clip_score"
+    split: Literal["equal"] | Mapping[str, Share] = "equal"
+    arms: Annotated[
+        Mapping[
+            Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")],
+            Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")],
+        ],
+        Field(max_length=MOST_ARMS),
+    ] = {}
+    min_seconds: Annotated[float, Field(ge=0)] = 600.0
+    min_units: Annotated[int, Field(ge=0)] = 100
+    winner: Literal["promote", "ask", "none"] = "promote"
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> SplitConfig:
+        if self.metric not in RolloutMargins.model_fields:
+            known = ", ".join(RolloutMargins.model_fields)
+            raise ValueError(f"metric: {self.metric!r} is not one of {known}")
+        if {"champion", "challenger"} & set(self.arms):
+            raise ValueError("arms: champion and challenger are no names for arms")
+        if self.split == "equal":
+            return self
+        if "champion" not in self.split or len(self.split) < 2:
+            raise ValueError("split: name the share of the champion and of a challenger at least")
+        total = sum(self.split.values())
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"split: the shares sum to {total:g}, not 1")
+        missing = set(self.arms) - set(self.split)
+        if missing and "challenger" not in self.split:
+            raise ValueError(f"split: no share for {', '.join(sorted(missing))}")
+        return self
+
+
 class RolloutConfig(Section):
     """``steps``: what a strategy makes of them is told in docs/concepts/rollouts.md.
 
     ``max_surge``, ``max_unavailable``: of ``rolling``, workers beyond ``serving.replicas`` and
     short of them, a count or a percentage of it; as in Kubernetes the first is rounded up, the
     second down. ``force``: that ``in_place`` may leave users without an answer while it loads, and
-    promote what was compared with nothing."""
+    promote what was compared with nothing. ``ab``: of the strategy of that name."""
 
-    strategy: Literal["canary", "blue_green", "shadow_only", "rolling", "in_place"] = "canary"
+    strategy: Literal["canary", "blue_green", "shadow_only", "rolling", "in_place", "ab"] = "canary"
     steps: Annotated[tuple[Step, ...], Field(min_length=1)] = DEFAULT_STEPS
+    ab: SplitConfig = SplitConfig()
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     # Guardrails: each may send everybody back, and all are proven before everybody gets it.
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("errors", "latency", "clip_score")
@@ -200,6 +252,19 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"holdback: {self.strategy} leaves the previous one no workers to keep users on"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _splits_as_told(self) -> RolloutConfig:
+        if self.strategy != "ab":
+            if self.ab != SplitConfig():
+                raise ValueError(f"ab: not read by strategy {self.strategy!r}; leave it out")
+            return self
+        if self.steps != DEFAULT_STEPS:
+            for kind in sorted({s.kind for s in self.steps} - _FOR_SPLITS):
+                raise ValueError(f"steps: strategy ab has no {kind} step; leave it out")
+        if self.ab.metric not in self.metrics:
+            raise ValueError(f"ab.metric: {self.ab.metric} is not one of metrics; add it there")
         return self
 
 

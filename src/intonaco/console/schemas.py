@@ -166,6 +166,7 @@ ROLLOUT: Json = {
     "ended_at": MAYBE_NUMBER,
     "promoted_at": MAYBE_NUMBER,
     "waiting_for": MAYBE_TEXT,
+    "split": maybe("Split"),
 }
 
 SCHEMAS: Json = {
@@ -261,6 +262,31 @@ SCHEMAS: Json = {
         waiting_for=MAYBE_TEXT,
     ),
     "Rollout": all_of(**ROLLOUT),
+    "Split": all_of(
+        metric=TEXT,
+        then={"enum": ["promote", "ask", "none"]},
+        winner=MAYBE_TEXT,
+        text=TEXT,
+        arms={
+            "type": "array",
+            "items": all_of(
+                name=TEXT,
+                release=MAYBE_TEXT,
+                share=NUMBER,
+                state={
+                    "enum": [
+                        *("champion", "to_come", "compared", "taken_out"),
+                        *("won", "lost", "ended"),
+                    ]
+                },
+                units={"type": ["integer", "null"]},
+                reason=TEXT,
+                lacks={"type": "array", "items": TEXT},
+                assessments={"type": "array", "items": OBJECT},
+            ),
+        },
+        pairs={"type": "array", "items": OBJECT},
+    ),
     "Routing": all_of(
         epoch=COUNT,
         reason=TEXT,

@@ -24,7 +24,7 @@ from intonaco.workspace import write_atomic
 PER_ROW = 10  # pictures of a digit
 POINTS = 600  # of a chart
 DIGITS = tuple(str(i) for i in range(10))
-TIERS = (ArmRole.CHAMPION, ArmRole.BASELINE, ArmRole.HOLDBACK, ArmRole.CHALLENGER)
+TIERS = (ArmRole.CHAMPION, ArmRole.RETURNED, ArmRole.BASELINE, ArmRole.HOLDBACK, ArmRole.CHALLENGER)
 
 
 def write_report(

@@ -25,7 +25,7 @@ from intonaco.console.present import NONE, duration, money, number, percent, wor
 
 PARTS = ("model", "serve", "change", "plan", "update", "rollout", "rollback", "end")
 ROLES = {
-    "champion": "cyan", "baseline": "dark_cyan", "challenger": "dark_orange",
+    "champion": "cyan", "returned": "cyan", "baseline": "dark_cyan", "challenger": "dark_orange",
     "holdback": "grey58", "shadow": "medium_purple",
 }  # fmt: skip
 KINDS = {

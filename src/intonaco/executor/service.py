@@ -108,7 +108,8 @@ def retire(p: Parts, effect: Effect) -> Outcome:
     """Drain for longer than the longest request, then end."""
     release_id = str(effect.payload["name"])
     update = p.ledger.get(Update, effect.subject)
-    waited = p.clock.now() - update.phase_since
+    since = effect.payload.get("since")  # of who went before the update's phase ended
+    waited = p.clock.now() - (update.phase_since if since is None else float(since))
     table = p.ledger.latest_routing()
     taken = {a.release for a in table.arms if a.weight > 0} if table else set()
     if release_id == p.ledger.champion():

@@ -243,6 +243,14 @@ class Ledger:
         )
         return decode(RoutingTable, rows[0]["body"]) if rows else None
 
+    def routing_at(self, epoch: int) -> RoutingTable | None:
+        """The table of an epoch, None if this ledger gave none out under it."""
+        r = t.routing.c
+        rows = self._rows(
+            sa.select(r.body).where(r.service_id == self.service_id, r.epoch == epoch)
+        )
+        return decode(RoutingTable, rows[0]["body"]) if rows else None
+
     def routing_history(self) -> list[tuple[float, RoutingTable]]:
         r = t.routing.c
         rows = self._rows(

@@ -61,7 +61,9 @@ def release_card(ledger: Ledger, release_id: str | None) -> Facts | None:
 
 def releases(ledger: Ledger) -> list[Facts]:
     """All releases, newest first, each with its roles now and the update it came from."""
-    now = roles(ledger, active_update(ledger), ledger.active_rollout())
+    rollout = ledger.active_rollout()
+    now = roles(ledger, active_update(ledger), rollout)
+    challengers = rollout.challengers if rollout and rollout.promoted_at is None else ()
     verdicts = {
         c.release_id: c
         for u in ledger.all(Update)
@@ -73,6 +75,8 @@ def releases(ledger: Ledger) -> list[Facts]:
         card = release_card(ledger, release.release_id) or {}
         candidate = verdicts.get(release.release_id)
         card["roles"] = [r for r, c in now.items() if c and c["id"] == release.release_id]
+        if release.release_id in challengers and not card["roles"]:
+            card["roles"] = ["challenger"]
         card["candidate"] = candidate.name if candidate else None
         card["verdict"] = candidate.verdict if candidate else None
         card["registry_version"] = candidate.registry_version if candidate else None

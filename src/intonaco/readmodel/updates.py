@@ -10,6 +10,7 @@ from intonaco.jobs import JobFolder, job_folder
 from intonaco.ledger import EffectStatus, Ledger
 from intonaco.readmodel.curation import curation_awaited
 from intonaco.readmodel.plain import Facts, plain
+from intonaco.rollout.split import lacking
 from intonaco.rollout.words import step_name
 from intonaco.types import Event, Phase, Rollout, RolloutStatus, StepKind, Update
 from intonaco.workspace import Workspace
@@ -231,6 +232,57 @@ def rollout_facts(rollout: Rollout, now: float) -> Facts:
         "ended_at": rollout.ended_at,
         "promoted_at": rollout.promoted_at,
         "waiting_for": waiting_for(rollout, now),
+        "split": split_facts(rollout),
+    }
+
+
+def split_facts(rollout: Rollout) -> Facts | None:
+    """The champion's and every challenger's share of a split, and how they stand; None where the
+    rollout is none."""
+    split = rollout.split
+    if split is None:
+        return None
+    begun = [s for s in rollout.history if s.kind is StepKind.SPLIT]
+    over = bool(begun) and begun[-1].left_at is not None
+    arms: list[Facts] = [
+        {
+            "name": "champion",
+            "release": rollout.champion,
+            "share": split.champion_share,
+            "state": "champion",
+            "units": None,
+            "reason": "",
+            "lacks": [],
+            "assessments": (),
+        }
+    ]
+    for arm in split.arms:
+        if arm.removed_at is not None:
+            state = "taken_out"
+        elif split.winner is not None:
+            state = "won" if split.winner == arm.name else "lost"
+        else:
+            state = "ended" if over else ("compared" if begun else "to_come")
+        judged = tuple(a.metric for a in arm.assessments)
+        arms.append(
+            {
+                "name": arm.name,
+                "release": arm.release,
+                "share": arm.share,
+                "state": state,
+                "units": arm.units,
+                "reason": arm.reason,
+                "lacks": lacking(arm, split.metric, judged) if state == "compared" else [],
+                "assessments": arm.assessments,
+            }
+        )
+    return {
+        "metric": split.metric,
+        "then": split.then,
+        "winner": split.winner,
+        "text": split.text,
+        "arms": arms,
+        "pairs": split.pairs,
     }
 
 
@@ -258,7 +310,9 @@ def waiting_for(rollout: Rollout, now: float) -> str | None:
     if left > 0:
         waits.append(f"{left:.0f} s more")
     if step.min_units > current.units:
-        kind = "pairs" if step.kind is StepKind.SHADOW else "users of the challenger"
+        kind = {StepKind.SHADOW: "pairs", StepKind.SPLIT: "users of every challenger"}.get(
+            step.kind, "users of the challenger"
+        )
         waits.append(f"{step.min_units} {kind} to be judged ({current.units} so far)")
     return " and ".join(waits) or "the next look"
 

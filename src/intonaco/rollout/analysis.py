@@ -40,6 +40,7 @@ from intonaco.rollout.words import no_data
 from intonaco.stats import BettingMean, SampleRatioTest
 from intonaco.types import Assessment, Json, MetricAssessment, Record, ScoredRecord
 
+RATIO_ALPHA = 0.001  # chance that a split as logged is ever called wrong
 _UNRANDOMISED = 1e-9
 _OPEN_PAIRS = 2000
 _AFTER = {"champion": "challenger", "holdback": "champion"}  # whom arms belong to once promoted
@@ -73,6 +74,7 @@ class RolloutAnalysis:
         score_range: tuple[float, float] = (-1.0, 1.0),
         settle_seconds: float = 60.0,
         max_units: int = 100_000,
+        ratio_alpha: float = RATIO_ALPHA,
     ) -> None:
         metrics = config.guardrails if metrics is None else metrics
         known = metrics and set(metrics) <= set(ONLINE_METRICS)
@@ -92,7 +94,7 @@ class RolloutAnalysis:
             for lane in (self._quick, self._settled):
                 for each in seconds if LATENCY in metrics else ():
                     lane.evidence[LATENCY].learn(each, request_class)
-        self._ratio = SampleRatioTest()
+        self._ratio = SampleRatioTest(ratio_alpha)
         self._medians = Medians(medians or {})
         self._usual = Medians({})  # device seconds
         # What was reckoned last of a metric: at how many units, at which weight, units still ahead.

@@ -21,14 +21,19 @@ from intonaco.messages import table_digest
 from intonaco.rollout import machine, restarts, staffing
 from intonaco.rollout.capacity import can_take
 from intonaco.rollout.replacing import in_place
-from intonaco.rollout.routing import desired_arms, next_table
+from intonaco.rollout.routing import desired_arms, next_table, split_arms
+from intonaco.rollout.split import ArmFacts, undecided
+from intonaco.rollout.split_analysis import SplitAnalysis
 from intonaco.types import (
     Action,
+    ArmRole,
+    BreakerTrip,
     Observed,
     Rollout,
     RolloutStatus,
     RoutingTable,
     ServingStatus,
+    StepKind,
     Update,
 )
 from intonaco.watching import Watch
@@ -150,6 +155,7 @@ class RolloutController:
         blind: str,
     ) -> machine.RolloutFacts:
         parts = self.parts
+        comparing = undecided(rollout) is not None
         status = parts.serving.status(rollout.challenger)
         back = parts.serving.status(rollout.champion) if rollout.champion else None
         cap = rollout.capacity
@@ -166,13 +172,7 @@ class RolloutController:
             assessments=analysis.assess() if analysis else (),
             units_at_step=analysis.units_at_step if analysis else 0,
             shadow_pairs=analysis.shadow_pairs if analysis else 0,
-            trips=tuple(
-                t
-                for t in trips
-                # One of an earlier try is gone once the gateways follow a table of this one,
-                # whatever their clock says.
-                if t.release == rollout.challenger and (ours or t.at >= rollout.started_at)
-            ),
+            trips=() if comparing else _trips(trips, rollout, rollout.challenger, ours),
             challenger_ready=status.ready,
             champion_ready=back is None
             or (back.ready if cap is None else can_take(cap, len(back.urls), cap.total)),
@@ -191,9 +191,12 @@ class RolloutController:
             frozen=bool(parts.ledger.setting("frozen")) and not self._way_back(rollout),
             blind=blind or self.watch.blind,
             # One that waits for room is not deployed yet, or no more.
-            dead=bool(status.error) and (status.deployed or not replaces),
+            dead=bool(status.error) and not comparing and (status.deployed or not replaces),
             challenger_replicas=len(status.urls),
             champion_replicas=len(back.urls) if back else 0,
+            arms=self._arms(rollout, trips, ours),
+            pairs=analysis.pairs() if comparing and isinstance(analysis, SplitAnalysis) else (),
+            arm=asked.get("arm"),
         )
 
     def _way_back(self, rollout: Rollout) -> bool:
@@ -201,8 +204,31 @@ class RolloutController:
         plan = self.parts.ledger.get(Update, rollout.update_id).plan
         return plan.action is Action.ROLL_BACK and plan.requested_by != "policy"
 
+    def _arms(
+        self, rollout: Rollout, trips: tuple[BreakerTrip, ...], ours: bool
+    ) -> tuple[ArmFacts, ...]:
+        """What is known of the arms of a split that are in it still."""
+        split, analysis = undecided(rollout), self.watch.analysis
+        found = []
+        for arm in split.live if split is not None else ():
+            status = self.parts.serving.status(arm.release)
+            seen = analysis.arms.get(arm.name) if isinstance(analysis, SplitAnalysis) else None
+            found.append(
+                ArmFacts(
+                    name=arm.name,
+                    assessments=seen.assess() if seen else (),
+                    units=seen.units_at_step if seen else 0,
+                    ready=status.ready,
+                    dead=bool(status.error),
+                    trips=_trips(trips, rollout, arm.release, ours),
+                )
+            )
+        return tuple(found)
+
     def _event_data(self, rollout: Rollout, observed: Observed | None) -> Mapping[str, object]:
-        trips = [t for t in observed.trips if t.release == rollout.challenger] if observed else []
+        arms = rollout.split.arms if rollout.split is not None else ()
+        of = {rollout.challenger, *(a.release for a in arms)}
+        trips = [t for t in observed.trips if t.release in of] if observed else []
         return {
             "step": rollout.step,
             "status": rollout.status,
@@ -251,7 +277,12 @@ class RolloutController:
         latest = parts.ledger.latest_routing()
         if latest is not None and observed is not None and _foreign(observed, latest):
             latest = self._assert_again(latest, observed, fence, now)
-        arms = desired_arms(champion, rollout, challenger, weights, previous)
+        split = undecided(rollout) if rollout is not None else None
+        if rollout is not None and split is not None and _splits(rollout):
+            statuses = {a.release: parts.serving.status(a.release) for a in split.live}
+            arms = split_arms(champion, rollout, split, statuses, latest)
+        else:
+            arms = desired_arms(champion, rollout, challenger, weights, previous)
         if arms is not None:
             salt = rollout.salt if rollout else (latest.salt if latest else "none")
             table = next_table(
@@ -360,10 +391,26 @@ def _foreign(observed: Observed, table: RoutingTable) -> bool:
     return observed.epoch == table.epoch and observed.table not in ("", table_digest(table))
 
 
+def _splits(rollout: Rollout) -> bool:
+    """Whether its present step is the split."""
+    return bool(rollout.history) and rollout.steps[rollout.step].kind is StepKind.SPLIT
+
+
+def _trips(
+    trips: tuple[BreakerTrip, ...], rollout: Rollout, release: str, ours: bool
+) -> tuple[BreakerTrip, ...]:
+    """A release's, of this rollout. One of an earlier try is gone once the gateways follow a table
+    of this one (``ours``), whatever their clock says."""
+    return tuple(t for t in trips if t.release == release and (ours or t.at >= rollout.started_at))
+
+
 def _reason(rollout: Rollout | None) -> str:
     return f"rollout {rollout.rollout_id}, step {rollout.step}" if rollout else "champion alone"
 
 
 def _describe(table: RoutingTable) -> str:
-    shares = ", ".join(f"{a.name.split(':')[0]} {a.weight:.0%}" for a in table.arms)
+    several = sum(a.role is ArmRole.CHALLENGER for a in table.arms) > 1
+    shares = ", ".join(
+        f"{a.name if several else a.name.split(':')[0]} {a.weight:.0%}" for a in table.arms
+    )
     return f"routing epoch {table.epoch}: {shares}"

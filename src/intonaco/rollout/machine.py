@@ -17,6 +17,8 @@
   for it, and on the way back the champion gets workers first, then users;
 - in place nothing can be proven, as the champion is gone before the challenger is there: whoever
   configured that has forced it, and its verdict stays inconclusive;
+- of a split each arm is judged by itself and taken out by itself (``split``); once one has won, or
+  a person has named one that is proven no worse, the rollout is that arm's;
 - a final status never changes, and but for promotion it means weight 0.
 """
 
@@ -26,6 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from intonaco.rollout import capacity as workers
+from intonaco.rollout import split
 from intonaco.rollout.outcomes import BOUNDED
 from intonaco.rollout.replacing import (
     asked_for,
@@ -39,8 +42,10 @@ from intonaco.types import (
     Assessment,
     BreakerTrip,
     MetricAssessment,
+    PairComparison,
     Rollout,
     RolloutStatus,
+    SplitArm,
     StepKind,
     StepResult,
     Verdict,
@@ -57,7 +62,8 @@ class RolloutFacts:
     proven; one that is not assessed has no data. ``champion_ready``: it could take everybody now
     (the previous one, once the challenger is champion). ``dead``: the challenger cannot answer.
     ``challenger_replicas``, ``champion_replicas``: workers that answer, read in a rolling rollout.
-    """
+    While a split is undecided, ``arms`` and ``pairs`` tell of its challengers instead; ``arm``: the
+    one that a command names."""
 
     assessments: tuple[MetricAssessment, ...] = ()
     units_at_step: int = 0
@@ -78,6 +84,9 @@ class RolloutFacts:
     dead: bool = False
     challenger_replicas: int = 0
     champion_replicas: int = 0
+    arms: tuple[split.ArmFacts, ...] = ()
+    pairs: tuple[PairComparison, ...] = ()
+    arm: str | None = None
 
     @property
     def by(self) -> str:
@@ -91,9 +100,9 @@ class RolloutDecision:
 
     ``weights``: {"challenger": share of users, "shadow": share of requests copied}. ``events``:
     (kind, sentence), kinds being begun, step, asked, scaling, waiting, overdue, asking, accepted,
-    paused, resumed, refused, crowned, returning, promoted, observed, rolled_back, inconclusive.
-    ``by_command``: it is what the command asked for; a command always has an event, "refused" if it
-    was not done."""
+    paused, resumed, refused, removed, crowned, returning, promoted, observed, rolled_back,
+    inconclusive. ``by_command``: it is what the command asked for; a command always has an event,
+    "refused" if it was not done."""
 
     rollout: Rollout
     weights: Mapping[str, float]
@@ -118,6 +127,8 @@ def weights_of(rollout: Rollout) -> Mapping[str, float]:
     for step in reversed(taken):
         if step.kind in (StepKind.CANARY, StepKind.REPLACE):
             return nothing | {"challenger": min(step.weight, most)}
+        if step.kind is StepKind.SPLIT and rollout.split is not None:
+            return nothing | {"challenger": sum(a.share for a in rollout.split.live)}
         if step.kind is StepKind.SHADOW:
             return nothing | {"shadow": step.weight}
     return nothing
@@ -127,6 +138,17 @@ def tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
     """Decide once. Pure: the same arguments give the same decision."""
     if rollout.status.final:
         return _decided(rollout)
+    rollout, removed = split.look(
+        rollout, facts.arms, facts.pairs, now, champion_ready=facts.champion_ready
+    )
+    if (arms := split.undecided(rollout)) is not None:
+        ready, units = split.together(arms, facts.arms)
+        facts = replace(facts, challenger_ready=ready, units_at_step=units)
+    decision = _tick(rollout, facts, now)
+    return replace(decision, events=(*removed, *decision.events))
+
+
+def _tick(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
     rollout = replace(rollout, assessments=facts.assessments or rollout.assessments)
     rollout = _counted(_timed(rollout, facts, now), facts)
     ended = _must_end(rollout, facts, now)
@@ -212,6 +234,8 @@ def _must_end(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecis
         reason = "; ".join(f"harmful: {describe(a)}" for a in harmful)
     elif facts.dead:
         reason = "the challenger's worker is gone"
+    elif nobody := split.all_out(rollout):
+        reason = nobody
     elif not facts.sample_ratio_ok:
         verdict = Verdict.ERROR
         reason = "the traffic split is not the one that was logged"
@@ -356,7 +380,31 @@ def _advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecisi
         return None
     if not facts.observed_epoch_applied:
         return None
+    if step.kind is StepKind.SPLIT:
+        return _won(rollout, facts, now)
     return _move_on(rollout, facts, now)
+
+
+def _won(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
+    """The end of a split, if an arm has won; else say what is waited for."""
+    arms = split.undecided(rollout)
+    if arms is None:  # decided in an earlier look that could not go on
+        return _move_on(rollout, facts, now)
+    winner, text = split.won(arms, facts.guardrails)
+    if winner is None:
+        return _waits(rollout, text)
+    return _decide_for(rollout, winner, facts, now, text)
+
+
+def _decide_for(
+    rollout: Rollout, arm: SplitArm, facts: RolloutFacts, now: float, text: str
+) -> RolloutDecision:
+    ready = next((f.ready for f in facts.arms if f.name == arm.name), False)
+    if not ready:
+        return _waits(rollout, f"{arm.name} to be ready")
+    rollout = split.decide(rollout, arm, text)
+    alone = replace(facts, assessments=arm.assessments, challenger_ready=True)
+    return _move_on(rollout, alone, now, text)
 
 
 def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") -> RolloutDecision:
@@ -367,13 +415,7 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") 
         return _begin_next_wave(rollout, to, note)
     missing = missing or missing_workers(rollout, to, facts.challenger_replicas)
     if missing:
-        text = "waiting for " + ", ".join(missing)
-        current = rollout.history[-1]
-        if current.decision == text:
-            return _decided(rollout)
-        current = replace(current, decision=text)
-        rollout = replace(rollout, history=(*rollout.history[:-1], current))
-        return _decided(rollout, ("waiting", text))
+        return _waits(rollout, ", ".join(missing))
     if to < len(rollout.steps):
         return _enter(rollout, facts, to, now, note)
     if rollout.promoted_at is None and not any(s.kind is StepKind.CANARY for s in rollout.steps):
@@ -387,16 +429,28 @@ def _move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") 
     return _end(rollout, facts, RolloutStatus.PROMOTED, verdict, reason, now)
 
 
+def _waits(rollout: Rollout, what: str) -> RolloutDecision:
+    """Told once, and again when it changes."""
+    text = f"waiting for {what}"
+    current = rollout.history[-1]
+    if current.decision == text:
+        return _decided(rollout)
+    current = replace(current, decision=text)
+    rollout = replace(rollout, history=(*rollout.history[:-1], current))
+    return _decided(rollout, ("waiting", text))
+
+
 def _proof(rollout: Rollout, facts: RolloutFacts) -> str:
     if rollout.champion is None:
         return "straight to everybody: nothing to compare with"
     if in_place(rollout):
         return "in place: forced, compared with nothing"
+    won = f"{rollout.split.text}; " if rollout.split is not None else ""
     judged = [a for a in facts.assessments if a.metric in facts.guardrails]
     proven = ", ".join(brief(a) for a in judged if a.metric not in rollout.accepted)
     if rollout.accepted:
-        return f"{_accepted_text(rollout)}; proven: {proven or 'nothing'}"
-    return f"every guardrail is proven: {proven}"
+        return f"{won}{_accepted_text(rollout)}; proven: {proven or 'nothing'}"
+    return f"{won}every guardrail is proven: {proven}"
 
 
 def _begin_next_wave(rollout: Rollout, to: int, note: str = "") -> RolloutDecision:
@@ -520,6 +574,8 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
     if command not in COMMANDS:
         return _decided(rollout, ("refused", f"no such command: {command}"))
     step = rollout.steps[rollout.step] if rollout.history else None
+    if step is not None and step.kind is StepKind.SPLIT and split.undecided(rollout) is not None:
+        return _choose(rollout, facts, now)
     to = _target(rollout, command)
     between = rollout.steps[rollout.step : to] if rollout.history else rollout.steps[:to]
     missing = _missing_to_enter(rollout, to, facts)
@@ -557,6 +613,27 @@ def _hurry(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision
     return _enter(rollout, facts, to, now, note)
 
 
+def _choose(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
+    """End a split by a person's word."""
+    command = str(facts.command)
+    arms, why = rollout.split, ""
+    if command == "abort":
+        why = "there is nothing to go back to"
+    elif facts.frozen:
+        why = "the service is frozen"
+    elif rollout.status is RolloutStatus.PAUSED:
+        why = "paused: resume first"
+    elif not facts.observed_epoch_applied:
+        why = "the gateway does not follow the present step yet"
+    assert arms is not None
+    arm, cannot = split.chosen(arms, command, facts.arm, facts.guardrails)
+    if why or arm is None:
+        return _decided(rollout, ("refused", f"{command} refused: {why or cannot}"))
+    done = {"approve": "approved", "promote": "promoted", "skip": "skipped"}[command]
+    text = f"{split.why(arms, arm, facts.guardrails)}; {done} by {facts.by}"
+    return _decide_for(rollout, arm, facts, now, text)
+
+
 def _target(rollout: Rollout, command: str) -> int:
     """The step that a command leads to: for ``promote`` the one that gives everybody the
     challenger, or the promotion if they have it. A rolling rollout leaves no wave out."""
@@ -582,6 +659,8 @@ def _where(rollout: Rollout, facts: RolloutFacts) -> str:
         return "never begun, lacking " + (", ".join(missing) or "time")
     missing = _missing_to_enter(rollout, len(rollout.steps), facts)
     step = rollout.steps[rollout.step]
+    if (arms := split.undecided(rollout)) is not None:
+        return split.evidence(arms, facts.guardrails)
     units = facts.shadow_pairs if step.kind is StepKind.SHADOW else facts.units_at_step
     return (
         f"step {rollout.step + 1} of {len(rollout.steps)} with {units} of {step.min_units} units"

@@ -231,14 +231,15 @@ def plan(
     *,
     requests_per_second: float | None = None,
     differences: Mapping[str, Sequence[float]] | None = None,
+    steps: Sequence[RolloutStep] | None = None,
 ) -> RolloutPlan:
     """What each guardrail needs at each share of users below all, for no difference and for the
-    given ones (else for one of twice the margin).
+    given ones (else for one of twice the margin). ``steps``: else those of a canary.
 
     ``differences``: by metric, how much worse, in the unit of its margin; below 0 is better.
     """
     tests = _Tests(config=config, assumed=assumed)
-    steps = steps_for(config)
+    steps = steps_for(config) if steps is None else steps
     weights = _weights(steps)
     harm = config.alpha / (len(config.guardrails) + 1)
     needs: list[Need] = []

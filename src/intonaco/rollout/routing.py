@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from intonaco.types import Arm, ArmRole, Rollout, RoutingTable, ServingStatus
+from intonaco.rollout.split import arm_name
+from intonaco.types import Arm, ArmRole, Rollout, RoutingTable, ServingStatus, Split
 
 
 def desired_arms(
@@ -34,7 +35,7 @@ def desired_arms(
         return None
     arms = [_arm("champion", champion, 1.0 - share)]
     if rollout is not None and challenger is not None and challenger.urls:
-        name = rollout.rollout_id
+        name = arm_name(rollout)
         shadow = weights.get("shadow", 0.0)
         if share > 0:
             arms.append(_arm(f"challenger:{name}", challenger, share))
@@ -42,6 +43,35 @@ def desired_arms(
             arms.append(_arm(f"shadow:{name}", challenger, shadow))
     if len(arms) == 1:
         arms[0] = replace(arms[0], weight=1.0)
+    return tuple(arms)
+
+
+def split_arms(
+    champion: ServingStatus | None,
+    rollout: Rollout,
+    split: Split,
+    challengers: Mapping[str, ServingStatus],
+    latest: RoutingTable | None,
+) -> tuple[Arm, ...] | None:
+    """Arms of a split that has begun. None: the champion does not answer just now.
+
+    Each challenger keeps its part of the line; the part of one that was taken out, or is dead, is
+    answered by the champion under a name of its own, so that users who once were somebody else's
+    are never counted as the champion's. One that does not answer just now stays as it is."""
+    if champion is None or not champion.urls:
+        return None
+    before = {a.name: a for a in latest.arms} if latest is not None else {}
+    arms = [_arm("champion", champion, split.champion_share)]
+    for arm in split.arms:
+        name = f"challenger:{arm_name(rollout, arm.name)}"
+        status = challengers.get(arm.release)
+        if arm.removed_at is None and status is not None and status.urls:
+            made = _arm(name, status, arm.share)
+        elif arm.removed_at is None and status is not None and not status.error and name in before:
+            made = before[name]
+        else:
+            made = _arm(name.replace("challenger", "returned", 1), champion, arm.share)
+        arms.append(replace(made, start=arm.start))
     return tuple(arms)
 
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 from intonaco.codec import digest
 from intonaco.config import Config, RolloutConfig, Step, resolve_limits
 from intonaco.rollout.capacity import waves
+from intonaco.rollout.split import planned
 from intonaco.types import (
     Action,
     Capacity,
     Rollout,
     RolloutStatus,
     RolloutStep,
+    Split,
     StepKind,
     Update,
 )
@@ -31,13 +33,16 @@ def begin(update: Update, config: Config, now: float) -> Rollout:
     rollout_id = f"{update.update_id}-{update.attempt}"
     alone = straight_to_everybody(update, config.rollout)
     capacity = None if alone else capacity_of(config)
+    split = None
+    if config.rollout.strategy == "ab" and not alone:
+        split = planned(update.arms or {"challenger": str(update.chosen)}, config.rollout.ab)
     return Rollout(
         rollout_id=rollout_id,
         service_id=update.service_id,
         update_id=update.update_id,
         champion=None if alone else update.champion,
-        challenger=str(update.chosen),
-        steps=straight(config.rollout) if alone else steps_for(config.rollout, capacity),
+        challenger=split.arms[0].release if split else str(update.chosen),
+        steps=straight(config.rollout) if alone else steps_for(config.rollout, capacity, split),
         status=RolloutStatus.RUNNING,
         started_at=now,
         step_since=now,
@@ -48,6 +53,7 @@ def begin(update: Update, config: Config, now: float) -> Rollout:
         stuck_seconds=config.rollout.stuck_seconds,
         attempt=update.attempt,
         capacity=capacity,
+        split=split,
     )
 
 
@@ -79,7 +85,9 @@ def staged_replicas(update: Update, config: Config) -> int | None:
     return None if capacity is None else min(capacity.surge, capacity.challenger)
 
 
-def steps_for(config: RolloutConfig, capacity: Capacity | None = None) -> tuple[RolloutStep, ...]:
+def steps_for(
+    config: RolloutConfig, capacity: Capacity | None = None, split: Split | None = None
+) -> tuple[RolloutStep, ...]:
     """The steps that the configuration asks for.
 
     ``canary`` takes them as they are. ``blue_green`` leaves out the shares of users: it copies
@@ -88,8 +96,9 @@ def steps_for(config: RolloutConfig, capacity: Capacity | None = None) -> tuple[
     step is configured. ``rolling`` (``capacity``) gives each wave of workers the users that go with
     it, for as long and as many as the first canary step asks; where there is one wave only, it
     proves on copies as blue/green does. ``in_place`` can do nothing but wait for people and
-    replace. Whoever promotes gives everybody the challenger first, makes it champion once the
-    gateways follow, and bakes.
+    replace. ``ab`` has one step with the fixed split, after the pauses and approvals that are
+    listed, and nothing after it where a winner is only told. Whoever promotes gives everybody the
+    challenger first, makes it champion once the gateways follow, and bakes.
     """
     given = tuple(_step(s) for s in config.steps)
     if config.strategy == "in_place":
@@ -100,6 +109,16 @@ def steps_for(config: RolloutConfig, capacity: Capacity | None = None) -> tuple[
         rolled = (*before, *_rolling(capacity, given))
         return (*rolled, *_to_champion(config, rolled, given))
     before = tuple(s for s in given if s.kind in (*_BEFORE, StepKind.CANARY))
+    if split is not None:
+        kept = (StepKind.STAGE, StepKind.PAUSE, StepKind.APPROVE)
+        compared = RolloutStep(
+            kind=StepKind.SPLIT,
+            weight=sum(arm.share for arm in split.arms),
+            min_seconds=config.ab.min_seconds,
+            min_units=config.ab.min_units,
+        )
+        before = (*(s for s in before if s.kind in kept), compared)
+        return before if split.then == "none" else (*before, *_to_champion(config, before, given))
     if config.strategy != "canary":
         before = tuple(s for s in before if s.kind in _BEFORE)
         if not any(s.kind is StepKind.SHADOW for s in before):
@@ -125,6 +144,20 @@ def _rolling(capacity: Capacity, given: tuple[RolloutStep, ...]) -> tuple[Rollou
     return tuple(
         replace(asked, weight=replicas / capacity.total, replicas=replicas)
         for replicas in waves(capacity)
+    )
+
+
+def foreseen(config: Config) -> tuple[RolloutStep, ...]:
+    """The steps of the next rollout with one challenger, for planning: a split is told as the share
+    that the challenger has of its users and the champion's."""
+    rollout = config.rollout
+    if rollout.strategy != "ab":
+        return steps_for(rollout, capacity_of(config))
+    split = planned({"challenger": ""}, rollout.ab)
+    share = split.arms[0].share / (split.arms[0].share + split.champion_share)
+    return tuple(
+        replace(s, kind=StepKind.CANARY, weight=share) if s.kind is StepKind.SPLIT else s
+        for s in steps_for(rollout, split=split)
     )
 
 

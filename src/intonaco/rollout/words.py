@@ -134,6 +134,8 @@ def step_name(step: RolloutStep) -> str:
             return f"canary, {step.weight:.0%} of users{with_workers}"
         case StepKind.REPLACE:
             return "replace, the champion ends and the challenger is loaded in its place"
+        case StepKind.SPLIT:
+            return f"split, {step.weight:.0%} of users with challengers, until one wins"
         case StepKind.PAUSE:
             held = f"{step.min_seconds:.0f} s" if step.min_seconds else "until somebody resumes"
             return f"pause, {held}"

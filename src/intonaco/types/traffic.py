@@ -11,13 +11,16 @@ from intonaco.types.vocabulary import ArmRole, Outcome
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """One arm of a routing table. Weights of the non-shadow arms sum to 1; a shadow arm's weight is
-    the share of live requests copied to it."""
+    the share of live requests copied to it. ``start``: of an arm of a split, where its users begin
+    on the line from 0 to 1, so that they stay where they are whatever becomes of other arms; None:
+    as the gateway stacks them."""
 
-    name: str  # "champion", "challenger:NAME", "baseline", "holdback", "shadow:NAME"
+    name: str  # "champion", "challenger:NAME", "baseline", "holdback", "shadow:NAME", "returned:…"
     role: ArmRole
     release: str
     urls: tuple[str, ...]
     weight: float
+    start: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,7 @@ class Update:
     reason: str = ""  # of the final phase
     next_check_at: float = 0.0
     cancel_requested: bool = False
+    arms: Mapping[str, str] = field(default_factory=dict)  # of a split: releases by arm, staged
 
     def candidate(self, name: str) -> Candidate:
         return next(c for c in self.candidates if c.name == name)
@@ -141,6 +142,62 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplitArm:
+    """A challenger of a split. ``start``: where its users begin on the line from 0 to 1, for as
+    long as the split lasts. ``units``: its users that were judged. ``removed_at``: since when the
+    champion answers its users, because of ``reason``. ``stuck_since``: since when it is not
+    ready."""
+
+    name: str
+    release: str
+    share: float
+    start: float
+    assessments: tuple[MetricAssessment, ...] = ()
+    units: int = 0
+    removed_at: float | None = None
+    reason: str = ""
+    stuck_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairComparison:
+    """Two arms of a split on the metric that decides: ``difference`` is ``first`` minus ``second``
+    in the metric's own unit, with a confidence sequence."""
+
+    first: str
+    second: str
+    difference: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A fixed split between the champion and several challengers. ``metric`` decides; ``then`` is
+    what a winner gets: "promote", "ask" (a person's word first) or "none" (it is told). ``winner``:
+    the arm that ended it, with ``text``: why."""
+
+    metric: str
+    arms: tuple[SplitArm, ...]
+    then: str = "promote"
+    pairs: tuple[PairComparison, ...] = ()
+    winner: str | None = None
+    text: str = ""
+
+    @property
+    def live(self) -> tuple[SplitArm, ...]:
+        """The arms that are in it still."""
+        return tuple(a for a in self.arms if a.removed_at is None)
+
+    @property
+    def champion_share(self) -> float:
+        """Of the users that were the champion's from the start."""
+        return 1.0 - sum(a.share for a in self.arms)
+
+    def arm(self, name: str) -> SplitArm:
+        return next(a for a in self.arms if a.name == name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """``promoted_at``: since when the challenger is champion; it is watched while the rollout goes
     on, and ``champion`` is the one before. ``promoted_epoch``: the last routing table before.
@@ -148,7 +205,9 @@ class Rollout:
     ``returning_verdict``. ``stuck_since``: since when challenger or gateway do not do what the step
     asks for. ``overdue``: it was told that a deadline has passed; ``asked``: that a person is to
     say whether what is undecided will do. ``accepted``: metrics of which somebody, ``accepted_by``,
-    said so. ``capacity``: of a rolling one. ``notice``: its cost, said before it began."""
+    said so. ``capacity``: of a rolling one. ``notice``: its cost, said before it began. ``split``:
+    its arms, where there are several challengers; ``challenger`` is the winner then, the first of
+    them until there is one."""
 
     rollout_id: str
     service_id: str
@@ -183,6 +242,15 @@ class Rollout:
     accepted_by: str = ""
     capacity: Capacity | None = None
     notice: str = ""
+    split: Split | None = None
+
+    @property
+    def challengers(self) -> tuple[str, ...]:
+        """Releases that may answer users beside the champion: one, or those of a split that is not
+        decided."""
+        if self.split is None or self.split.winner is not None:
+            return (self.challenger,)
+        return tuple(a.release for a in self.split.live)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

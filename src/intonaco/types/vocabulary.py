@@ -127,6 +127,7 @@ class StepKind(StrEnum):
     SHADOW = "shadow"  # copies of requests, answers compared and thrown away
     CANARY = "canary"  # a share of users
     REPLACE = "replace"  # the champion's worker ends, then the challenger is loaded in its place
+    SPLIT = "split"  # a fixed share of users for each of several challengers, until one wins
     PAUSE = "pause"  # a time, or until somebody resumes
     APPROVE = "approve"  # a person's word
     ANALYSIS = "analysis"  # every guardrail proven
@@ -151,6 +152,7 @@ class ArmRole(StrEnum):
     BASELINE = "baseline"
     HOLDBACK = "holdback"
     SHADOW = "shadow"
+    RETURNED = "returned"  # whose challenger was taken out of a split: the champion answers
 
 
 class Outcome(StrEnum):

@@ -17,7 +17,7 @@ from intonaco.messages import ApiError, GenerateRequest
 from intonaco.serving.gateway.problems import BUSY
 from intonaco.serving.gateway.state import GatewayState
 from intonaco.serving.gateway.upstream import OnEvent, Reply, Upstream
-from intonaco.types import Arm, Attempt, Json, Outcome
+from intonaco.types import Arm, ArmRole, Attempt, Json, Outcome
 
 REFUSED_S = 30.0  # how long nobody of the champion's may be there before the user hears of it
 MOST_FAILED = 2  # tries that one request may fail at workers of an arm: it may be what ends them
@@ -188,6 +188,8 @@ class Dispatcher:
 
     def _is_stable(self, arm: Arm) -> bool:
         table = self.state.table
+        if arm.role is ArmRole.RETURNED:
+            return True
         return table is not None and arm.name == table.stable().name
 
     def _breakable(self, arm: Arm) -> bool:

@@ -7,7 +7,10 @@ challenger's weight only ever moves users *to* the challenger::
     | challenger →        | champion                    | ← baseline | ← holdback |
 
 With several challengers they are stacked in the order of their names, and the promise holds for the
-one whose weight rises last. A fresh salt per rollout deals the users anew.
+one whose weight rises last. The arms of a split say themselves where they begin, so that none moves
+when another is taken out; whose arm was, the champion answers, under the name ``returned:…``, which
+keeps them apart from those who were the champion's from the start. A fresh salt per rollout deals
+the users anew.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from intonaco.errors import ConfigError
 from intonaco.types import Arm, ArmRole, RoutingTable
@@ -44,6 +47,14 @@ def check_table(table: RoutingTable) -> None:
             raise ConfigError(f"arm {arm.name}: weight {arm.weight} is not between 0 and 1")
         if not arm.urls:
             raise ConfigError(f"arm {arm.name} has no URL")
+    placed = sorted((a.start, a.weight, a.name) for a in live if a.start is not None)
+    end = 0.0
+    for start, weight, name in placed:
+        if not end - 1e-9 <= start <= 1 - weight + 1e-9:
+            raise ConfigError(f"arm {name}: its users begin at {start:g}, where others are")
+        end = start + weight
+    if placed and any(a.role is not ArmRole.CHAMPION and a.start is None for a in live):
+        raise ConfigError("either all arms beside the champion say where they begin, or none")
     total = math.fsum(a.weight for a in live)
     if abs(total - 1) > 1e-6:
         raise ConfigError(f"the weights of the arms sum to {total:g}, not 1")
@@ -86,9 +97,16 @@ def effective_weights(table: RoutingTable, tripped: Collection[str]) -> Mapping[
 
 
 def assign(table: RoutingTable, unit: str, tripped: Collection[str] = ()) -> Assignment:
-    """The unit's arm. Users of a tripped release go to the stable arm; nobody else moves."""
+    """The unit's arm. Users of a tripped release go to the stable arm; nobody else moves. Those of
+    an arm of a split go there under a name of their own, as the next table will say too."""
     weights = effective_weights(table, tripped)
     arm = _arm_at(table, position(table.salt, unit)) or table.champion()
+    if arm.start is not None and weights[arm.name] <= 0:
+        name = ArmRole.RETURNED + ":" + arm.name.partition(":")[2]
+        stable = replace(table.stable(), name=name, role=ArmRole.RETURNED, weight=arm.weight)
+        return Assignment(arm=stable, probability=arm.weight)
+    if arm.role is ArmRole.CHAMPION and any(a.start is not None for a in table.arms):
+        return Assignment(arm=arm, probability=arm.weight)
     if weights[arm.name] <= 0:
         arm = table.stable()
     return Assignment(arm=arm, probability=weights[arm.name])
@@ -96,6 +114,11 @@ def assign(table: RoutingTable, unit: str, tripped: Collection[str] = ()) -> Ass
 
 def _arm_at(table: RoutingTable, at: float) -> Arm | None:
     low, high = 0.0, 1.0
+    placed = [a for a in table.arms if a.start is not None]
+    if placed:
+        return next(
+            (a for a in placed if a.start is not None and a.start <= at < a.start + a.weight), None
+        )
     challengers = [a for a in table.arms if a.role is ArmRole.CHALLENGER]
     for arm in sorted(challengers, key=lambda a: a.name):
         if low <= at < low + arm.weight:
