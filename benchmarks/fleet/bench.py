@@ -9,7 +9,9 @@ gateway's real state and admin API, no pictures.
 
 `intonaco run controller` runs one service's controller, so today a fleet is 20 such processes; here
 are their ticks in one, which says what the ticks themselves cost. `FLEET_SECONDS` (600 if not set)
-are measured after `FLEET_WARM_UP` (60), `FLEET_SERVICES` sets another number.
+are measured after `FLEET_WARM_UP` (90), in which the controllers also take in a backlog of 1,000
+requests a service, with which the monitors' state has nearly its full size. `FLEET_SERVICES` sets
+another number.
 
 Lag: how much later than a second after the one before it a tick began, of all services. `cpu_share`:
 cores that the controllers' process used. The ledger's growth is the slope of the last half, files
@@ -42,8 +44,9 @@ from intonaco.workspace import Workspace
 HERE = Path(__file__).resolve().parent
 SERVICES = int(os.environ.get("FLEET_SERVICES", "20"))
 SECONDS = float(os.environ.get("FLEET_SECONDS", "600"))
-WARM_UP_S = float(os.environ.get("FLEET_WARM_UP", "60"))
+WARM_UP_S = float(os.environ.get("FLEET_WARM_UP", "90"))
 GATEWAYS = 4
+BACKLOG = 1000
 TICK_S = 1.0
 SAMPLE_S = 5.0
 
@@ -62,7 +65,10 @@ def run() -> dict[str, float]:
         roots = [_workspace(Path(folder) / f"service-{k:02d}", k) for k in range(SERVICES)]
         names = [str(root) for root in roots]
         with (
-            _child("gateways.py", {"roots": names, "gateways": GATEWAYS, "seed": 1}),
+            _child(
+                "gateways.py",
+                {"roots": names, "gateways": GATEWAYS, "backlog": BACKLOG, "seed": 1},
+            ),
             _child("controllers.py", {"roots": names, "seconds": TICK_S}) as controllers,
         ):
             samples = list(_samples(controllers, roots))

@@ -1,7 +1,8 @@
 """Everything of many services but their controller, in one light process.
 
 ``python gateways.py`` with one JSON object on standard input: roots (workspaces), gateways (of
-each), seed. Says ``ready`` when all can be asked, and goes on until its input ends.
+each), backlog (requests of each service that were written down before), seed. Says ``ready`` when
+all can be asked, and goes on until its input ends.
 
 Of a gateway it has the admin API, over the real state and the real announcements, and the logs of
 records and tallies; of a worker what the backend asks of it; of the scorer its log. No picture is
@@ -84,9 +85,9 @@ class Gateway:
     records: SegmentWriter
     tallies: SegmentWriter
 
-    def report(self, dice: random.Random, topic: int) -> Record:
-        """A second with one request in it: its record and the tally."""
-        now, took = time.time(), dice.uniform(2.0, 2.6)
+    def report(self, dice: random.Random, topic: int, now: float) -> Record:
+        """A second with one request in it, ``now`` at its end: its record and the tally."""
+        took = dice.uniform(2.0, 2.6)
         table = self.state.table
         attempt = Attempt(
             arm="champion",
@@ -200,10 +201,20 @@ class Service:
     async def report(self) -> None:
         """A second of all its gateways, spread over that second."""
         for gateway in self.gateways:
-            topic = self.dice.randrange(TOPICS)
-            record = gateway.report(self.dice, topic)
-            self.scores.append(encode(self.pictures.scored(record, topic)))
+            self._one(gateway, time.time())
             await asyncio.sleep(0)
+
+    def backlog(self, requests: int) -> None:
+        """What was written before anybody read it."""
+        seconds = requests // len(self.gateways)
+        for k in range(seconds, 0, -1):
+            for gateway in self.gateways:
+                self._one(gateway, time.time() - k * EVERY_S)
+
+    def _one(self, gateway: Gateway, now: float) -> None:
+        topic = self.dice.randrange(TOPICS)
+        record = gateway.report(self.dice, topic, now)
+        self.scores.append(encode(self.pictures.scored(record, topic)))
 
     async def _ready(self, request: Request) -> Response:
         return Response('{"ready": true, "in_flight": 0}', media_type="application/json")
@@ -226,6 +237,8 @@ async def main(task: dict[str, object]) -> None:
         Service.begin(Path(root), int(str(task["gateways"])), int(str(task["seed"])) + k)
         for k, root in enumerate(list(task["roots"]))  # type: ignore[call-overload]
     ]
+    for service in services:
+        service.backlog(int(str(task["backlog"])))
     config = uvicorn.Config(
         Starlette(routes=[s.routes() for s in services]),
         host="127.0.0.1",

@@ -1,22 +1,26 @@
 """The emergency brake: works when the controller is dead or the ledger is locked.
 
-It speaks to the gateway itself, with a higher epoch, and writes down what it did as soon as it can.
-A live controller is asked instead (``commands``).
+It speaks to the gateway itself, with a higher epoch, and writes down what it did as soon as it can:
+a controller that was killed still has its lease for a while, and one that comes back before the
+brake has written would give users what they had before. A live controller is asked instead
+(``commands``).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from dataclasses import replace
 
+import psutil
 from sqlalchemy.exc import OperationalError
 
 from intonaco import commands
-from intonaco.errors import BackendError, Conflict
+from intonaco.errors import BackendError
 from intonaco.executor import Parts
-from intonaco.types import Arm, ArmRole, Phase, RolloutStatus, RoutingTable, Update
+from intonaco.types import Arm, ArmRole, RolloutStatus, RoutingTable
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +31,8 @@ def controller_alive(parts: Parts) -> bool:
 
 def rollback(parts: Parts, to: str | None, actor: str) -> str:
     """Go back without the controller: abort the running rollout, or return to an earlier champion.
-    Returns what was done in words. Raises Conflict, NotFound, BackendError."""
+    Returns what was done in words. The update ends when a controller is back, which retires its
+    release. Raises Conflict, NotFound, BackendError."""
     ledger = parts.ledger
     now = parts.clock.now()
     rollout = ledger.active_rollout()
@@ -41,9 +46,10 @@ def rollback(parts: Parts, to: str | None, actor: str) -> str:
     holder = f"brake:{os.getpid()}"
     try:
         with ledger.begin() as tx:
-            fence = tx.lease(holder, now, 30.0)
+            fence = tx.lease(holder, now, 30.0, dead=_dead(ledger.lease_holder()))
         if fence is None:
-            raise Conflict("a controller has come back: ask it instead by the same command")
+            commands.submit(ledger, now, "rollback", actor, {"to": to})
+            return f"{text} (at the gateway; a controller has come back and was asked to do it too)"
         with ledger.begin(fence=fence) as tx:
             if rollout is not None:
                 tx.rollout(
@@ -52,15 +58,6 @@ def rollback(parts: Parts, to: str | None, actor: str) -> str:
                         status=RolloutStatus.ROLLED_BACK,
                         reason=f"emergency rollback by {actor}",
                         ended_at=now,
-                    )
-                )
-                update = ledger.get(Update, rollout.update_id)
-                tx.update(
-                    replace(
-                        update,
-                        phase=Phase.ROLLED_BACK,
-                        phase_since=now,
-                        reason=f"emergency rollback by {actor}",
                     )
                 )
             if target != champion:
@@ -74,6 +71,18 @@ def rollback(parts: Parts, to: str | None, actor: str) -> str:
         return f"{text} (at the gateway; the ledger is locked and does not know yet)"
     served = "" if table is not None else " (nothing is being served now)"
     return text + served
+
+
+def _dead(holder: str | None) -> str | None:
+    """The holder of a lease, if it was a process of this machine that is no more."""
+    host, _, pid = (holder or "").rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return None
+    try:
+        ended = psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        ended = True
+    return holder if ended else None
 
 
 def _push(

@@ -248,6 +248,20 @@ def test_windows_over_their_time_are_deleted(service: Service) -> None:
     assert kept.count(("hour", False)) == 1
 
 
+def test_signal_points_do_not_pile_up(service: Service) -> None:
+    """Of an hour and a half with a request every 10 s, a point a minute is left but for the last
+    half hour."""
+    traffic = Traffic(seed=8)
+    for _ in range(540):
+        traffic.at = service.clock.now()
+        service.ask(traffic.ask())
+        service.look(10.0)
+    at = [when for when, _ in service.ledger.signal_points(limit=10**6)]
+    now = service.clock.now()
+    assert len([a for a in at if a >= now - 1800]) > 150
+    assert 50 <= len([a for a in at if a < now - 2000]) <= 60
+
+
 def test_polls_reach_the_monitor_and_their_silence_is_told(tmp_path: Path) -> None:
     signals = """
     clock: {of: python, call: "time:time", range: [0, 4.0e+9], every_s: 1}
