@@ -83,9 +83,7 @@ def drill(plane: Plane, name: str) -> Case:
     if update.phase is not Phase.ROLLED_BACK:
         raise RuntimeError(f"{name} ended {update.phase}: {update.reason}")
     found = measured.tries(plane.records(), release.release_id)
-    return Case(
-        scenario=scenario, since=since, last_at=found[-1].started_at, tries=len(found)
-    )
+    return Case(scenario=scenario, since=since, last_at=found[-1].started_at, tries=len(found))
 
 
 def _hard(plane: Plane, release: Release) -> float:

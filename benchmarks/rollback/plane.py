@@ -223,7 +223,7 @@ class Plane:
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         if done.returncode:

@@ -17,7 +17,7 @@ from intonaco.ledger.rows import KIND_OF, Effect
 from intonaco.types import Json, Rollout, RoutingTable, SignalStatus, Update
 
 # How many of a service's signal points are kept: beyond that age (s) the newest of each stretch of
-# so many seconds, the others are dropped; at last all are. Some 4,500 points, whatever its age.
+# so many seconds, the others are dropped; at last all are. Some 5,400 points, whatever its age.
 POINTS_KEPT: tuple[tuple[float, float | None], ...] = (
     (1800.0, 60.0),
     (2 * 86_400.0, 3600.0),
