@@ -3,8 +3,8 @@
 The real controller over twins of everything outside it goes through four updates (a first release;
 one that is promoted and rolled back while it bakes; its retry; a way back) with a `kill -9` right
 before or right after each call to the outside and each commit of the ledger, one point a story, and
-is begun again. `points`: at how many it was killed; `failed`: where anything differed from the story
-nobody disturbed, a job was begun twice, or the outside was asked for what would harm a user. The
+is begun again. `points`: at how many it was killed; `failed`: where anything differed from the
+undisturbed story, a job was begun twice, or the outside was asked for what would harm a user. The
 harness is that of `tests/integration/test_crash_matrix.py`.
 
 Half an hour on one core. `CRASH_MATRIX_EVERY=60` takes every 60th point only, to see whether it

@@ -1,11 +1,11 @@
 """Can one process on two cores control 20 services with 4 gateways each, and does anything grow?
 
 Each service is a workspace with a ledger of its own, the default signals, a champion, and its
-`Controller` in a thread of one process, ticking once a second as it does alone. Each gateway reports
-once a second: a record of a request, its scored record (two embeddings of 512 numbers), and a tally;
-and it answers over HTTP what the controller asks at each tick. All 80 gateways, 20 workers and 20
-scorers are played by one light process on the same two cores: real logs, real announcements, the
-gateway's real state and admin API, no pictures.
+`Controller` in a thread of one process, ticking once a second as it does alone. Each gateway
+reports once a second: a record of a request, its scored record (two embeddings of 512 numbers), and
+a tally; and it answers over HTTP what the controller asks at each tick. All 80 gateways, 20 workers
+and 20 scorers are played by one light process on the same two cores: real logs, real announcements,
+the gateway's real state and admin API, no pictures.
 
 `intonaco run controller` runs one service's controller, so today a fleet is 20 such processes; here
 are their ticks in one, which says what the ticks themselves cost. `FLEET_SECONDS` (600 if not set)
@@ -13,9 +13,10 @@ are measured after `FLEET_WARM_UP` (90), in which the controllers also take in a
 requests a service, with which the monitors' state has nearly its full size. `FLEET_SERVICES` sets
 another number.
 
-Lag: how much later than a second after the one before it a tick began, of all services. `cpu_share`:
-cores that the controllers' process used. The ledger's growth is the slope of the last half, files
-and write-ahead logs of all services; memory likewise, and from the first to the last sample.
+Lag: how much later than a second after the one before it a tick began, of all services.
+`cpu_share`: cores that the controllers' process used. The ledger's growth is the slope of the last
+half, files and write-ahead logs of all services; memory likewise, and from the first to the last
+sample. What grows in that time is the course of the signals, which is thinned from half an hour on.
 """
 
 from __future__ import annotations

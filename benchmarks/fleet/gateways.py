@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import random
+import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -239,20 +240,16 @@ async def main(task: dict[str, object]) -> None:
     ]
     for service in services:
         service.backlog(int(str(task["backlog"])))
+    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
     config = uvicorn.Config(
         Starlette(routes=[s.routes() for s in services]),
-        host="127.0.0.1",
-        port=0,
         log_level="warning",
         access_log=False,
     )
     server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
     for service in services:
-        service.announce(f"http://127.0.0.1:{port}")
+        service.announce(f"http://127.0.0.1:{listening.getsockname()[1]}")
     print("ready", flush=True)
     reports = [asyncio.create_task(_keep(s, k / len(services))) for k, s in enumerate(services)]
     ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))

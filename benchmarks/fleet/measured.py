@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -25,9 +26,7 @@ class Sample:
 def lags(ticks: Sequence[Tick], every: float, since: float) -> list[float]:
     """How much later than ``every`` seconds after the one before it each tick began (s)."""
     began = [at for at, _, _ in ticks if at >= since]
-    return [
-        max(0.0, later - before - every) for before, later in zip(began, began[1:], strict=False)
-    ]
+    return [max(0.0, later - before - every) for before, later in pairwise(began)]
 
 
 def slope(samples: Sequence[Sample], name: str) -> float:

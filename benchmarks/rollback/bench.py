@@ -8,9 +8,9 @@ release that is made to break is rolled out again and again:
   controller is killed (SIGKILL) just before that and stays dead; `hard_in_bake`: it breaks after
   its promotion, and the champion before it has to take everybody. Counted from the end of the third
   hard failure.
-- `partial`: one request in four fails, at which the breaker never trips; `partial_controller_killed`
-  the controller is killed amid that and started again by the supervisor. Counted from the
-  sequential test's decision.
+- `partial`: one request in four fails, at which the breaker never trips;
+  `partial_controller_killed`: the controller is killed amid that and started again by the
+  supervisor. Counted from the sequential test's decision.
 - `command`: a person types `intonaco rollback`, at 50 % of users, with the controller killed, and
   in the bake. Counted from the start of that command.
 

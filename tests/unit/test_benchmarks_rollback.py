@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_every_scenario_has_a_drill_a_fault_and_a_figure() -> None:
     assert partial is not None
     hit = [partial.hits(i) for i in range(100)]
     assert not hit[0], "the picture it is staged with"
-    assert not any(a and b for a, b in zip(hit, hit[1:], strict=False)), "no row for the breaker"
+    assert not any(a and b for a, b in pairwise(hit)), "no row for the breaker"
 
 
 def test_a_tick_is_late_when_it_comes_more_than_its_interval_after_the_last() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -229,7 +230,7 @@ def test_old_signal_points_are_thinned(ledger: Ledger) -> None:
     def apart(first: float, last: float) -> list[float]:
         """Between the points of that age, in hours."""
         those = [a for a in at if now - first * hour <= a <= now - last * hour]
-        return [b - a for a, b in zip(those, those[1:], strict=False)]
+        return [b - a for a, b in pairwise(those)]
 
     assert set(apart(0.5, 0)) == {30.0}
     assert len(apart(0.5, 0)) == 59
