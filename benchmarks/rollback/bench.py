@@ -39,7 +39,7 @@ from intonaco.types import Phase, Release
 RUNS = int(os.environ.get("ROLLBACK_RUNS", "3"))
 ROW = 3  # gateway.breaker_failures
 SOUND = 40  # requests before a release breaks in its canary
-SOUND_UNTIL_BAKE = 400
+SOUND_UNTIL_BAKE = 600
 LATE_S = 2.0  # watched on, so that who is sent too late is seen
 
 # A release's first request is the picture that it is staged with.

@@ -84,11 +84,8 @@ def test_the_worst_of_all_runs_counts_and_any_other_answer_is_an_error() -> None
     assert found["partial_seconds"] == pytest.approx(0.2)
     assert found["command_seconds"] == pytest.approx(0.5)
     assert (found["user_errors"], found["requests"], found["rollbacks"]) == (3, 100, 9)
-    assert (found["hard.runs"], found["hard.tries"], found["hard.worst_s"]) == (
-        2,
-        50,
-        pytest.approx(0.9),
-    )
+    assert (found["hard.runs"], found["hard.tries"]) == (2, 50)
+    assert found["hard.worst_s"] == pytest.approx(0.9)
     assert found["hard_controller_killed.worst_s"] == 0, "nobody was sent after the failure"
 
 
