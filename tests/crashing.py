@@ -13,6 +13,7 @@ import collections
 import json
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -440,6 +441,24 @@ def _forked(root: Path, at: Point | None) -> int:
         (root / "error").write_text(traceback.format_exc())
         sys.stderr.flush()
         os._exit(1)
+
+
+def killed_at(root: Path, point: Point, expected: Mapping[str, Any], story: str = "canary") -> str:
+    """Tell the story in ``root`` with the first process killed at a point; what differs from how it
+    is to end, "" if nothing does. Leaves nothing in ``root``."""
+    try:
+        ended, killed = run(root, point, story)
+    except AssertionError as error:
+        return str(error)[-1500:] or "an assertion failed"
+    else:
+        wrong = {k: (expected[k], ended[k]) for k in expected if ended[k] != expected[k]}
+        begun = collections.Counter(
+            e["key"] for e in effects_of(root) if e["call"] == "training.submit" and e["fresh"]
+        )
+        ok = not wrong and killed == 1 and max(begun.values()) == 1
+        return "" if ok else f"killed {killed} times, begun {dict(begun)}, differs: {wrong}"
+    finally:
+        shutil.rmtree(root)
 
 
 def points_of(root: Path) -> list[Point]:

@@ -1,17 +1,20 @@
 """The emergency brake: works when the controller is dead or the ledger is locked.
 
 It speaks to the gateway itself, with a higher epoch, and writes down what it did as soon as it can:
-at once, or, if the ledger cannot be written, in a file that the next controller takes down
-(``emergency``). A live controller is asked instead (``commands``).
+at once, without waiting for the lease of a controller that was killed, or, if the ledger cannot be
+written, in a file that the next controller takes down (``emergency``). A live controller is asked
+instead (``commands``).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 
+import psutil
 from sqlalchemy.exc import OperationalError
 
 from intonaco import commands, emergency
@@ -28,7 +31,8 @@ LEASE_S = 30.0
 
 def rollback(parts: Parts, to: str | None, actor: str, why: str = "") -> str:
     """Go back without the controller: abort the running rollout, or return to an earlier champion.
-    Returns what was done in words. Raises Conflict, NotFound, BackendError."""
+    Returns what was done in words. The update ends when a controller is back, which retires its
+    release. Raises Conflict, NotFound, BackendError."""
     rollout = parts.ledger.active_rollout()
     champion = parts.ledger.champion()
     if rollout is not None and rollout.champion is not None and to in (None, rollout.champion):
@@ -99,7 +103,7 @@ def _written(parts: Parts, act: Act, do: Callable[[], None]) -> bool:
     ledger, now, holder = parts.ledger, parts.clock.now(), f"brake:{os.getpid()}"
     try:
         with ledger.begin(wait_s=WAIT_S) as tx:
-            fence = tx.lease(holder, now, LEASE_S)
+            fence = tx.lease(holder, now, LEASE_S, dead=_dead(ledger.lease_holder()))
         if fence is None:
             # A controller has come back. It takes the note; without one it must be asked.
             if noted is None:
@@ -117,6 +121,18 @@ def _written(parts: Parts, act: Act, do: Callable[[], None]) -> bool:
     if noted is not None:
         noted.unlink(missing_ok=True)
     return True
+
+
+def _dead(holder: str | None) -> str | None:
+    """The holder of a lease, if it was a process of this machine that is no more."""
+    host, _, pid = (holder or "").rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return None
+    try:
+        ended = psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        ended = True
+    return holder if ended else None
 
 
 def _table(

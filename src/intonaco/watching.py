@@ -50,6 +50,7 @@ COMMIT_SECONDS = 1.0
 # A state of embeddings is some megabytes, and nothing is lost by writing it seldom: what was read
 # since is read again.
 COMMIT_BYTES_PER_SECOND = 500_000
+THIN_SECONDS = 60.0  # between two looks for signal points that are too old to be kept
 BATCH = 500
 FEEDBACK_BATCH = 20_000
 SCORED_SECONDS = 10.0  # with nothing left to read, everything older than this has been scored
@@ -80,6 +81,7 @@ class Watch:
         self._committed_at = 0.0
         self._pause = COMMIT_SECONDS  # until the next commit, unless there is a finding
         self._told_at = 0.0
+        self._thinned_at = 0.0
         self._dirty = False
         self._unwritten: list[Finding] = []
         self._full = False  # there was more to read than one look takes
@@ -303,6 +305,9 @@ class Watch:
                     },
                 )
             tx.signals(now, self.monitor.status())
+            if now - self._thinned_at >= THIN_SECONDS:
+                tx.thin_signals(now)
+                self._thinned_at = now
             size = tx.commit_consumer(CONSUMER, self.reader.offset, self._state(), now)
             for window in self.windows.changed():
                 tx.put(

@@ -12,13 +12,11 @@ worker too many.
 from __future__ import annotations
 
 import logging
-import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.crashing import Point, effects_of, points_of, run
+from tests.crashing import Point, killed_at, points_of, run
 
 EVERY = 120  # of the points in the default run
 
@@ -137,21 +135,8 @@ def matrix(
 ) -> int:
     """Kill at every so manieth point; how many there were."""
     expected, points = undisturbed
-    failed: dict[Point, Any] = {}
     chosen = points[::every]
-    for point in chosen:
-        root = folder / "service"
-        try:
-            ended, killed = run(root, point, story)
-        except AssertionError as error:
-            failed[point] = str(error)[-1500:]
-        else:
-            wrong = {k: (expected[k], ended[k]) for k in expected if ended[k] != expected[k]}
-            begun = Counter(
-                e["key"] for e in effects_of(root) if e["call"] == "training.submit" and e["fresh"]
-            )
-            if wrong or killed != 1 or max(begun.values()) > 1:
-                failed[point] = (killed, wrong, begun)
-        shutil.rmtree(root)
+    told = {point: killed_at(folder / "service", point, expected, story) for point in chosen}
+    failed = {point: wrong for point, wrong in told.items() if wrong}
     assert failed == {}, f"{len(failed)} of {len(chosen)} points"
     return len(chosen)

@@ -8,6 +8,9 @@ trained twice, one champion.
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -516,6 +519,56 @@ def test_the_brake_works_without_a_controller(world: World) -> None:
     with pytest.raises(Conflict):
         commands.rollback_target(world.ledger, first)
     assert second in {t.release_id for t in world.ledger.tenures()}
+
+
+def killed_controller(world: World) -> None:
+    """Its lease is still running, and its process is no more."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    holder = f"{socket.gethostname()}:{gone.pid}"
+    with world.ledger.begin() as tx:
+        tx.release_lease("test")
+        assert tx.lease(holder, world.clock.now(), 10.0) is not None
+    world.controller._threads.shutdown(wait=True)
+
+
+def test_the_brake_does_not_wait_for_the_lease_of_a_killed_controller(world: World) -> None:
+    """Nor does the controller that comes back send users to the challenger again; it ends the
+    update in good order."""
+    champion = world.first_release()
+    world.technique()
+    rollout = in_rollout(world)
+    killed_controller(world)
+    assert "aborted" in brake.rollback(world.parts, None, "ann")
+    assert world.router.table is not None
+    assert [a.release for a in world.router.table.arms] == [champion]
+    ended = world.ledger.get(Rollout, rollout.rollout_id)
+    assert (ended.status, ended.reason) == (
+        RolloutStatus.ROLLED_BACK,
+        "emergency rollback by ann",
+    )
+    world.controller = world._controller()
+    while not world.updates()[-1].phase.final:
+        world.tick()
+        assert [a.release for a in world.router.table.arms] == [champion]
+    assert world.updates()[-1].phase is Phase.ROLLED_BACK
+    assert ("retire", rollout.challenger) in world.serving.calls
+    assert ("retire", champion) not in world.serving.calls
+    assert world.ledger.spent()[1] == 0, "nothing stays reserved for it"
+
+
+def test_the_brake_asks_a_controller_that_came_back_meanwhile(world: World) -> None:
+    champion = world.first_release()
+    world.technique()
+    rollout = in_rollout(world)
+    told = brake.rollback(world.parts, None, "ann")  # its lease is another's, who may live
+    assert "was asked to do it too" in told
+    assert world.router.table is not None
+    assert [a.release for a in world.router.table.arms] == [champion]
+    world.until(lambda: world.updates()[-1].phase.final)
+    assert world.updates()[-1].phase is Phase.ROLLED_BACK
+    assert world.ledger.get(Rollout, rollout.rollout_id).reason == "aborted by ann"
+    assert [a.release for a in world.router.table.arms] == [champion]
 
 
 def test_approval_is_waited_for(tmp_path: Path) -> None:

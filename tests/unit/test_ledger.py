@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,53 @@ def test_signals_settings_and_consumers_come_back(ledger: Ledger) -> None:
     assert ledger.signal_points() == [(1.0, [point])]
     assert ledger.setting("frozen") is True
     assert ledger.consumer("monitor") == ({"scorer/1.jsonl": 10}, {"n": 1})
+
+
+def test_old_signal_points_are_thinned(ledger: Ledger) -> None:
+    """A point every 30 s for 60 hours, thinned every second hour."""
+    hour, hours = 3600.0, 60
+    other = Ledger(ledger.engine, "other")
+    with other.begin() as tx:
+        tx.signals(1.0, [])
+    for begun in range(0, hours, 2):
+        with ledger.begin() as tx:
+            for k in range(240):
+                tx.signals(begun * hour + k * 30.0, [])
+            tx.thin_signals((begun + 2) * hour)
+    now = hours * hour
+    at = [when for when, _ in ledger.signal_points(limit=10**6)]
+
+    def apart(first: float, last: float) -> list[float]:
+        """Between the points of that age, in hours."""
+        those = [a for a in at if now - first * hour <= a <= now - last * hour]
+        return [b - a for a, b in pairwise(those)]
+
+    assert set(apart(0.5, 0)) == {30.0}
+    assert len(apart(0.5, 0)) == 59
+    assert set(apart(48, 0.6)) == {60.0}
+    assert set(apart(60, 48.1)) == {3600.0}
+    assert len(apart(60, 48.1)) == 10
+    with ledger.begin() as tx:
+        tx.thin_signals(now)
+    assert [when for when, _ in ledger.signal_points(limit=10**6)] == at, "again changes nothing"
+    with ledger.begin() as tx:
+        tx.thin_signals(now + 31 * 24 * hour)
+    assert ledger.signal_points() == [], "older than a month"
+    assert len(other.signal_points()) == 1, "another service's are left alone"
+
+
+def test_the_lease_of_a_dead_holder_is_not_waited_for(ledger: Ledger) -> None:
+    assert ledger.lease_holder() is None
+    with ledger.begin() as tx:
+        first = tx.lease("host:1", 0.0, 10.0)
+    assert ledger.lease_holder() == "host:1"
+    with ledger.begin() as tx:
+        assert tx.lease("brake:2", 1.0, 10.0, dead="host:9") is None
+        second = tx.lease("brake:2", 1.0, 10.0, dead="host:1")
+    assert first is not None
+    assert second == first + 1
+    with pytest.raises(Conflict), ledger.begin(fence=first):
+        pass
 
 
 def test_an_id_may_be_given_by_its_beginning(ledger: Ledger) -> None:

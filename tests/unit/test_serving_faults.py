@@ -23,6 +23,15 @@ def test_a_count_ends_it() -> None:
     assert [fault.hits(i) for i in range(5)] == [False, True, True, False, False]
 
 
+def test_one_in_so_many() -> None:
+    fault = parse_fault("errors:after=2,every=3,count=2")
+    assert fault is not None
+    assert [i for i in range(12) if fault.hits(i)] == [2, 5]
+    endless = parse_fault("errors:after=1,every=4")
+    assert endless is not None
+    assert [i for i in range(12) if endless.hits(i)] == [1, 5, 9]
+
+
 def test_slow() -> None:
     fault = parse_fault("slow:after=20,seconds=1.5")
     assert fault is not None
@@ -39,6 +48,7 @@ def test_slow() -> None:
         ("errors:after=-1", "not negative"),
         ("slow:after=1", "seconds must be given"),
         ("slow:seconds=inf", "finite"),
+        ("errors:every=0", "every must be 1 or more"),
     ],
 )
 def test_a_bad_spec_is_refused_by_name(spec: str, why: str, tmp_path: Path) -> None:

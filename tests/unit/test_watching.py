@@ -254,6 +254,21 @@ def test_windows_over_their_time_are_deleted(service: Service) -> None:
     assert kept.count(("hour", False)) == 1
 
 
+def test_signal_points_do_not_pile_up(service: Service) -> None:
+    """Two hours with a point every 10 s, and then a look: of all but the last half hour a point a
+    minute is left."""
+    with service.ledger.begin() as tx:
+        for k in range(720):
+            tx.signals(NOW - 7200 + k * 10, [])
+    traffic = Traffic(seed=8)
+    traffic.at = NOW
+    service.ask(traffic.ask())
+    service.look()
+    at = [when for when, _ in service.ledger.signal_points(limit=10**6)]
+    assert len([a for a in at if a >= NOW - 1740]) == 174 + 1
+    assert 85 <= len([a for a in at if a < NOW - 1860]) <= 91
+
+
 def test_polls_reach_the_monitor_and_their_silence_is_told(tmp_path: Path) -> None:
     signals = """
     clock: {of: python, call: "time:time", range: [0, 4.0e+9], every_s: 1}

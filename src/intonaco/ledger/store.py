@@ -207,6 +207,12 @@ class Ledger:
         outcome = rows[0]["outcome"]
         return command_of(rows[0]), json.loads(outcome) if outcome else None
 
+    def lease_holder(self) -> str | None:
+        """Who took the controller's lease last, whether or not it has run out."""
+        c = t.leases.c
+        rows = self._rows(sa.select(c.holder).where(c.service_id == self.service_id))
+        return rows[0]["holder"] if rows else None
+
     def tenures(self) -> list[Tenure]:
         """Who was champion when, oldest first."""
         c = t.tenures.c

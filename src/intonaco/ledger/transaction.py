@@ -17,6 +17,13 @@ from intonaco.ledger.rows import KIND_OF, Command, Effect, command_of
 from intonaco.types import Json, Rollout, RoutingTable, SignalStatus, Update
 
 LONGEST_LEASE_S = 60.0
+# How many of a service's signal points are kept: beyond that age (s) the newest of each stretch of
+# so many seconds, the others are dropped; at last all are. Some 5,400 points, whatever its age.
+POINTS_KEPT: tuple[tuple[float, float | None], ...] = (
+    (1800.0, 60.0),
+    (2 * 86_400.0, 3600.0),
+    (31 * 86_400.0, None),
+)
 
 
 class Transaction:
@@ -226,18 +233,34 @@ class Transaction:
             )
         )
 
+    def thin_signals(self, now: float) -> None:
+        """Drop the signal points that ``POINTS_KEPT`` does not keep. Again changes nothing."""
+        p = t.signal_points.c
+        for age, step in POINTS_KEPT:
+            before = now - age if step is None else (now - age) // step * step  # whole stretches
+            old = sa.and_(p.service_id == self.service_id, p.at < before)
+            if step is not None:
+                stretch = sa.cast(p.at / step, sa.BigInteger)
+                newest = sa.select(sa.func.max(p.point_id)).where(old).group_by(stretch)
+                old = sa.and_(old, p.point_id.not_in(newest))
+            self.connection.execute(t.signal_points.delete().where(old))
+
     def set(self, name: str, value: Json) -> None:
         key = {"service_id": self.service_id, "name": name}
         self._upsert(t.settings, key, {"value": json.dumps(value)})
 
-    def lease(self, holder: str, at: float, seconds: float) -> int | None:
-        """Take or renew the controller's lease: its fencing token, None if somebody else has it."""
+    def lease(
+        self, holder: str, at: float, seconds: float, *, dead: str | None = None
+    ) -> int | None:
+        """Take or renew the controller's lease: its fencing token, None if somebody else has it.
+        ``dead``: a holder known to be no more, whose lease is not waited for."""
         c = t.leases.c
         row = self.connection.execute(
             sa.select(t.leases).where(c.service_id == self.service_id)
         ).first()
         # One that ends later than any lease was written under a clock that has been set back.
-        if row is not None and row.holder != holder and at < row.expires_at <= at + LONGEST_LEASE_S:
+        held = row is not None and at < row.expires_at <= at + LONGEST_LEASE_S
+        if row is not None and row.holder not in (holder, dead) and held:
             return None
         token = (
             row.token

@@ -4,6 +4,7 @@ A fault lives beside a release, never in it: the release's identity stays what i
 
     errors:after=20             every request after the first 20 is answered 500
     errors:after=20,count=3     the next 3 only
+    errors:after=20,every=4     of those after the first 20 one in four, never two in a row
     slow:after=20,seconds=1.5   every batch with such a request takes 1.5 s longer
 """
 
@@ -17,23 +18,26 @@ from intonaco.errors import ConfigError
 Kind = Literal["errors", "slow"]
 N = TypeVar("N", int, float)
 _FIELDS: dict[Kind, tuple[str, ...]] = {
-    "errors": ("after", "count"),
-    "slow": ("after", "count", "seconds"),
+    "errors": ("after", "count", "every"),
+    "slow": ("after", "count", "every", "seconds"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """``after``: requests left alone first; ``count``: requests hit then (None: all)."""
+    """``after``: requests left alone first; ``every``: then each so manieth is hit; ``count``: how
+    many are (None: no end)."""
 
     kind: Kind
     after: int = 0
     count: int | None = None
+    every: int = 1
     seconds: float = 0.0
 
     def hits(self, ordinal: int) -> bool:
         """Whether it hits the request that came as number ``ordinal`` (from 0)."""
-        return ordinal >= self.after and (self.count is None or ordinal < self.after + self.count)
+        turn, rest = divmod(ordinal - self.after, self.every)
+        return turn >= 0 and rest == 0 and (self.count is None or turn < self.count)
 
 
 def parse_fault(spec: str) -> Fault | None:
@@ -57,10 +61,13 @@ def parse_fault(spec: str) -> Fault | None:
         given[key] = value
     after = _number(spec, given, "after", int, 0)
     count = _number(spec, given, "count", int, 0) if "count" in given else None
+    every = _number(spec, given, "every", int, 1)
     seconds = _number(spec, given, "seconds", float, 0.0)
+    if every == 0:
+        raise ConfigError(f"fault {spec!r}: every must be 1 or more")
     if kind == "slow" and seconds <= 0:
         raise ConfigError(f"fault {spec!r}: seconds must be given and above 0")
-    return Fault(kind=kind, after=after, count=count, seconds=seconds)
+    return Fault(kind=kind, after=after, count=count, every=every, seconds=seconds)
 
 
 def _number(spec: str, given: dict[str, str], key: str, kind: type[N], default: N) -> N:
