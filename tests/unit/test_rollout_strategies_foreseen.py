@@ -18,9 +18,9 @@ from intonaco.types import StepKind
         ("{strategy: blue_green}", 1, [1.0]),
         ("{strategy: in_place, force: true}", 1, []),
         (
-            "{strategy: ab, ab: {metric: errors, split: {champion: 0.6, challenger: 0.2, b: 0.2}}}",
+            "{strategy: ab, ab: {metric: errors, split: {champion: 0.4, challenger: 0.6}}}",
             1,
-            [pytest.approx(0.4), 1.0],
+            [0.6, 1.0],
         ),
     ],
 )
