@@ -144,7 +144,7 @@ def test_shares_by_name_together_and_equal() -> None:
         ({"strategy": "ab", "ab": {"arms": {"x": "abc"}}}, "should match pattern"),
         ({"strategy": "ab", "ab": {"arms": {"champion": "0" * 64}}}, "no names for arms"),
         ({"strategy": "canary", "ab": {"metric": "slow"}}, "not read by strategy 'canary'"),
-        ({"strategy": "ab", "steps": [{"weight": 0.5}]}, "strategy ab has no canary step"),
+        ({"strategy": "ab", "metrics": ["errors", "slow"]}, "clip_score is not one of metrics"),
         ({"steps": [{"kind": "split"}]}, "a split is not listed"),
     ],
 )

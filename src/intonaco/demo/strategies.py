@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-BREAKS = ("breaker", "errors", "worker is gone")  # of the first drill, whichever sees it first
+BREAKS = (
+    "breaker",
+    "errors",
+    "worker is gone",
+    "worker ended",
+)  # of the first drill, whichever sees it first
 SLOWS = ("slow", "no answer within", "breaker")
 
 
@@ -37,6 +42,11 @@ TELLINGS: Mapping[str, Telling] = {
         steps=(("canary", 0.5), ("canary", 1.0), *_END),
         settings={"max_surge": 1, "max_unavailable": 0},
         replicas=2,
+    ),
+    "ab": Telling(
+        steps=(("split", 0.5), ("canary", 1.0), *_END),
+        settings={"ab": {"metric": "clip_score", "min_seconds": 5, "min_units": 40}},
+        fault_after=30,
     ),
     "shadow_only": Telling(steps=(("analysis", 0.0),), promotes=False, fault_after=15),
     "in_place": Telling(
