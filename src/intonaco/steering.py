@@ -180,12 +180,13 @@ def _can(ledger: Ledger, rollout: Rollout, command: str, now: float) -> None:
     """Asks the machine, with what the controller saw last. Raises Conflict with its words."""
     if rollout.status.final:
         raise Conflict(f"rollout {rollout.rollout_id} has ended: {rollout.status}")
-    before = ledger.setting(f"rollout:{rollout.rollout_id}")
-    if before and before["command"] == "abort":
-        raise Conflict(f"rollout {rollout.rollout_id} is being aborted by {before['actor']}")
+    for before in commands.asked(ledger, rollout.rollout_id):
+        if before["command"] == "abort":
+            raise Conflict(f"rollout {rollout.rollout_id} is being aborted by {before['actor']}")
     well = rollout.stuck_since is None
     facts = machine.RolloutFacts(
         assessments=rollout.assessments,
+        guardrails=tuple(a.metric for a in rollout.assessments),
         challenger_ready=well,
         observed_epoch_applied=well,
         command=command,

@@ -557,17 +557,17 @@ def test_the_brake_does_not_wait_for_the_lease_of_a_killed_controller(world: Wor
     assert world.ledger.spent()[1] == 0, "nothing stays reserved for it"
 
 
-def test_the_brake_asks_a_controller_that_came_back_meanwhile(world: World) -> None:
+def test_the_brake_leaves_a_note_to_a_controller_that_came_back_meanwhile(world: World) -> None:
     champion = world.first_release()
     world.technique()
     rollout = in_rollout(world)
     told = brake.rollback(world.parts, None, "ann")  # its lease is another's, who may live
-    assert "was asked to do it too" in told
+    assert "the ledger learns of it" in told
     assert world.router.table is not None
     assert [a.release for a in world.router.table.arms] == [champion]
     world.until(lambda: world.updates()[-1].phase.final)
     assert world.updates()[-1].phase is Phase.ROLLED_BACK
-    assert world.ledger.get(Rollout, rollout.rollout_id).reason == "aborted by ann"
+    assert world.ledger.get(Rollout, rollout.rollout_id).reason == "emergency rollback by ann"
     assert [a.release for a in world.router.table.arms] == [champion]
 
 

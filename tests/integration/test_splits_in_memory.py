@@ -52,6 +52,7 @@ class Story(World):
         rollout = RolloutConfig.model_validate(
             {
                 "strategy": "ab",
+                "metrics": ["errors", "slow", "clip_score"],
                 "ab": {"min_seconds": 3, "min_units": 20} | ab,
                 "bake_seconds": 4,
                 "holdback": 0.1,

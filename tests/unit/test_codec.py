@@ -172,6 +172,7 @@ def test_as_json_goes_into_containers() -> None:
                         "release": "r",
                         "urls": ["u"],
                         "weight": 1.0,
+                        "start": None,
                     }
                 ],
                 "untrip": [],

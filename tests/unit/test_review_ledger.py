@@ -196,6 +196,7 @@ def test_a_ledger_of_before_gets_the_tables(tmp_path: Path) -> None:
     with ledger.engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE votes"))
         connection.execute(sa.text("DROP TABLE invitations"))
+        connection.execute(sa.text("DROP INDEX documents_by_status"))
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
     migrate(ledger.engine)
     review = a_review(Workspace(tmp_path), ledger, prompts=3, side=16)

@@ -333,9 +333,10 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
                 for point in card["course"]
             ),
         )
-    if card["split"]:
-        _split(card["split"])
-    if rollout.assessments or not card["split"]:
+    split = readmodel.rollout_facts(rollout, now)["split"]
+    if split:
+        _split(split)
+    if rollout.assessments or not split:
         _assessments("\nassessments", rollout.assessments)
 
 

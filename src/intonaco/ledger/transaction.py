@@ -14,7 +14,7 @@ from intonaco.decision.budget import Spending, standing
 from intonaco.errors import Conflict
 from intonaco.ledger import schema as t
 from intonaco.ledger.rows import KIND_OF, Command, Effect, command_of
-from intonaco.types import Json, Rollout, RoutingTable, SignalStatus, Update
+from intonaco.types import Finding, Json, Rollout, RoutingTable, SignalStatus, Update
 
 LONGEST_LEASE_S = 60.0
 # How many of a service's signal points are kept: beyond that age (s) the newest of each stretch of
@@ -24,6 +24,7 @@ POINTS_KEPT: tuple[tuple[float, float | None], ...] = (
     (2 * 86_400.0, 3600.0),
     (31 * 86_400.0, None),
 )
+POINTS_OF_A_FINDING = (600.0, 60.0)  # seconds before it and after it
 
 
 class Transaction:
@@ -234,15 +235,22 @@ class Transaction:
         )
 
     def thin_signals(self, now: float) -> None:
-        """Drop the signal points that ``POINTS_KEPT`` does not keep. Again changes nothing."""
-        p = t.signal_points.c
+        """Drop the signal points that ``POINTS_KEPT`` does not keep, but for those that show how a
+        finding came about, until the last age. Again changes nothing."""
+        p, d = t.signal_points.c, t.documents.c
+        shown = sa.exists().where(
+            d.service_id == self.service_id,
+            d.kind == KIND_OF[Finding],
+            d.at >= p.at - POINTS_OF_A_FINDING[1],
+            d.at <= p.at + POINTS_OF_A_FINDING[0],
+        )
         for age, step in POINTS_KEPT:
             before = now - age if step is None else (now - age) // step * step  # whole stretches
             old = sa.and_(p.service_id == self.service_id, p.at < before)
             if step is not None:
                 stretch = sa.cast(p.at / step, sa.BigInteger)
                 newest = sa.select(sa.func.max(p.point_id)).where(old).group_by(stretch)
-                old = sa.and_(old, p.point_id.not_in(newest))
+                old = sa.and_(old, p.point_id.not_in(newest), ~shown)
             self.connection.execute(t.signal_points.delete().where(old))
 
     def set(self, name: str, value: Json) -> None:

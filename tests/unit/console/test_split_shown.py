@@ -126,7 +126,7 @@ def test_the_command_line_draws_them(split: Rollout, workspace: Workspace) -> No
         "split, decided by clip_score",
         "taken out: the breaker tripped",
         "full against the champion",
-        "full against old: 0.020 [-0.010, 0.050]",
+        "full against old: +0.020 [-0.010, +0.050]",
     ):
         assert " ".join(fact.split()) in " ".join(found.split()), fact
     told = json.loads(run(workspace.root, "rollout", "show", "--json"))
