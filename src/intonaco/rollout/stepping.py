@@ -142,8 +142,11 @@ def counted(rollout: Rollout, facts: RolloutFacts) -> Rollout:
 
 
 def _units(rollout: Rollout, facts: RolloutFacts) -> int:
-    shadow = rollout.history[-1].kind is StepKind.SHADOW
-    return facts.shadow_pairs if shadow else facts.units_at_step
+    """Judged at the step; of a split, on the challenger with the fewest."""
+    kind = rollout.history[-1].kind
+    if kind is StepKind.SPLIT and rollout.split is not None:
+        return min(arm.units for arm in rollout.split.arms)
+    return facts.shadow_pairs if kind is StepKind.SHADOW else facts.units_at_step
 
 
 def _leave(rollout: Rollout, facts: RolloutFacts, now: float, decision: str) -> Rollout:

@@ -137,3 +137,10 @@ def run(root: Path, *arguments: str) -> str:
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*arguments, "--workspace", str(root)])
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_the_page_of_the_rollout_shows_every_arm(client: TestClient, split: Rollout) -> None:
+    page = client.get(f"/rollouts/{split.rollout_id}").text
+    for fact in ("decided by", "full <b>", "lora <b>", "old <b>", "the breaker tripped after 3"):
+        assert fact in page, fact
+    assert "Nothing was measured yet" not in page
