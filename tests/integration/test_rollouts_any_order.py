@@ -388,7 +388,8 @@ class AnyOrder(RuleBasedStateMachine):
         return getattr(self, "_calls", 0)
 
 
-def tried(folder: Path, examples: int, steps: int) -> None:
+def tried(folder: Path, examples: int, steps: int, *, again: bool) -> None:
+    """``again``: the same orders each time, else others."""
     AnyOrder.folder = folder
     run_state_machine_as_test(
         AnyOrder,
@@ -396,6 +397,7 @@ def tried(folder: Path, examples: int, steps: int) -> None:
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
+            derandomize=again,
             suppress_health_check=list(HealthCheck),
         ),
     )
@@ -411,10 +413,10 @@ def folder() -> Any:
 
 @pytest.mark.timeout(900)
 def test_in_any_order(folder: Path) -> None:
-    tried(folder, examples=15, steps=30)
+    tried(folder, examples=15, steps=30, again=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_in_any_order_for_long(folder: Path) -> None:
-    tried(folder, examples=1500, steps=60)
+    tried(folder, examples=1500, steps=60, again=False)
