@@ -397,7 +397,8 @@ def test_the_same_as_json(client: TestClient) -> None:
     card = client.get("/api/rollouts/u2-1").json()
     assert [a["command"] for a in card["acts"]] == ["pause", "skip", "promote", "abort"]
     promote = card["acts"][2]
-    assert promote["refused"] == "promote refused: lacking slow (undecided)"
+    lacks = "slow (undecided), nothing_yet (no data)"
+    assert promote["refused"] == f"promote refused: lacking {lacks}"
     assert promote["wants_reason"]
     assert card["course"] == [
         {"at": card["started_at"], "shares": {"champion": 1.0}, "shadow": 0.2},
