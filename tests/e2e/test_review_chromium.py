@@ -242,11 +242,12 @@ def test_a_pair_whose_picture_never_comes_can_be_skipped_and_a_double_click_is_o
         (second, *_), _ = session.upcoming(review, "ann", votes)  # a pair, or a check
         page.until(READY.format(second.task))
         for count in (2, 1):  # the rest of a double click; a click
-            page.value(
-                "document.getElementById('choose-tie').dispatchEvent("
-                f"new MouseEvent('click', {{detail: {count}, bubbles: true}}))"
+            # At once: until it is saved, and no longer, the buttons are dead.
+            sent = page.value(
+                "(() => { const tie = document.getElementById('choose-tie');"
+                f" tie.dispatchEvent(new MouseEvent('click', {{detail: {count}, bubbles: true}}));"
+                " return tie.disabled; })()"
             )
-            sent = page.value("document.getElementById('choose-tie').disabled")  # until it is saved
             assert sent is (count == 1)
         until(lambda: len(rows.votes(world.ledger, review.review_id)), lambda n: n == 2)
     skip, vote = rows.votes(world.ledger, review.review_id)
