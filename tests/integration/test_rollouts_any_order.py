@@ -296,9 +296,10 @@ class AnyOrder(RuleBasedStateMachine):
         left = [k.kind for k in before.steps[before.step : after.step]] if before.history else []
         assert left.count(StepKind.APPROVE) <= self._approved() - approved
         alone = before.champion is None
+        # A trip that nobody tells of is acted on by the gateways alone.
         harmed = s.evidence.found is Assessment.HARMFUL or any(
             t.release == before.challenger and t.at >= before.started_at
-            for t in s.router.trips.values()
+            for t in ([] if s.router.lost else s.router.trips.values())
         )
         if harmed and not alone:
             assert before.champion is not None
