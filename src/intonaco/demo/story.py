@@ -21,19 +21,19 @@ from rich.console import Console
 
 from intonaco import commands, readmodel
 from intonaco.app import App, open_app
-from intonaco.console.present import words
 from intonaco.demo import setup
 from intonaco.demo.data import write_demo_data
+from intonaco.demo.narrator import Narrator
 from intonaco.demo.report import write_report
 from intonaco.demo.strategies import TELLINGS
 from intonaco.demo.summary import collect, missing_parts
 from intonaco.demo.traffic_process import TrafficProcess
 from intonaco.demo.view import DemoView, final_table
 from intonaco.errors import BackendError, IntonacoError
-from intonaco.jobs import JobFolder, job_folder
+from intonaco.jobs import job_folder
 from intonaco.supervisor import Supervisor
 from intonaco.training.local import LocalTrainingBackend
-from intonaco.types import Event, Finding, JobSpec, JobState, Phase, Update
+from intonaco.types import JobSpec, JobState, Phase, Update
 from intonaco.workspace import Workspace, write_atomic
 
 FAST, SLOW = 40.0, 8.0  # requests a second: all that two cores can do; while a model trains
@@ -102,8 +102,7 @@ class Story:
         self.supervisor: Supervisor | None = None
         self._extractor: Callable[[], bool] = lambda: False
         self.traffic: TrafficProcess | None = None
-        self._told = 0
-        self._asked_for: set[str] = set()
+        self.narrator = Narrator(workspace, view, ask=options.ask)
         self._rate: tuple[float, float, int] = (0.0, 0.0, 0)
 
     # ------------------------------------------------------------------ the story
@@ -170,7 +169,7 @@ class Story:
             if self.facts.extractor:
                 return self.workspace.process("scorer") is not None
             status = backend.poll(handle)
-            self._progress("scorer", "scorer", status.progress)
+            self.narrator.progress("scorer", "scorer", status.progress)
             if not status.state.final:
                 return False
             self.view.done("scorer")
@@ -269,7 +268,7 @@ class Story:
             if self.supervisor is not None:
                 last.callback(self.supervisor.stop)
             if self.app is not None:
-                last.callback(self._tell_events)
+                last.callback(self._narrate)
             if self.traffic is not None:
                 last.callback(self._end_traffic, self.traffic)
         self.facts.seconds["total"] = round(time.time() - self.facts.started, 1)
@@ -323,7 +322,7 @@ class Story:
         """Look until something has happened, telling meanwhile what does. Raises Stopped."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
-            self._tell_events()
+            self._narrate()
             if done():
                 return
             if self.traffic is not None and not self.traffic.alive:
@@ -402,73 +401,9 @@ class Story:
     def _say(self, kind: str, text: str) -> None:
         self.view.event(time.time(), kind, text)
 
-    def _tell_events(self) -> None:
-        if self.app is None:
-            return
-        for event in self.app.ledger.events(after=self._told):
-            self._told = event.event_id
-            self._tell_event(event)
-        for update in self.app.ledger.active_updates():
-            self._tell_jobs(update)
-            if update.phase is Phase.APPROVE and self.options.ask:
-                self._ask(update)
-
-    def _tell_event(self, event: Event) -> None:
-        text = event.text
-        if event.kind == "finding":
-            text, *more = self._finding_lines(event)
-            self.view.event(event.at, event.kind, text, more)
-        elif event.kind != "routing":
-            self.view.event(event.at, event.kind, text)
-
-    def _finding_lines(self, event: Event) -> list[str]:
-        """What moved; on what evidence; what is asked for. To be judged in ten seconds."""
-        after = event.data["request"] - self.facts.changed_after
-        found = self._app.ledger.find(Finding, event.subject)
-        if found is None:
-            return [event.text]
-        if found.of == "probe":
-            return [readmodel.headline(found), found.text]
-        lines = [
-            readmodel.headline(found),
-            f"{words(found.signal)}: evidence {found.evidence:.1f} of {found.threshold:.1f}, "
-            f"{after} requests after users changed",
-        ]
-        asked = [c.sample_prompts[0] for c in found.clusters if c.moved and c.sample_prompts]
-        if asked:
-            lines.append("asked for now: " + "; ".join(f"“{p}”" for p in asked[:4]))
-        return lines
-
-    def _ask(self, update: Update) -> None:
-        if update.update_id not in self._asked_for:
-            self._asked_for.add(update.update_id)
-            self._say(
-                "approval",
-                f"waiting for you: intonaco update approve {update.update_id} "
-                f"-w {self.workspace.root}",
-            )
-
-    def _tell_jobs(self, update: Update) -> None:
-        for key, status in self._app.ledger.effects(update.update_id).items():
-            if status.effect.kind not in ("train", "evaluate"):
-                continue
-            name = str(status.effect.payload["name"])
-            label = f"{status.effect.kind} {'' if name == 'all' else name}".strip()
-            if status.status == "wanted":
-                folder = JobFolder(job_folder(self.workspace, key))
-                self._progress(key, label, folder.read("progress"))
-            else:
-                self.view.done(key)
-
-    def _progress(self, key: str, label: str, progress: Any) -> None:
-        if progress:
-            self.view.progress(
-                key,
-                f"{label}: {progress['phase']}",
-                int(progress["step"]),
-                int(progress["total"]),
-                str(progress.get("text", "")),
-            )
+    def _narrate(self) -> None:
+        if self.app is not None:
+            self.narrator.tell(self.app.ledger, changed_after=self.facts.changed_after)
 
     def _figures(self) -> None:
         figures: dict[str, Any] = {"requests": self._seen()}
