@@ -4,25 +4,42 @@ The real controller over twins of everything outside it goes through four update
 one that is promoted and rolled back while it bakes; its retry; a way back) with a `kill -9` right
 before or right after each call to the outside and each commit of the ledger, one point a story, and
 is begun again. `points`: at how many it was killed; `failed`: where anything differed from the
-undisturbed story, a job was begun twice, or the outside was asked for what would harm a user. The
-harness is that of `tests/integration/test_crash_matrix.py`.
+undisturbed story, a job was begun twice, or the outside was asked for what would harm a user. All
+of it once for each way of rolling out that the harness of `tests/integration/test_crash_matrix.py`
+tells of (`canary.points`, `rolling.points`, ...).
 
-Half an hour on one core. `CRASH_MATRIX_EVERY=60` takes every 60th point only, to see whether it
-works: its figures are printed and not written down.
+About fifty minutes on two cores. `CRASH_MATRIX_EVERY=60` takes every 60th point only, to see
+whether it works: its figures are printed and not written down. The files lie in memory where they
+can (`/dev/shm`): what ends is a process, and whether pages have reached a disk is nothing to it.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import parts
 
 EVERY = int(os.environ.get("CRASH_MATRIX_EVERY", "1"))
 ROOT = Path(__file__).resolve().parents[2]
+MEMORY = Path("/dev/shm")
+Task = tuple[Path, tuple[str, int], Mapping[str, Any], str]
+
+
+def killed(task: Task) -> str:
+    """What was wrong, "" if nothing was."""
+    from tests.crashing import killed_at
+
+    logging.disable(logging.CRITICAL)  # each killed controller says much
+    folder, point, expected, story = task
+    return killed_at(folder / f"{story} {os.getpid()}", point, expected, story)
 
 
 def run() -> dict[str, float]:
@@ -31,25 +48,30 @@ def run() -> dict[str, float]:
         raise ValueError(f"CRASH_MATRIX_EVERY is {EVERY}: give 1 or more")
     if str(ROOT) not in sys.path:  # for ``tests``
         sys.path.insert(0, str(ROOT))
-    from tests.crashing import killed_at, points_of
+    from tests.crashing import STORIES, points_of
     from tests.crashing import run as tell
 
-    logging.disable(logging.CRITICAL)  # each killed controller says much
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            expected, killed = tell(Path(folder) / "reference")
-            if killed:
-                raise RuntimeError("the undisturbed story was killed")
-            chosen = points_of(Path(folder) / "reference")[::EVERY]
+    found = {"points": 0.0, "failed": 0.0}
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
+        ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool,
+    ):
+        for story in STORIES:
+            reference = Path(folder) / f"{story} reference"
+            expected, times = pool.submit(tell, reference, None, story).result()
+            if times:
+                raise RuntimeError(f"{story}: the undisturbed story was killed")
+            tasks: list[Task] = [
+                (Path(folder), point, expected, story) for point in points_of(reference)[::EVERY]
+            ]
             failed = 0
-            for point in chosen:
-                wrong = killed_at(Path(folder) / "service", point, expected)
+            for task, wrong in zip(tasks, pool.map(killed, tasks), strict=True):
                 if wrong:
                     failed += 1
-                    print(f"{point}: {wrong}", file=sys.stderr, flush=True)
-    finally:
-        logging.disable(logging.NOTSET)
-    found = {"points": float(len(chosen)), "failed": float(failed)}
+                    print(f"{story}, {task[1]}: {wrong}", file=sys.stderr, flush=True)
+            found |= {f"{story}.points": float(len(tasks)), f"{story}.failed": float(failed)}
+            found["points"] += len(tasks)
+            found["failed"] += failed
     if EVERY > 1:
         print(f"every {EVERY}th point: {found}", file=sys.stderr)
         raise parts.Incomplete({})
