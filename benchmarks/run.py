@@ -173,7 +173,8 @@ def main() -> int:
         results |= found
         for key, entry in found.items():
             print(f"{key} = {entry['value']:.4g}")
-    RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n")
+    results = dict(sorted(results.items()))  # so that both files say the same in the same order
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     PAGE.write_text(page(results))
     for path, text in pictures(results).items():
         path.write_text(text)
