@@ -313,7 +313,7 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
                 _bar(step["weight"], 1.0)
                 if step["kind"] in (StepKind.CANARY, StepKind.SPLIT)
                 else "",
-                "" if step["units"] is None else step["units"],
+                "" if step["units"] is None or not step["min_units"] else step["units"],
                 step["decision"],
             )
             for step in card["steps"]

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from intonaco.console import images, present, svg, svg_rollout
-from intonaco.rollout.words import expected
+from intonaco.rollout.words import expected, number
 
 HERE = Path(__file__).parent
 
@@ -27,6 +27,7 @@ def environment(*folders: Path) -> Environment:
         env.filters[name] = getattr(present, name)
     env.filters |= {"interval": present.interval, "money": present.money, "words": present.words}
     env.filters["image_url"] = images.url
+    env.filters["in_unit"] = lambda value, metric: number(metric, value).replace("-", "−")
     # Pictures escape the words that they hold.
     env.globals["forest"] = lambda *facts: Markup(svg.forest(*facts))
     env.globals["weights_course"] = lambda *facts: Markup(svg_rollout.weights_course(*facts))
