@@ -19,7 +19,7 @@ from unittest.mock import PropertyMock, patch
 import numpy as np
 from tests.assessed import assessed
 
-from intonaco import commands, config, loop
+from intonaco import beginning, commands, config, loop
 from intonaco.clock import FakeClock
 from intonaco.codec import encode
 from intonaco.config import RolloutConfig
@@ -198,7 +198,7 @@ class Rolling:
         candidate = Candidate(name="fewer", release_id=chosen, verdict=Verdict.PASS)
         with self.ledger.begin() as tx:
             update = loop.restage(plan, candidate, self.ledger.champion(), 1, now)
-            commands.begin_update(self.parts, tx, update, now)
+            beginning.begin_update(self.parts, tx, update, now)
 
     def to_step(self, step: int) -> Rollout:
         """Begin, and go on until the tick that takes that step."""

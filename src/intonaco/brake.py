@@ -17,7 +17,7 @@ from collections.abc import Callable
 import psutil
 from sqlalchemy.exc import OperationalError
 
-from intonaco import commands, emergency
+from intonaco import emergency, rollout_commands
 from intonaco.emergency import Act
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
@@ -38,7 +38,7 @@ def rollback(parts: Parts, to: str | None, actor: str, why: str = "") -> str:
     if rollout is not None and rollout.champion is not None and to in (None, rollout.champion):
         target, text = rollout.champion, f"rollout {rollout.rollout_id} aborted"
     else:
-        target = commands.rollback_target(parts.ledger, to)
+        target = rollout_commands.rollback_target(parts.ledger, to)
         text = f"went back from {str(champion)[:10]} to {target[:10]}"
     return _go_back(parts, "rollback", target, text, actor, why)
 

@@ -15,7 +15,7 @@ from threading import Event as Stop
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from intonaco import accounts, commands, deciding, emergency, loop, probing
+from intonaco import accounts, beginning, commands, deciding, emergency, loop, probing
 from intonaco.errors import BackendError, Conflict
 from intonaco.evaluation import attempts
 from intonaco.executor import Done, Executor, Failed, Outcome, Parts
@@ -104,11 +104,11 @@ class Controller:
     def _take_over(self, fence: int, now: float) -> None:
         """A new service whose configuration names a model begins with that model."""
         ledger = self.parts.ledger
-        if commands.given(self.parts) is None or ledger.champion() or ledger.all(Update):
+        if beginning.given(self.parts) is None or ledger.champion() or ledger.all(Update):
             return
         with ledger.begin(fence=fence) as tx:
-            update = commands.take_over(self.parts, "configuration", now)
-            commands.begin_update(self.parts, tx, update, now)
+            update = beginning.take_over(self.parts, "configuration", now)
+            beginning.begin_update(self.parts, tx, update, now)
 
     def _advance(self, update: Update, fence: int, now: float) -> None:
         """Move an update as far as what is known carries it."""

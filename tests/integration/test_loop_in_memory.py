@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intonaco import brake, commands, config
+from intonaco import brake, commands, config, rollout_commands
 from intonaco.clock import FakeClock
 from intonaco.codec import as_json
 from intonaco.controller import Controller
@@ -517,7 +517,7 @@ def test_the_brake_works_without_a_controller(world: World) -> None:
     assert world.ledger.champion() == first
     assert world.router.table.champion().release == first
     with pytest.raises(Conflict):
-        commands.rollback_target(world.ledger, first)
+        rollout_commands.rollback_target(world.ledger, first)
     assert second in {t.release_id for t in world.ledger.tenures()}
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.assessed import assessed
 from tests.integration.test_loop_in_memory import World, in_rollout
 
-from intonaco import commands
+from intonaco import rollout_commands
 from intonaco.config import Config, RolloutConfig, resolve_limits
 from intonaco.errors import Conflict
 from intonaco.rollout.analysis import RolloutAnalysis
@@ -170,15 +170,15 @@ def test_what_was_rolled_back_is_not_tried_again_by_itself(
     assert refused.candidates[0].reasons[0].startswith("in quarantine, rolled back before: harmful")
     # Nor does a rollback lead there, unless somebody names it.
     with pytest.raises(Conflict, match="no earlier champion"):
-        commands.rollback_target(world.ledger, None)
-    assert commands.rollback_target(world.ledger, second) == second
+        rollout_commands.rollback_target(world.ledger, None)
+    assert rollout_commands.rollback_target(world.ledger, second) == second
     # A person may try again, at half the error budget.
     assert world.command("rollout.retry", reason="the device was broken")["ok"]
     world.until(lambda: world.updates()[-1].phase.final)
     assert world.updates()[-1].phase is Phase.PROMOTED
     assert rollout_of(world).alpha == pytest.approx(0.025)
     assert world.ledger.champion() == second
-    assert commands.rollback_target(world.ledger, None) == first
+    assert rollout_commands.rollback_target(world.ledger, None) == first
 
 
 def test_a_step_waits_for_a_persons_word(world: World) -> None:

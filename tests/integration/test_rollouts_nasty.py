@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from tests.rolling import Rolling
 
-from intonaco import brake, commands, emergency, loop
+from intonaco import beginning, brake, commands, emergency, loop, rollout_commands
 from intonaco.codec import encode
 from intonaco.errors import BackendError, Conflict
 from intonaco.ledger import Effect, Ledger, store
@@ -561,7 +561,7 @@ def test_the_brake_cancels_what_was_to_be_compared_with_whom_it_left(service: Ro
     plan = replace(service.updates()[-1].plan, plan_id="next", assemble={"name": "x"})
     with service.ledger.begin() as tx:
         update = loop.start(plan, service.ledger.champion(), service.clock.now())
-        commands.begin_update(service.parts, tx, update, service.clock.now())
+        beginning.begin_update(service.parts, tx, update, service.clock.now())
     service.controller.close()
     assert "went back" in brake.rollback(service.parts, service.first, "ann")
     service.controller = service.another()
@@ -736,7 +736,7 @@ def test_commands_that_wait_when_it_ends_are_answered(service: Rolling, restart:
     assert [actor for actor, _ in refusals(service)] == ["eve", "bob"]
     assert all("refused: it is over: harmful" in text for _, text in refusals(service))
     assert service.events("rollout.rolled_back")[0].actor == "controller"
-    assert commands.asked(service.ledger, service.rollout.rollout_id) == []
+    assert rollout_commands.asked(service.ledger, service.rollout.rollout_id) == []
 
 
 def test_a_command_of_an_older_version_is_taken(service: Rolling) -> None:
