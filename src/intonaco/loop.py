@@ -14,6 +14,7 @@ starts at evaluate; a retried rollout or a return to an earlier release starts a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from intonaco.codec import digest
@@ -76,8 +77,18 @@ def advance(update: Update, facts: Facts, now: float) -> Step:
     if update.phase.final:
         return Step(update=update)
     if update.cancel_requested and update.rollout_id is None:
-        return to(update, Phase.CANCELLED, now, "cancelled on request")
+        return _cancel(update, facts, now)
     return _PHASES[update.phase](update, facts, now)
+
+
+def _cancel(update: Update, facts: Facts, now: float) -> Step:
+    """End before any user met a challenger. What was being staged comes to its end first, as it
+    would be loaded after it was retired else; then all of it retires."""
+    asked = [known for known in facts.effects.values() if known.effect.kind == "stage"]
+    if any(known.status == "wanted" for known in asked):
+        return Step(update=update)
+    staged = dict.fromkeys(str(known.effect.payload["name"]) for known in asked)
+    return _retire_all(update, facts, staged, Phase.CANCELLED, now, "cancelled on request")
 
 
 # ------------------------------------------------------------------------------------ the phases
@@ -279,8 +290,8 @@ def _stage(update: Update, facts: Facts, now: float) -> Step:
         replicas=staged_replicas(update, facts.config),
     )
     results, failed, waiting = look(facts, [wanted])
-    if failed:
-        return to(update, Phase.FAILED, now, f"not staged: {failed}")
+    if failed:  # its worker may be there none the less, and draw no picture
+        return _retire_and_end(update, facts, Phase.FAILED, now, f"not staged: {failed}")
     if waiting:
         return Step(update=update, effects=(wanted,))
     return to(update, Phase.APPROVE, now, str(results[wanted.key]["text"]))
@@ -296,17 +307,20 @@ def _stage_arms(update: Update, facts: Facts, now: float) -> Step:
         return Step(update=update, effects=tuple(wanted.values()))
     staged: dict[str, str] = {}
     told = list(left_out)
+    in_vain: list[str] = []
     for name, asked in wanted.items():
         known = facts.effects[asked.key]
         if known.status == "failed":
+            in_vain.append(arms[name])
             told.append(f"{name} was not staged: {known.error}")
         else:
             staged[name] = arms[name]
             told.append(f"{name} {known.result['text']}")
     if not staged:
-        return to(update, Phase.FAILED, now, "; ".join(told))
+        return _retire_all(update, facts, in_vain, Phase.FAILED, now, "; ".join(told))
     update = replace(update, arms=staged, chosen=next(iter(staged.values())))
-    return to(update, Phase.APPROVE, now, "; ".join(told))
+    left = tuple(effect(update, "retire", release) for release in in_vain)
+    return replace(to(update, Phase.APPROVE, now, "; ".join(told)), effects=left)
 
 
 def _approve(update: Update, facts: Facts, now: float) -> Step:
@@ -391,6 +405,12 @@ _PHASES = {
 def _retire_and_end(update: Update, facts: Facts, phase: Phase, now: float, reason: str) -> Step:
     """End without promotion: the challengers drain and retire first."""
     releases = dict.fromkeys((str(update.chosen), *update.arms.values()))
+    return _retire_all(update, facts, releases, phase, now, reason)
+
+
+def _retire_all(
+    update: Update, facts: Facts, releases: Iterable[str], phase: Phase, now: float, reason: str
+) -> Step:
     wanted = tuple(effect(update, "retire", release) for release in releases)
     _, _, waiting = look(facts, wanted)
     if waiting:
