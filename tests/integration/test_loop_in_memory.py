@@ -639,7 +639,8 @@ def test_a_challenger_that_draws_no_picture_does_not_stay_loaded(world: World) -
     world.technique()
     world.until(lambda: world.updates()[-1].phase.final)
     failed = world.updates()[-1]
-    assert failed.phase is Phase.FAILED and "503" in failed.reason
+    assert failed.phase is Phase.FAILED
+    assert "503" in failed.reason
     assert not world.serving.status(str(failed.chosen)).deployed
 
 

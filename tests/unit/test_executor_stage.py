@@ -59,4 +59,5 @@ def test_nothing_is_loaded_for_an_update_that_is_cancelled() -> None:
     ended = stage(parts(serving, cancelled=True), STAGE)
     assert ended == Failed("its update is being cancelled")
     another = Stage()(parts(serving, cancelled=True), STAGE)  # of a controller started again
-    assert another == ended and serving.deployments[RELEASE.release_id] == 1
+    assert another == ended
+    assert serving.deployments[RELEASE.release_id] == 1
