@@ -172,7 +172,7 @@ class Rolling:
     def tick(self, seconds: float = 1.0) -> None:
         self.clock.advance(seconds)
         assert self.controller.tick()
-        for future in (*self.controller._running.values(), self.controller._projection):
+        for future in (*self.controller._running.values(), self.controller.aliases._running):
             while future is not None and not future.done():
                 time.sleep(0.0005)  # effects run in threads; the story's clock stands still
 
