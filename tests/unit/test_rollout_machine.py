@@ -343,6 +343,25 @@ def test_the_bake_holds_users_back_and_ends_promoted() -> None:
     assert ended.weights["challenger"] == 1.0
 
 
+def test_a_bake_ends_only_once_all_that_was_served_in_it_is_judged() -> None:
+    state = baking()  # from 100 to 110
+    late = replace(FINE, unjudged_at=109.0)
+    waits = tick(state, late, 111.0)
+    assert [text for _, text in waits.events] == [
+        "waiting for the scores of what users were given in this time"
+    ]
+    state = tick(waits.rollout, late, 112.0).rollout
+    assert state.status is RolloutStatus.RUNNING
+    overdue = tick(state, late, 111.0 + state.max_seconds)
+    assert [kind for kind, _ in overdue.events] == ["overdue"]
+    assert tick(overdue.rollout, late, 9e9).events == ()
+    # What was served after its time does not hold it up, nor what is harmful go on.
+    ended = tick(overdue.rollout, replace(FINE, unjudged_at=110.5), 112.0).rollout
+    assert ended.status is RolloutStatus.PROMOTED
+    harmed = tick(overdue.rollout, replace(late, assessments=HARMFUL), 112.0).rollout
+    assert harmed.status is RolloutStatus.ROLLED_BACK
+
+
 @pytest.mark.parametrize(
     "changes", [{"trips": (TRIP,)}, {"assessments": HARMFUL}, {"dead": True}, {"command": "abort"}]
 )

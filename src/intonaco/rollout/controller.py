@@ -192,6 +192,7 @@ class RolloutController:
             asked_at=asked.get("at"),
             frozen=bool(parts.ledger.setting("frozen")) and not self._way_back(rollout),
             blind=blind or self.watch.blind,
+            unjudged_at=self.watch.unjudged_at,
             # One that waits for room is not deployed yet, or no more.
             dead=bool(status.error) and not comparing and (status.deployed or not replaces),
             challenger_replicas=len(status.urls),

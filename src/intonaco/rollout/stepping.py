@@ -23,6 +23,8 @@ from intonaco.types import (
     Verdict,
 )
 
+UNJUDGED = "the scores of what users were given in this time"
+
 
 def advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
     """Begin, take the next step or end, if everything asked for is there. None: not yet."""
@@ -42,7 +44,18 @@ def advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecisio
         return None
     if step.kind is StepKind.SPLIT:
         return _won(rollout, facts, now)
+    if unjudged(rollout, facts):
+        return _waits(rollout, UNJUDGED)
     return move_on(rollout, facts, now)
+
+
+def unjudged(rollout: Rollout, facts: RolloutFacts) -> bool:
+    """Whether the evidence of a bake does not reach to its end yet: one that is shorter than a
+    silence takes to be noticed would pass unseen else."""
+    step, oldest = rollout.steps[rollout.step], facts.unjudged_at
+    if step.kind is not StepKind.BAKE or rollout.champion is None or oldest is None:
+        return False
+    return oldest <= rollout.step_since + (step.min_seconds or 0.0)
 
 
 def _won(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
