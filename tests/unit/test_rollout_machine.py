@@ -362,6 +362,13 @@ def test_a_bake_ends_only_once_all_that_was_served_in_it_is_judged() -> None:
     assert harmed.status is RolloutStatus.ROLLED_BACK
 
 
+def test_no_step_ends_before_it_began() -> None:
+    """The clock was set back between two controllers, of which the second has nothing to compare
+    it with."""
+    ended = tick(go(1), replace(FINE, command="abort"), -3600.0).rollout
+    assert all(h.left_at is not None and h.left_at >= h.entered_at for h in ended.history)
+
+
 def test_the_proof_is_told_by_who_is_crowned_and_the_bake_by_who_stays() -> None:
     state, now, told = rollout(), 0.0, dict[str, str]()
     while not state.status.final:

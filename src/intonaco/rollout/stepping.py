@@ -169,8 +169,12 @@ def _units(rollout: Rollout, facts: RolloutFacts) -> int:
 def _leave(rollout: Rollout, facts: RolloutFacts, now: float, decision: str) -> Rollout:
     if not rollout.history:
         return rollout
+    current = rollout.history[-1]
     left = replace(
-        rollout.history[-1], left_at=now, units=_units(rollout, facts), decision=decision
+        current,
+        left_at=max(now, current.entered_at),  # a clock that was set back while nobody looked
+        units=_units(rollout, facts),
+        decision=decision,
     )
     return replace(rollout, history=(*rollout.history[:-1], left))
 
