@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from threading import Event as Stop
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -86,6 +87,8 @@ class Controller:
         self.rollouts.tick(fence, now)
         self.aliases.look(fence, now)
         self.delivery.wake()
+        with suppress(OSError):  # then its age says that something is wrong
+            self.parts.workspace.ticked(now)
         return True
 
     def _look(self, fence: int, now: float) -> None:

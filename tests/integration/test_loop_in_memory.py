@@ -648,9 +648,13 @@ def test_a_second_controller_waits_for_the_lease(tmp_path: Path) -> None:
     world = World(tmp_path)
     other = Controller(world.parts, holder="other", notifier=world.notifier)
     world.tick()
+    last = world.clock.now()
+    world.clock.advance(1.0)
     assert not other.tick()
+    assert world.workspace.last_tick() == last, "who has no lease gives no sign of life"
     world.clock.advance(60.0)
     assert other.tick()
+    assert world.workspace.last_tick() == world.clock.now()
     with pytest.raises(Conflict), world.ledger.begin(fence=1):
         pass
     other.close()
