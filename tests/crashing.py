@@ -300,7 +300,7 @@ class Service:
         active = self.ledger.active_updates()
         self.points.phase = f"{len(self.ledger.all(Update))} {active[-1].phase if active else ''}"
         assert self.controller.tick()
-        for future in (*self.controller._running.values(), self.controller._projection):
+        for future in (*self.controller._running.values(), self.controller.aliases._running):
             while future is not None and not future.done():
                 time.sleep(0.0005)  # effects run in threads; the story's clock stands still
         self.controller.delivery.look()

@@ -19,7 +19,7 @@ from unittest.mock import PropertyMock, patch
 import numpy as np
 from tests.assessed import assessed
 
-from intonaco import commands, config, loop
+from intonaco import beginning, commands, config, loop
 from intonaco.clock import FakeClock
 from intonaco.codec import encode
 from intonaco.config import RolloutConfig
@@ -172,7 +172,7 @@ class Rolling:
     def tick(self, seconds: float = 1.0) -> None:
         self.clock.advance(seconds)
         assert self.controller.tick()
-        for future in (*self.controller._running.values(), self.controller._projection):
+        for future in (*self.controller._running.values(), self.controller.aliases._running):
             while future is not None and not future.done():
                 time.sleep(0.0005)  # effects run in threads; the story's clock stands still
 
@@ -198,7 +198,7 @@ class Rolling:
         candidate = Candidate(name="fewer", release_id=chosen, verdict=Verdict.PASS)
         with self.ledger.begin() as tx:
             update = loop.restage(plan, candidate, self.ledger.champion(), 1, now)
-            commands.begin_update(self.parts, tx, update, now)
+            beginning.begin_update(self.parts, tx, update, now)
 
     def to_step(self, step: int) -> Rollout:
         """Begin, and go on until the tick that takes that step."""

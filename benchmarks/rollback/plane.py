@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 import parts
 
-from intonaco import commands, loop
+from intonaco import beginning, commands, loop
 from intonaco.app import App, open_app
 from intonaco.codec import decode, digest
 from intonaco.releases import ReleaseStore, read_serving_spec
@@ -199,7 +199,7 @@ class Plane:
         update = loop.restage(plan, candidate, ledger.champion(), 1, now)
         with ledger.begin() as tx:
             tx.put(release, id=release.release_id, at=now)
-            commands.begin_update(self.app.parts(), tx, update, now, actor="bench")
+            beginning.begin_update(self.app.parts(), tx, update, now, actor="bench")
         return release
 
     def kill_controller(self) -> float:

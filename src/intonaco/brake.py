@@ -12,16 +12,17 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 from sqlalchemy.exc import OperationalError
 
-from intonaco import commands, emergency
+from intonaco import emergency, rollout_commands
 from intonaco.emergency import Act
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
-from intonaco.types import Arm, ArmRole, RoutingTable
+from intonaco.rollout.replacing import in_place
+from intonaco.types import Arm, ArmRole, Rollout, RoutingTable
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def rollback(parts: Parts, to: str | None, actor: str, why: str = "") -> str:
     if rollout is not None and rollout.champion is not None and to in (None, rollout.champion):
         target, text = rollout.champion, f"rollout {rollout.rollout_id} aborted"
     else:
-        target = commands.rollback_target(parts.ledger, to)
+        target = rollout_commands.rollback_target(parts.ledger, to)
         text = f"went back from {str(champion)[:10]} to {target[:10]}"
     return _go_back(parts, "rollback", target, text, actor, why)
 
@@ -67,6 +68,12 @@ def switch(parts: Parts, kind: str, actor: str, why: str = "") -> str:
 def _go_back(parts: Parts, kind: str, target: str, text: str, actor: str, why: str) -> str:
     now = parts.clock.now()
     rollout = parts.ledger.active_rollout()
+    began = time.monotonic()
+    leaving = _in_its_place(parts, rollout, target)
+    table = _table(parts, target, text, leaving)
+    if leaving:
+        gone, lasted = ", ".join(r[:10] for r in leaving), time.monotonic() - began
+        text += f"; {gone} ended first, and nobody answered for {lasted:.0f} s"
     act = Act(
         act_id=emergency.new_id(now),
         at=now,
@@ -75,7 +82,7 @@ def _go_back(parts: Parts, kind: str, target: str, text: str, actor: str, why: s
         why=why,
         target=target,
         rollout_id=rollout.rollout_id if rollout else None,
-        table=_table(parts, target, text),
+        table=table,
     )
 
     def push() -> None:
@@ -135,23 +142,43 @@ def _dead(holder: str | None) -> str | None:
     return holder if ended else None
 
 
+def _in_its_place(parts: Parts, rollout: Rollout | None, target: str) -> list[str]:
+    """Releases that have to end before the target is loaded: where one takes the other's place
+    there is room for one of them. Empty if it is up already, or may be loaded beside them."""
+    alone = parts.config.rollout.strategy == "in_place" if rollout is None else in_place(rollout)
+    if not alone or parts.serving.status(target).ready:
+        return []
+    of = (rollout.challenger, rollout.champion) if rollout is not None else ()
+    others = dict.fromkeys(r for r in (*of, parts.ledger.champion()) if r and r != target)
+    found = {release: parts.serving.status(release) for release in others}
+    return [release for release, there in found.items() if there.deployed or there.ending]
+
+
 def _table(
-    parts: Parts, target: str, reason: str, ready_seconds: float = 120.0
+    parts: Parts,
+    target: str,
+    reason: str,
+    leaving: Sequence[str] = (),
+    ready_seconds: float = 120.0,
 ) -> RoutingTable | None:
-    """What gives all traffic to a release, once it answers; None if no gateway runs."""
+    """What gives all traffic to a release, once it answers; None if no gateway runs. ``leaving``
+    end before it is loaded."""
     try:
         observed = parts.router.observed()
     except BackendError:
         return None
+    deadline = time.monotonic() + ready_seconds
+    for release in leaving:
+        parts.serving.retire(release)
+    while any((there := parts.serving.status(r)).deployed or there.ending for r in leaving):
+        if time.monotonic() > deadline:
+            raise _not_up(target, "what is in its place does not end", leaving)
+        time.sleep(0.1)  # workers answer what they have in hand first
     parts.serving.deploy(parts.releases.get(target))
     deadline = time.monotonic() + ready_seconds
     while not (status := parts.serving.status(target)).ready:
         if status.error or time.monotonic() > deadline:
-            raise BackendError(
-                f"{target[:10]} does not come up: {status.error or 'not ready in time'}",
-                backend="serving",
-                retriable=False,
-            )
+            raise _not_up(target, status.error or "not ready in time", leaving)
         time.sleep(0.1)  # waiting for the worker to load
     latest = parts.ledger.latest_routing()
     arm = Arm(name="champion", role=ArmRole.CHAMPION, release=target, urls=status.urls, weight=1.0)
@@ -163,3 +190,14 @@ def _table(
         untrip=(target,),
         reason=reason,
     )
+
+
+def _not_up(target: str, why: str, leaving: Sequence[str]) -> BackendError:
+    hint = None
+    if leaving:
+        hint = (
+            f"{', '.join(r[:10] for r in leaving)} was ended for it and nobody answers: give the "
+            "same command again once it can load, or start the controller with `intonaco up`"
+        )
+    text = f"{target[:10]} does not come up: {why}"
+    return BackendError(text, backend="serving", retriable=False, hint=hint)

@@ -11,11 +11,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from threading import Event as Stop
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from intonaco import accounts, commands, deciding, emergency, loop, probing
+from intonaco import accounts, beginning, commands, deciding, emergency, loop, probing
+from intonaco.aliases import Aliases
 from intonaco.errors import BackendError, Conflict
 from intonaco.evaluation import attempts
 from intonaco.executor import Done, Executor, Failed, Outcome, Parts
@@ -33,7 +35,6 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 10.0
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
-PROJECTION_SECONDS = 30.0
 
 
 class Controller:
@@ -60,9 +61,7 @@ class Controller:
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="effect")
         self._running: dict[str, Future[Outcome]] = {}
         self._not_before: dict[str, float] = {}
-        self._projected: tuple[str | None, ...] | None = None
-        self._projection: Future[None] | None = None
-        self._projection_at = 0.0
+        self.aliases = Aliases(parts, self._threads)
 
     # ------------------------------------------------------------------ one look
 
@@ -86,8 +85,10 @@ class Controller:
             self.delivery.wake()
             raise
         self.rollouts.tick(fence, now)
-        self._project(now)
+        self.aliases.look(fence, now)
         self.delivery.wake()
+        with suppress(OSError):  # then its age says that something is wrong
+            self.parts.workspace.ticked(now)
         return True
 
     def _look(self, fence: int, now: float) -> None:
@@ -104,11 +105,11 @@ class Controller:
     def _take_over(self, fence: int, now: float) -> None:
         """A new service whose configuration names a model begins with that model."""
         ledger = self.parts.ledger
-        if commands.given(self.parts) is None or ledger.champion() or ledger.all(Update):
+        if beginning.given(self.parts) is None or ledger.champion() or ledger.all(Update):
             return
         with ledger.begin(fence=fence) as tx:
-            update = commands.take_over(self.parts, "configuration", now)
-            commands.begin_update(self.parts, tx, update, now)
+            update = beginning.take_over(self.parts, "configuration", now)
+            beginning.begin_update(self.parts, tx, update, now)
 
     def _advance(self, update: Update, fence: int, now: float) -> None:
         """Move an update as far as what is known carries it."""
@@ -237,36 +238,6 @@ class Controller:
         return frozenset(
             c.release_id for c in candidates if c.release_id and c.verdict is Verdict.PASS
         )
-
-    # ------------------------------------------------------------------ projections
-
-    def _project(self, now: float) -> None:
-        """Registry aliases follow the ledger; re-asserted now and then."""
-        if self._projection is not None:
-            if not self._projection.done():
-                return
-            if self._projection.exception() is not None:
-                log.warning(
-                    "aliases: %s", self._projection.exception(), extra={"action": "project"}
-                )
-                self._projected = None
-            self._projection = None
-        rollout = self.parts.ledger.active_rollout()
-        wanted = (
-            self.parts.ledger.champion(),
-            rollout.challenger if rollout else None,
-            self.parts.ledger.previous(),
-        )
-        if wanted == self._projected and now - self._projection_at < PROJECTION_SECONDS:
-            return
-        if wanted == self._projected or not any(wanted):
-            return
-        self._projected, self._projection_at = wanted, now
-        self._projection = self._threads.submit(self._set_aliases, wanted)
-
-    def _set_aliases(self, wanted: tuple[str | None, ...]) -> None:
-        for alias, release_id in zip(("champion", "challenger", "previous"), wanted, strict=True):
-            self.parts.registry.set_alias(alias, release_id)
 
     # ------------------------------------------------------------------ life
 

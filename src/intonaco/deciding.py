@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from intonaco import commands, data_checks, experience, loop, triggering, waiting
+from intonaco import (
+    accounts,
+    beginning,
+    data_checks,
+    experience,
+    loop,
+    rollout_commands,
+    triggering,
+    waiting,
+)
 from intonaco.decision.diagnosis import PERFORMANCE_KINDS, diagnose, each_cause, signal_kind
 from intonaco.decision.evidence import AFTER_CHANGE_SECONDS, Deploy, DiagnosisContext
 from intonaco.decision.incidents import (
@@ -268,6 +277,8 @@ def _write(
         for part, plan, news in sorted(plans, key=lambda p: p[1].action is not Action.ROLL_BACK):
             if part.diagnosis_id != diagnosis.diagnosis_id:
                 tx.put(part, id=part.diagnosis_id, at=now)
+            if accounts.held_by_budget(plan):
+                accounts.tell_used_up(parts.config, ledger, tx, plan, now)
             if not news:
                 if ledger.find(Plan, plan.plan_id) is not None:
                     tx.put(plan, id=plan.plan_id, at=now)
@@ -307,7 +318,7 @@ def _begin(
     ``begun``: there is an update already."""
     ledger = parts.ledger
     tx.put(plan, id=plan.plan_id, at=now)
-    commands.plan_event(tx, plan, now)
+    beginning.plan_event(tx, plan, now)
     starts = plan.action.makes_update or plan.action is Action.ROLL_BACK
     if ledger.setting("frozen") and plan.action is not Action.TELL:
         return _hold(tx, plan, "the service is frozen", now)
@@ -316,13 +327,14 @@ def _begin(
     if plan.action.makes_update:
         update = loop.start(plan, ledger.champion(), now)
     elif plan.action is Action.ROLL_BACK:
-        target = commands.rollback_target(ledger, None)
-        update = commands.back_to(parts, target, plan.reason, "policy", now)
+        target = rollout_commands.rollback_target(ledger, None)
+        update = beginning.back_to(parts, target, plan.reason, "policy", now)
     else:
         return False, False
     try:
-        commands.begin_update(parts, tx, update, now)
+        beginning.begin_update(parts, tx, update, now)
     except Conflict as error:  # the budget went to somebody else this moment
+        accounts.tell_used_up(parts.config, ledger, tx, plan, now)
         return _hold(tx, plan, str(error), now)
     return True, False
 

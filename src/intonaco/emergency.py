@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from intonaco import commands
+from intonaco import rollout_commands
 from intonaco.codec import decode, encode
 from intonaco.errors import StorageError
 from intonaco.executor import Parts
@@ -116,7 +116,9 @@ def _gone_back(tx: Transaction, ledger: Ledger, act: Act, target: str, now: floa
             returning="",
         )
         tx.rollout(ended)
-        commands.answer(tx, rollout, commands.asked(ledger, rollout.rollout_id), reason, now)
+        rollout_commands.answer(
+            tx, rollout, rollout_commands.asked(ledger, rollout.rollout_id), reason, now
+        )
         tx.set(f"rollout:{rollout.rollout_id}", None)
         tx.event(now, "rollout.rolled_back", rollout.rollout_id, reason, actor=act.actor)
     for update in ledger.active_updates():

@@ -14,22 +14,20 @@ starts at evaluate; a retried rollout or a return to an earlier release starts a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
 from intonaco.codec import digest
-from intonaco.config import Config, Evaluation
-from intonaco.evaluation import gate
-from intonaco.evaluation.attempts import attempt, attempts
 from intonaco.evaluation.verdicts import with_review
-from intonaco.ledger import Effect, EffectStatus
+from intonaco.judging import fixed_before, judged, not_itself, to_measure, tried_enough
+from intonaco.ledger import Effect
+from intonaco.loop_facts import Approval, Facts, Step, effect, look, status_of, to
 from intonaco.rollout.quarantine import not_again
 from intonaco.rollout.split import arms_for
 from intonaco.rollout.strategies import begin, staged_replicas, straight_to_everybody
 from intonaco.types import (
     Action,
     Candidate,
-    Json,
     Phase,
     Plan,
     Rollout,
@@ -38,37 +36,7 @@ from intonaco.types import (
     Verdict,
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Approval:
-    """Somebody's word on an update."""
-
-    approved: bool
-    actor: str
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What is known when an update is looked at."""
-
-    config: Config
-    effects: Mapping[str, EffectStatus] = field(default_factory=dict)
-    rollout: Rollout | None = None
-    approval: Approval | None = None
-    earlier: int = 0  # candidates that the gate judged for the same trigger before this update
-    quarantined: Mapping[str, str] = field(default_factory=dict)  # why, by release
-    passed: frozenset[str] = frozenset()  # releases that the gate ever let through
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """An update's next state, with what has to happen for it."""
-
-    update: Update
-    effects: tuple[Effect, ...] = ()
-    rollout: Rollout | None = None  # to begin now
-    note: str = ""
+__all__ = ["Approval", "Facts", "Step", "advance", "restage", "start", "taken_over"]
 
 
 def start(plan: Plan, champion: str | None, now: float) -> Update:
@@ -109,8 +77,18 @@ def advance(update: Update, facts: Facts, now: float) -> Step:
     if update.phase.final:
         return Step(update=update)
     if update.cancel_requested and update.rollout_id is None:
-        return _to(update, Phase.CANCELLED, now, "cancelled on request")
+        return _cancel(update, facts, now)
     return _PHASES[update.phase](update, facts, now)
+
+
+def _cancel(update: Update, facts: Facts, now: float) -> Step:
+    """End before any user met a challenger. What was being staged comes to its end first, as it
+    would be loaded after it was retired else; then all of it retires."""
+    asked = [known for known in facts.effects.values() if known.effect.kind == "stage"]
+    if any(known.status == "wanted" for known in asked):
+        return Step(update=update)
+    staged = dict.fromkeys(str(known.effect.payload["name"]) for known in asked)
+    return _retire_all(update, facts, staged, Phase.CANCELLED, now, "cancelled on request")
 
 
 # ------------------------------------------------------------------------------------ the phases
@@ -118,12 +96,12 @@ def advance(update: Update, facts: Facts, now: float) -> Step:
 
 def _dataset(update: Update, facts: Facts, now: float) -> Step:
     """Every candidate's dataset version: what is new, with a replay of what is old."""
-    if tried := _tried_enough(facts):
-        return _to(update, Phase.REJECTED, now, tried)
-    wanted = {c.name: _effect(update, "dataset", c.name) for c in update.candidates}
-    results, failed, waiting = _look(facts, wanted.values())
+    if tried := tried_enough(facts):
+        return to(update, Phase.REJECTED, now, tried)
+    wanted = {c.name: effect(update, "dataset", c.name) for c in update.candidates}
+    results, failed, waiting = look(facts, wanted.values())
     if failed:
-        return _to(update, Phase.FAILED, now, f"no dataset: {failed}")
+        return to(update, Phase.FAILED, now, f"no dataset: {failed}")
     if waiting:
         return Step(update=update, effects=tuple(wanted.values()))
     candidates = tuple(
@@ -131,13 +109,13 @@ def _dataset(update: Update, facts: Facts, now: float) -> Step:
         for c in update.candidates
     )
     note = "; ".join(f"{c.name}: {results[wanted[c.name].key]['text']}" for c in update.candidates)
-    return _to(replace(update, candidates=candidates), Phase.TRAIN, now, note)
+    return to(replace(update, candidates=candidates), Phase.TRAIN, now, note)
 
 
 def _train(update: Update, facts: Facts, now: float) -> Step:
     """Train the candidates, at most ``training.parallel`` at a time; each becomes a release."""
-    wanted = {c.name: _effect(update, "train", c.name) for c in update.candidates}
-    ended = [n for n, e in wanted.items() if _status(facts, e) in ("done", "failed")]
+    wanted = {c.name: effect(update, "train", c.name) for c in update.candidates}
+    ended = [n for n, e in wanted.items() if status_of(facts, e) in ("done", "failed")]
     if len(ended) < len(wanted):
         running = [n for n in wanted if n not in ended][: facts.config.training.parallel]
         return Step(update=update, effects=tuple(wanted[n] for n in running))
@@ -160,18 +138,18 @@ def _train(update: Update, facts: Facts, now: float) -> Step:
     update = replace(update, candidates=tuple(candidates))
     trained = [c for c in candidates if c.release_id]
     if not trained:
-        return _to(update, Phase.FAILED, now, "; ".join(candidates[0].reasons))
+        return to(update, Phase.FAILED, now, "; ".join(candidates[0].reasons))
     note = ", ".join(f"{c.name} in {c.train_seconds:.0f} s" for c in trained)
-    return _to(update, Phase.EVALUATE, now, f"trained {note}")
+    return to(update, Phase.EVALUATE, now, f"trained {note}")
 
 
 def _evaluate(update: Update, facts: Facts, now: float) -> Step:
     """Champion and candidates on the same prompts and seeds, against held-out images."""
     if update.plan.action is Action.ASSEMBLE and update.candidates[0].release_id is None:
-        wanted = _effect(update, "assemble", update.candidates[0].name)
-        results, failed, waiting = _look(facts, [wanted])
+        wanted = effect(update, "assemble", update.candidates[0].name)
+        results, failed, waiting = look(facts, [wanted])
         if failed:
-            return _to(update, Phase.FAILED, now, f"not assembled: {failed}")
+            return to(update, Phase.FAILED, now, f"not assembled: {failed}")
         if waiting:
             return Step(update=update, effects=(wanted,))
         made = results[wanted.key]
@@ -182,41 +160,20 @@ def _evaluate(update: Update, facts: Facts, now: float) -> Step:
         )
         update = replace(update, candidates=(candidate,))
         if candidate.release_id == update.champion:
-            return _to(update, Phase.REJECTED, now, "it is the champion: nothing would change")
+            return to(update, Phase.REJECTED, now, "it is the champion: nothing would change")
         if taken_over(update.plan, update.champion):
             return _take_over(update, now)
-    if update.champion is not None and (tried := _tried_enough(facts)):
-        return _to(update, Phase.REJECTED, now, tried)
-    wanted = _evaluation(update, facts)
-    _, failed, waiting = _look(facts, [wanted])
+    if update.champion is not None and (tried := tried_enough(facts)):
+        return to(update, Phase.REJECTED, now, tried)
+    wanted = to_measure(update, facts)
+    _, failed, waiting = look(facts, [wanted])
     if failed:
-        return _to(update, Phase.FAILED, now, f"not evaluated: {failed}")
+        return to(update, Phase.FAILED, now, f"not evaluated: {failed}")
     if waiting:
         return Step(update=update, effects=(wanted,))
     wants_people = facts.config.evaluation.review.required
     following = Phase.REVIEW if wants_people else Phase.GATE
-    return _to(update, following, now, "evaluated against held-out images")
-
-
-def _evaluation(update: Update, facts: Facts) -> Effect:
-    """What is to be measured, at which alpha each candidate: fixed before it is looked at."""
-    names = [c.name for c in update.candidates if c.release_id]
-    tries = attempts(names, facts.earlier, facts.config.evaluation.alpha)
-    effect = _effect(update, "evaluate", "all")
-    numbers = {name: attempt.number for name, attempt in tries.items()}
-    alphas = {name: attempt.alpha for name, attempt in tries.items()}
-    return replace(effect, payload={**effect.payload, "attempts": numbers, "alphas": alphas})
-
-
-def _tried_enough(facts: Facts) -> str:
-    """Why no further candidate is tried for a trigger, or ""."""
-    most = facts.config.evaluation.max_attempts
-    if facts.earlier < most:
-        return ""
-    return (
-        f"the gate has judged {facts.earlier} candidates for this trigger, and "
-        f"evaluation.max_attempts is {most}: one more could pass by luck"
-    )
+    return to(update, following, now, "evaluated against held-out images")
 
 
 def taken_over(plan: Plan, champion: str | None) -> bool:
@@ -233,13 +190,13 @@ def _take_over(update: Update, now: float) -> Step:
         reasons=("taken over as it was given, not evaluated",),
     )
     update = replace(update, candidates=(candidate,), chosen=candidate.release_id)
-    return _to(update, Phase.REGISTER, now, candidate.reasons[0])
+    return to(update, Phase.REGISTER, now, candidate.reasons[0])
 
 
 def _review(update: Update, facts: Facts, now: float) -> Step:
     """People compare with the champion, blind, what the gate would pass without them. It waits for
     the review's verdict, which comes in the end: a review has a deadline."""
-    decisions = _measured(update, facts)
+    decisions = judged(update, facts)
     names = [n for n, decided in decisions.items() if decided.verdict is Verdict.PASS]
     if update.champion is None or not names:
         why = (
@@ -247,30 +204,30 @@ def _review(update: Update, facts: Facts, now: float) -> Step:
             if update.champion is None
             else "no candidate passes without it"
         )
-        return _to(update, Phase.GATE, now, f"no review: {why}")
-    evaluation = _effect(update, "evaluate", "all").key
-    wanted = _effect(update, "review", "all", candidates=names, evaluation=evaluation)
-    results, failed, waiting = _look(facts, [wanted])
+        return to(update, Phase.GATE, now, f"no review: {why}")
+    evaluation = effect(update, "evaluate", "all").key
+    wanted = effect(update, "review", "all", candidates=names, evaluation=evaluation)
+    results, failed, waiting = look(facts, [wanted])
     if failed:
-        return _to(update, Phase.FAILED, now, f"not reviewed: {failed}")
+        return to(update, Phase.FAILED, now, f"not reviewed: {failed}")
     if waiting:
         return Step(update=update, effects=(wanted,))
     told = results[wanted.key]
     note = "; ".join(f"{n}: {v} ({told['reasons'][n]})" for n, v in told["verdicts"].items())
-    return _to(update, Phase.GATE, now, f"review {told['review']}: {note}")
+    return to(update, Phase.GATE, now, f"review {told['review']}: {note}")
 
 
 def _gate(update: Update, facts: Facts, now: float) -> Step:
     """No candidate goes on unless it is shown to be no worse than the champion."""
-    expected, decisions = _expected(update, facts), _measured(update, facts)
-    review = facts.effects.get(_effect(update, "review", "all").key)
+    expected, decisions = fixed_before(update, facts), judged(update, facts)
+    review = facts.effects.get(effect(update, "review", "all").key)
     if (
         review is None
         and facts.config.evaluation.review.required
         and update.champion is not None
         and any(d.verdict is Verdict.PASS for d in decisions.values())
     ):
-        return _to(update, Phase.REVIEW, now, "nobody has reviewed it")
+        return to(update, Phase.REVIEW, now, "nobody has reviewed it")
     decisions = with_review(decisions, review.result if review else None)
     candidates = tuple(
         replace(
@@ -286,57 +243,22 @@ def _gate(update: Update, facts: Facts, now: float) -> Step:
         for c in update.candidates
     )
     candidates = tuple(not_again(c, facts.quarantined) for c in candidates)
-    candidates = tuple(_not_itself(c, update.champion) for c in candidates)
+    candidates = tuple(not_itself(c, update.champion) for c in candidates)
     passed = [c for c in candidates if c.verdict is Verdict.PASS]
     update = replace(update, candidates=candidates, chosen=passed[0].release_id if passed else None)
     note = "; ".join(
         f"{c.name}: {c.verdict}" + (f" ({c.reasons[0]})" if c.reasons else "") for c in candidates
     )
-    return _to(update, Phase.REGISTER, now, note)
-
-
-def _not_itself(candidate: Candidate, champion: str | None) -> Candidate:
-    """A candidate that came out as the champion's own bits has nothing to roll out."""
-    if candidate.release_id is None or candidate.release_id != champion:
-        return candidate
-    reasons = ("it is the champion: nothing would change", *candidate.reasons)
-    return replace(candidate, verdict=Verdict.FAIL, reasons=reasons)
-
-
-def _measured(update: Update, facts: Facts) -> Mapping[str, gate.GateDecision]:
-    """What the gate says of what was measured, people aside."""
-    asked = facts.effects[_effect(update, "evaluate", "all").key]
-    expected = _expected(update, facts)
-    return gate.decide(asked.result["report"], _settings(asked, facts), expected)
-
-
-def _expected(update: Update, facts: Facts) -> gate.Expected:
-    """What was fixed when the evaluation was asked for."""
-    asked = facts.effects[_effect(update, "evaluate", "all").key]
-    alpha, fixed = _settings(asked, facts).alpha, asked.result.get("expected", {})
-    numbers: Mapping[str, int] = asked.effect.payload.get("attempts", {})
-    return gate.Expected(
-        attempts={c.name: attempt(numbers.get(c.name, 1), alpha) for c in update.candidates},
-        extractor=fixed.get("extractor"),
-        shots=fixed.get("shots"),
-        superiority=gate.wants_superiority(update.plan.action),
-    )
-
-
-def _settings(asked: EffectStatus, facts: Facts) -> Evaluation:
-    """Margins and the rest as they were when the evaluation was asked for: whoever changes them
-    afterwards may have seen what came out."""
-    fixed = asked.result.get("expected", {}).get("settings")
-    return facts.config.evaluation if fixed is None else Evaluation.model_validate(fixed)
+    return to(update, Phase.REGISTER, now, note)
 
 
 def _register(update: Update, facts: Facts, now: float) -> Step:
     """Every candidate is published with its verdict, also one that was refused."""
     made = [c for c in update.candidates if c.release_id]
-    wanted = {c.name: _effect(update, "register", c.name) for c in made}
-    results, failed, waiting = _look(facts, wanted.values())
+    wanted = {c.name: effect(update, "register", c.name) for c in made}
+    results, failed, waiting = look(facts, wanted.values())
     if failed:
-        return _to(update, Phase.FAILED, now, f"not registered: {failed}")
+        return to(update, Phase.FAILED, now, f"not registered: {failed}")
     if waiting:
         return Step(update=update, effects=tuple(wanted.values()))
     candidates = tuple(
@@ -348,11 +270,11 @@ def _register(update: Update, facts: Facts, now: float) -> Step:
     update = replace(update, candidates=candidates)
     if update.chosen is None:
         reasons = "; ".join(f"{c.name}: {c.verdict}" for c in candidates)
-        return _to(update, Phase.REJECTED, now, f"no candidate passed the gate ({reasons})")
+        return to(update, Phase.REJECTED, now, f"no candidate passed the gate ({reasons})")
     names = ", ".join(
         f"{c.name} as version {c.registry_version}" for c in candidates if c.name in wanted
     )
-    return _to(update, Phase.STAGE, now, f"registered {names}")
+    return to(update, Phase.STAGE, now, f"registered {names}")
 
 
 def _stage(update: Update, facts: Facts, now: float) -> Step:
@@ -360,42 +282,45 @@ def _stage(update: Update, facts: Facts, now: float) -> Step:
     rollout = facts.config.rollout
     if rollout.strategy == "ab" and not straight_to_everybody(update, rollout):
         return _stage_arms(update, facts, now)
-    wanted = _effect(
+    wanted = effect(
         update,
         "stage",
         str(update.chosen),
         beside=update.champion,
         replicas=staged_replicas(update, facts.config),
     )
-    results, failed, waiting = _look(facts, [wanted])
-    if failed:
-        return _to(update, Phase.FAILED, now, f"not staged: {failed}")
+    results, failed, waiting = look(facts, [wanted])
+    if failed:  # its worker may be there none the less, and draw no picture
+        return _retire_and_end(update, facts, Phase.FAILED, now, f"not staged: {failed}")
     if waiting:
         return Step(update=update, effects=(wanted,))
-    return _to(update, Phase.APPROVE, now, str(results[wanted.key]["text"]))
+    return to(update, Phase.APPROVE, now, str(results[wanted.key]["text"]))
 
 
 def _stage_arms(update: Update, facts: Facts, now: float) -> Step:
     """Every challenger of a split; one that does not come up is left out of it."""
     arms, left_out = arms_for(update, facts.config.rollout.ab, facts.passed, facts.quarantined)
     if not arms:
-        return _to(update, Phase.FAILED, now, f"no challenger to split with: {'; '.join(left_out)}")
-    wanted = {name: _effect(update, "stage", release) for name, release in arms.items()}
-    if any(_status(facts, e) not in ("done", "failed") for e in wanted.values()):
+        return to(update, Phase.FAILED, now, f"no challenger to split with: {'; '.join(left_out)}")
+    wanted = {name: effect(update, "stage", release) for name, release in arms.items()}
+    if any(status_of(facts, e) not in ("done", "failed") for e in wanted.values()):
         return Step(update=update, effects=tuple(wanted.values()))
     staged: dict[str, str] = {}
     told = list(left_out)
-    for name, effect in wanted.items():
-        known = facts.effects[effect.key]
+    in_vain: list[str] = []
+    for name, asked in wanted.items():
+        known = facts.effects[asked.key]
         if known.status == "failed":
+            in_vain.append(arms[name])
             told.append(f"{name} was not staged: {known.error}")
         else:
             staged[name] = arms[name]
             told.append(f"{name} {known.result['text']}")
     if not staged:
-        return _to(update, Phase.FAILED, now, "; ".join(told))
+        return _retire_all(update, facts, in_vain, Phase.FAILED, now, "; ".join(told))
     update = replace(update, arms=staged, chosen=next(iter(staged.values())))
-    return _to(update, Phase.APPROVE, now, "; ".join(told))
+    left = tuple(effect(update, "retire", release) for release in in_vain)
+    return replace(to(update, Phase.APPROVE, now, "; ".join(told)), effects=left)
 
 
 def _approve(update: Update, facts: Facts, now: float) -> Step:
@@ -418,7 +343,7 @@ def _approve(update: Update, facts: Facts, now: float) -> Step:
         reason = f"refused by {approval.actor}: {approval.reason or 'no reason given'}"
         return _retire_and_end(update, facts, Phase.REJECTED, now, reason)
     rollout = begin(update, facts.config, now)
-    step = _to(
+    step = to(
         replace(update, rollout_id=rollout.rollout_id),
         Phase.ROLLOUT,
         now,
@@ -434,7 +359,7 @@ def _rollout(update: Update, facts: Facts, now: float) -> Step:
         return Step(update=update)
     if rollout.promoted_at is not None or rollout.status is RolloutStatus.PROMOTED:
         update = replace(update, chosen=rollout.challenger)
-        return _to(update, Phase.BAKE, now, rollout.reason)
+        return to(update, Phase.BAKE, now, rollout.reason)
     if not rollout.status.final:
         return Step(update=update, effects=_retired_arms(update, rollout))
     if rollout.status is RolloutStatus.OBSERVED:
@@ -451,13 +376,13 @@ def _bake(update: Update, facts: Facts, now: float) -> Step:
     if rollout.status is not RolloutStatus.PROMOTED:
         return _retire_and_end(update, facts, Phase.ROLLED_BACK, now, rollout.reason)
     if update.champion is None or update.champion == update.chosen:
-        return _to(update, Phase.PROMOTED, now, "baked")
-    wanted = (_effect(update, "retire", update.champion), *_retired_arms(update, rollout))
-    _, failed, waiting = _look(facts, wanted)
+        return to(update, Phase.PROMOTED, now, "baked")
+    wanted = (effect(update, "retire", update.champion), *_retired_arms(update, rollout))
+    _, failed, waiting = look(facts, wanted)
     if waiting:
         return Step(update=update, effects=wanted)
     note = f"the old release did not retire: {failed}" if failed else "the old release retired"
-    return _to(update, Phase.PROMOTED, now, note)
+    return to(update, Phase.PROMOTED, now, note)
 
 
 _PHASES = {
@@ -480,11 +405,17 @@ _PHASES = {
 def _retire_and_end(update: Update, facts: Facts, phase: Phase, now: float, reason: str) -> Step:
     """End without promotion: the challengers drain and retire first."""
     releases = dict.fromkeys((str(update.chosen), *update.arms.values()))
-    wanted = tuple(_effect(update, "retire", release) for release in releases)
-    _, _, waiting = _look(facts, wanted)
+    return _retire_all(update, facts, releases, phase, now, reason)
+
+
+def _retire_all(
+    update: Update, facts: Facts, releases: Iterable[str], phase: Phase, now: float, reason: str
+) -> Step:
+    wanted = tuple(effect(update, "retire", release) for release in releases)
+    _, _, waiting = look(facts, wanted)
     if waiting:
         return Step(update=update, effects=wanted)
-    return _to(update, phase, now, reason)
+    return to(update, phase, now, reason)
 
 
 def _retired_arms(update: Update, rollout: Rollout | None) -> tuple[Effect, ...]:
@@ -492,40 +423,7 @@ def _retired_arms(update: Update, rollout: Rollout | None) -> tuple[Effect, ...]
     if rollout is None or rollout.split is None:
         return ()
     return tuple(
-        _effect(update, "retire", a.release, since=a.removed_at)
+        effect(update, "retire", a.release, since=a.removed_at)
         for a in rollout.split.arms
         if a.release not in rollout.challengers
     )
-
-
-def _effect(update: Update, kind: str, name: str, **payload: Json) -> Effect:
-    key = f"{update.service_id}:{update.update_id}:{kind}:{name}:{update.attempt}"
-    return Effect(key=key, kind=kind, subject=update.update_id, payload={"name": name, **payload})
-
-
-def _status(facts: Facts, effect: Effect) -> str:
-    known = facts.effects.get(effect.key)
-    return known.status if known else "unasked"
-
-
-def _look(
-    facts: Facts, effects: Iterable[Effect]
-) -> tuple[dict[str, Mapping[str, Json]], str, bool]:
-    """(results by key, the first error or "", whether any is not at its end)."""
-    results: dict[str, Mapping[str, Json]] = {}
-    waiting = False
-    error = ""
-    for effect in effects:
-        known = facts.effects.get(effect.key)
-        if known is None or known.status == "wanted":
-            waiting = True
-        elif known.status == "failed":
-            error = error or known.error
-        else:
-            results[effect.key] = known.result
-    return results, error, waiting and not error
-
-
-def _to(update: Update, phase: Phase, now: float, note: str) -> Step:
-    reason = note if phase.final else update.reason
-    return Step(update=replace(update, phase=phase, phase_since=now, reason=reason), note=note)

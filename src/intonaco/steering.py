@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from intonaco import commands
+from intonaco import commands, rollout_commands
 from intonaco.errors import Conflict, IntonacoError
 from intonaco.ledger import Command, Ledger
 from intonaco.rollout import machine
@@ -76,12 +76,12 @@ def of_service(ledger: Ledger, now: float) -> list[Act]:
 
 def rollback_act(ledger: Ledger, to: str | None, now: float) -> Act:
     """Raises NotFound for a release that is not there."""
-    rollout = commands.rollback_by_abort(ledger, to)
+    rollout = rollout_commands.rollback_by_abort(ledger, to)
     if rollout is not None:
         words = _consequence(rollout, "abort")
         return _act("rollback", words, lambda: _can(ledger, rollout, "abort", now))
     try:
-        target = commands.rollback_by_update(ledger, to)
+        target = rollout_commands.rollback_by_update(ledger, to)
     except Conflict as error:
         return Act(command="rollback", consequence="", refused=str(error), hint=error.hint or "")
     champion = ledger.champion()
@@ -180,7 +180,7 @@ def _can(ledger: Ledger, rollout: Rollout, command: str, now: float) -> None:
     """Asks the machine, with what the controller saw last. Raises Conflict with its words."""
     if rollout.status.final:
         raise Conflict(f"rollout {rollout.rollout_id} has ended: {rollout.status}")
-    for before in commands.asked(ledger, rollout.rollout_id):
+    for before in rollout_commands.asked(ledger, rollout.rollout_id):
         if before["command"] == "abort":
             raise Conflict(f"rollout {rollout.rollout_id} is being aborted by {before['actor']}")
     well = rollout.stuck_since is None
@@ -203,7 +203,7 @@ def _can_retry(ledger: Ledger, rollout: Rollout) -> None:
         raise Conflict(f"rollout {rollout.rollout_id} is still running")
     if rollout.status is RolloutStatus.PROMOTED:
         raise Conflict(f"rollout {rollout.rollout_id} was promoted")
-    commands.to_retry(ledger, rollout.rollout_id)
+    rollout_commands.to_retry(ledger, rollout.rollout_id)
 
 
 def _retried(rollout: Rollout) -> str:

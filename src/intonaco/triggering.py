@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from intonaco import commands, experience, loop
+from intonaco import accounts, beginning, commands, experience, loop
 from intonaco.codec import as_json, decode, digest
 from intonaco.data_checks import DataChecks
 from intonaco.datasets.dvc import read_dvc_file
@@ -102,6 +102,7 @@ class Triggers:
         except Conflict as error:  # the budget went to somebody else this moment
             with ledger.begin(fence=fence) as tx:
                 tx.event(now, "trigger.skipped", news.key, f"{news.text} It waits: {error}")
+                accounts.tell_used_up(parts.config, ledger, tx, plan, now)
                 later = now + parts.config.decision.look_again_s
                 tx.set(commands.TRIGGERS, as_json(triggers.hold(state, news, later)))
 
@@ -116,10 +117,12 @@ class Triggers:
             tx.put(plan, id=plan.plan_id, at=now)
             kind = "trigger.fired" if plan.action.makes_update else "trigger.skipped"
             tx.event(now, kind, news.key, plan.reason, data={"plan": plan.plan_id})
-            commands.plan_event(tx, plan, now)
+            beginning.plan_event(tx, plan, now)
+            if accounts.held_by_budget(plan):
+                accounts.tell_used_up(self.parts.config, ledger, tx, plan, now)
             if plan.action.makes_update:
                 update = loop.start(plan, ledger.champion(), now)
-                commands.begin_update(self.parts, tx, update, now)
+                beginning.begin_update(self.parts, tx, update, now)
 
 
 CAUSES = {

@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ from intonaco.executor import Parts
 from intonaco.monitoring.breakdown import Breakdown, told
 from intonaco.monitoring.monitor import RECORDS, Monitor
 from intonaco.monitoring.polls import Polls, polls_of
-from intonaco.monitoring.silence import RecordLog
+from intonaco.monitoring.silence import RecordLog, Unscored
 from intonaco.monitoring.windows import TrafficWindows, expiry
 from intonaco.rollout.analysis import RATIO_ALPHA, RolloutAnalysis
 from intonaco.rollout.split_analysis import SplitAnalysis
@@ -69,6 +70,7 @@ class Watch:
         self.monitor = Monitor(parts.config.service, parts.config.monitoring)
         self.windows = TrafficWindows(self._written_window)
         self.log = RecordLog()
+        self.unscored = Unscored()
         self.polls: Polls = polls_of(parts.config.monitoring, self._worker_urls)
         self.breakdown = Breakdown()
         self.history = History()  # the same records, kept for telling causes apart
@@ -101,13 +103,14 @@ class Watch:
         for item in self._read(self.reader, ScoredRecord, BATCH if said_all else 0):
             taken += 1
             self._count(item)
+            self.unscored.scored(item.record)
             self.breakdown.observe(item)
             findings.extend(self.monitor.observe(item))
             self.history.observe(item)
             if self.analysis is not None:
                 self.analysis.observe(item)
         scored = self.last_at or now
-        unscored = self._unscored_bytes()
+        unscored = self._unscored_bytes(now)
         self._full = taken >= BATCH or not said_all
         if taken == 0 and said_all and unscored == 0:
             waiting = self.monitor.waiting
@@ -137,6 +140,11 @@ class Watch:
         if self._full:
             return "the records that wait to be read"
         return "the scorer, which is silent" if self.monitor.scorer_silent else ""
+
+    @property
+    def unjudged_at(self) -> float | None:
+        """Time of the oldest record that no scores, and so no rollout's evidence, are of yet."""
+        return self.unscored.oldest_at
 
     def explained(self, finding: Finding) -> Finding:
         """The finding with what its evidence lies on, and which requests hold the change."""
@@ -174,6 +182,7 @@ class Watch:
         for record in self._read(self.records, Record):
             self.windows.record(record, now)
             self.log.record(record)
+            self.unscored.record(record)
         tallies = self._read(self.tallies, Tally)
         for tally in sorted(tallies, key=lambda t: (t.at, t.gateway, t.seq)):
             self.windows.tally(tally, now)
@@ -197,13 +206,19 @@ class Watch:
     def _written_window(self, level: str, start: int) -> TrafficWindow | None:
         return self.parts.ledger.find(TrafficWindow, _window_id(level, start))
 
-    def _unscored_bytes(self) -> int:
+    def _unscored_bytes(self, now: float) -> int:
         """Bytes of gateway records that the scorer has not taken yet."""
-        offset_file = self.parts.workspace.run / "scorer-heartbeat.json"
-        try:
-            return int(json.loads(offset_file.read_text())["lag_bytes"])
-        except (FileNotFoundError, ValueError, KeyError):
-            return 0
+        run = self.parts.workspace.run
+        beat = _json(run / "scorer-heartbeat.json") or {"lag_bytes": 0, "at": 0.0}
+        lag = int(beat.get("lag_bytes", 0))
+        oldest = self.unscored.oldest_at
+        late = oldest is not None and now - oldest > SCORED_SECONDS
+        if lag or not late or now - float(beat.get("at", now)) <= SCORED_SECONDS:
+            return lag
+        # What it said last is old, and records wait: it died with nothing to do.
+        taken = SegmentReader(self.parts.workspace.records)
+        taken.seek((_json(run / "scorer-offset.json") or {"records": {}})["records"])
+        return taken.lag_bytes()
 
     def _count(self, item: ScoredRecord) -> None:
         record = item.record
@@ -341,7 +356,11 @@ class Watch:
         }
 
     def _door_state(self) -> Json:
-        return {"tallies": dict(self.tallies.offset), "log": self.log.state()}
+        return {
+            "tallies": dict(self.tallies.offset),
+            "log": self.log.state(),
+            "unscored": self.unscored.state(),
+        }
 
     def _restore(self) -> None:
         door = self.parts.ledger.consumer(DOOR)
@@ -349,6 +368,8 @@ class Watch:
             self.records.seek(door[0])
             self.tallies.seek(door[1]["tallies"])
             self.log = RecordLog.of_state(door[1]["log"])
+            if "unscored" in door[1]:  # older versions kept none
+                self.unscored = Unscored.of_state(door[1]["unscored"])
         stored = self.parts.ledger.consumer(CONSUMER)
         if stored is None:
             return
@@ -380,6 +401,14 @@ class Watch:
                         extra={"action": "watch.evidence_lost"},
                     )
                     self.analysis = self._analysis_of(rollout, self.medians(), self._latencies)
+
+
+def _json(file: Path) -> Json:
+    """What a process wrote for others to see; None if it is not there or being written."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _window_id(level: str, start: int) -> str:

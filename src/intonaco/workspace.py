@@ -18,6 +18,8 @@ from intonaco.errors import StorageError
 from intonaco.messages import ProcessInfo
 from intonaco.types import Json
 
+TICKED = "controller.ticked"
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace a file at once or not at all."""
@@ -174,6 +176,25 @@ class Workspace:
         )
         write_atomic(self.run / f"{name}.json", encode(info))
         return info
+
+    def ticked(self, at: float) -> None:
+        """Leave the controller's sign of life: the time of a file, which takes no room on a full
+        disk. ``at``: seconds since the Unix epoch. Raises OSError."""
+        file = self.run / TICKED
+        try:
+            os.utime(file, (at, at))
+        except FileNotFoundError:
+            self.run.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            os.utime(file, (at, at))
+
+    def last_tick(self) -> float | None:
+        """When a controller last came to the end of a tick, in seconds since the Unix epoch; None
+        if none ever did here."""
+        try:
+            return (self.run / TICKED).stat().st_mtime
+        except OSError:
+            return None
 
     def process(self, name: str) -> ProcessInfo | None:
         """The running process of that name, or None if there is none alive."""

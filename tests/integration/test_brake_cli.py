@@ -4,6 +4,7 @@ somebody keeps locked."""
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from intonaco import brake, emergency
 from intonaco.cli.main import app
-from intonaco.errors import Conflict, StorageError
+from intonaco.errors import BackendError, Conflict, StorageError
 from intonaco.ledger import store
 from intonaco.types import RolloutStatus
 
@@ -40,6 +41,17 @@ def locked(service: Rolling) -> sqlite3.Connection:
     other = sqlite3.connect(service.workspace.ledger, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     return other
+
+
+def test_status_can_fail_where_nobody_decides(service: Rolling) -> None:
+    code, text = run(service, "status")
+    assert (code, "WARNING    no controller for" in text) == (0, True), text
+    with pytest.raises(BackendError, match="gateways serve on") as failed:
+        run(service, "status", "--check")
+    assert failed.value.exit_code == 4
+    service.workspace.ticked(time.time())
+    code, text = run(service, "status", "--check")
+    assert (code, "WARNING" in text) == (0, False), text
 
 
 def test_freeze_and_abort_with_the_ledger_locked(service: Rolling) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intonaco import brake, commands, config
+from intonaco import brake, commands, config, rollout_commands
 from intonaco.clock import FakeClock
 from intonaco.codec import as_json
 from intonaco.controller import Controller
@@ -517,7 +517,7 @@ def test_the_brake_works_without_a_controller(world: World) -> None:
     assert world.ledger.champion() == first
     assert world.router.table.champion().release == first
     with pytest.raises(Conflict):
-        commands.rollback_target(world.ledger, first)
+        rollout_commands.rollback_target(world.ledger, first)
     assert second in {t.release_id for t in world.ledger.tenures()}
 
 
@@ -597,13 +597,64 @@ def test_a_refusal_ends_the_update(tmp_path: Path) -> None:
     world.close()
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["alive", "killed"])
+@pytest.mark.parametrize("phase", [Phase.STAGE, Phase.APPROVE])
+def test_what_is_staged_retires_when_its_update_is_cancelled(
+    tmp_path: Path, phase: Phase, killed: bool
+) -> None:
+    world = World(tmp_path, approval="ask", restarts=killed)
+    world.command("update.start", reason="first")
+    world.until(lambda: world.updates()[0].phase is Phase.APPROVE)
+    world.command("update.approve", update=world.updates()[0].update_id)
+    world.until(lambda: world.updates()[0].phase.final)
+    champion = world.ledger.champion()
+    assert champion is not None
+    world.serving.polls_until_ready = 3
+    update = world.technique()
+    world.until(lambda: world.updates()[-1].phase is phase)
+    release = str(world.updates()[-1].chosen)
+    world.until(lambda: world.serving.status(release).deployed)
+    assert world.command("update.cancel", update=update.update_id)["ok"]
+    world.until(lambda: world.updates()[-1].phase.final)
+    ended = world.updates()[-1]
+    assert (ended.phase, ended.reason) == (Phase.CANCELLED, "cancelled on request")
+    for _ in range(5):
+        world.tick()
+    assert not world.serving.status(release).deployed
+    assert world.serving.status(champion).deployed
+    assert world.serving.deployments[release] == 1
+    assert world.ledger.wanted_effects() == []
+    world.close()
+
+
+def test_a_challenger_that_draws_no_picture_does_not_stay_loaded(world: World) -> None:
+    world.first_release()
+
+    def smoke(url: str, release: Release) -> float:
+        raise BackendError("smoke test: the worker answered 503", backend="worker", retriable=True)
+
+    world.parts = replace(world.parts, smoke=smoke)
+    world.controller.close()
+    world.controller = world._controller()
+    world.technique()
+    world.until(lambda: world.updates()[-1].phase.final)
+    failed = world.updates()[-1]
+    assert failed.phase is Phase.FAILED
+    assert "503" in failed.reason
+    assert not world.serving.status(str(failed.chosen)).deployed
+
+
 def test_a_second_controller_waits_for_the_lease(tmp_path: Path) -> None:
     world = World(tmp_path)
     other = Controller(world.parts, holder="other", notifier=world.notifier)
     world.tick()
+    last = world.clock.now()
+    world.clock.advance(1.0)
     assert not other.tick()
+    assert world.workspace.last_tick() == last, "who has no lease gives no sign of life"
     world.clock.advance(60.0)
     assert other.tick()
+    assert world.workspace.last_tick() == world.clock.now()
     with pytest.raises(Conflict), world.ledger.begin(fence=1):
         pass
     other.close()

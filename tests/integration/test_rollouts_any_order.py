@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 from tests.rolling import Rolling
 
-from intonaco import brake, commands
+from intonaco import brake, rollout_commands
 from intonaco.codec import encode
 from intonaco.errors import IntonacoError
 from intonaco.serving.gateway.routing import check_table
@@ -368,7 +368,7 @@ class AnyOrder(RuleBasedStateMachine):
         waiting = {
             said["actor"]
             for rollout in self.s.ledger.all(Rollout)
-            for said in commands.asked(self.s.ledger, rollout.rollout_id)
+            for said in rollout_commands.asked(self.s.ledger, rollout.rollout_id)
         }
         told = {e.actor for e in self.s.events("rollout")}
         for person, number in list(self.asked.items()):

@@ -12,9 +12,9 @@ import pytest
 from tests.assessed import assessed
 from tests.integration.test_loop_in_memory import World, in_rollout
 
-from intonaco import commands
+from intonaco import brake, emergency, rollout_commands
 from intonaco.config import Config, RolloutConfig, resolve_limits
-from intonaco.errors import Conflict
+from intonaco.errors import BackendError, Conflict
 from intonaco.rollout.analysis import RolloutAnalysis
 from intonaco.types import (
     ArmRole,
@@ -170,15 +170,15 @@ def test_what_was_rolled_back_is_not_tried_again_by_itself(
     assert refused.candidates[0].reasons[0].startswith("in quarantine, rolled back before: harmful")
     # Nor does a rollback lead there, unless somebody names it.
     with pytest.raises(Conflict, match="no earlier champion"):
-        commands.rollback_target(world.ledger, None)
-    assert commands.rollback_target(world.ledger, second) == second
+        rollout_commands.rollback_target(world.ledger, None)
+    assert rollout_commands.rollback_target(world.ledger, second) == second
     # A person may try again, at half the error budget.
     assert world.command("rollout.retry", reason="the device was broken")["ok"]
     world.until(lambda: world.updates()[-1].phase.final)
     assert world.updates()[-1].phase is Phase.PROMOTED
     assert rollout_of(world).alpha == pytest.approx(0.025)
     assert world.ledger.champion() == second
-    assert commands.rollback_target(world.ledger, None) == first
+    assert rollout_commands.rollback_target(world.ledger, None) == first
 
 
 def test_a_step_waits_for_a_persons_word(world: World) -> None:
@@ -465,6 +465,53 @@ def test_in_place_starts_the_previous_one_again(world: World, evidence: Evidence
     assert world.router.table.champion().release == first
     assert world.serving.most == 1
     assert workers(world) == {first: 1}
+
+
+@pytest.mark.parametrize("how", ["baking", "loading", "promoted"])
+def test_the_brake_never_has_both_loaded_in_place(world: World, how: str) -> None:
+    """No controller runs. What is in the champion's place ends first, as the controller has it."""
+    in_place(world, bake_seconds=100 if how == "baking" else 1)
+    first = world.first_release()
+    world.technique()
+    if how == "loading":
+        world.serving.polls_until_ready = 10_000
+        world.until(lambda: not world.serving.status(first).deployed, ticks=400)
+        world.until(lambda: world.serving.status(rollout_of(world).challenger).deployed)
+    else:
+        phase = Phase.BAKE if how == "baking" else Phase.PROMOTED
+        world.until(lambda: world.updates()[-1].phase is phase, ticks=400)
+    second = rollout_of(world).challenger
+    world.controller.close()
+    world.serving.most, world.serving.polls_until_ready = 0, 1
+    text = brake.rollback(world.parts, None, "ann")
+    assert f"{second[:10]} ended first, and nobody answered for " in text
+    assert world.serving.most == 1
+    assert workers(world) == {first: 1}
+    assert world.ledger.champion() == first
+    world.controller = world._controller()
+    world.until(lambda: world.updates()[-1].phase.final)
+    for _ in range(5):
+        world.tick()
+    assert shares(world) == {"champion": 1.0}
+    assert world.router.table is not None
+    assert world.router.table.champion().release == first
+    assert world.serving.most == 1
+    assert workers(world) == {first: 1}
+
+
+def test_the_brake_says_that_nobody_answers_if_the_champion_does_not_come_back(
+    world: World,
+) -> None:
+    in_place(world, bake_seconds=100)
+    first = world.first_release()
+    world.technique()
+    world.until(lambda: world.updates()[-1].phase is Phase.BAKE, ticks=400)
+    world.controller.close()
+    world.serving.failing[first] = "out of memory"
+    with pytest.raises(BackendError, match="does not come up: out of memory") as told:
+        brake.rollback(world.parts, None, "ann")
+    assert "nobody answers" in str(told.value.hint)
+    assert emergency.waiting(world.workspace) == []
 
 
 def test_in_place_goes_back_to_any_earlier_release_in_place(world: World) -> None:

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 from tests.rolling import Rolling
+from tests.traffic import Traffic
 
-from intonaco import brake, commands, emergency, loop
+from intonaco import beginning, brake, commands, emergency, loop, rollout_commands
 from intonaco.codec import encode
 from intonaco.errors import BackendError, Conflict
 from intonaco.ledger import Effect, Ledger, store
+from intonaco.segment_log import SegmentWriter
 from intonaco.types import (
     ArmRole,
     Assessment,
@@ -189,6 +191,37 @@ def test_a_dead_scorer_lets_nothing_pass(make: Make, step: int) -> None:
     said = [e.text for e in service.events("rollout.waiting")]
     assert said == ["waiting for the scorer, which is silent"]
     heartbeat.write_text(json.dumps({"lag_bytes": 0}))
+    service.until(over(service), seconds=5.0)
+    assert service.rollout.status is PROMOTED
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["alive", "killed"])
+def test_a_bake_shorter_than_a_silence_does_not_pass_unseen(make: Make, killed: bool) -> None:
+    """The scorer died with nothing to do, as its heartbeat still says."""
+    service = make(bake_seconds=5)
+    traffic = Traffic(at=service.clock.now(), release=service.first)
+    with closing(SegmentWriter(service.workspace.scores, "scorer")) as scores:
+        scores.append(encode(traffic.ask()))
+    service.to_bake()
+    heartbeat = service.workspace.run / "scorer-heartbeat.json"
+    heartbeat.parent.mkdir(exist_ok=True)
+    heartbeat.write_text(json.dumps({"at": service.clock.now() - 30.0, "lag_bytes": 0}))
+    traffic.at, traffic.release = service.clock.now(), service.second
+    seen = traffic.ask()
+    with closing(SegmentWriter(service.workspace.records, "gateway")) as records:
+        records.append(encode(seen.record))
+    for _ in range(4):
+        service.tick(5.0)
+        if killed:
+            service.restart()
+    assert not service.rollout.status.final
+    (said,) = [e.text for e in service.events("rollout.waiting")]
+    assert said == "waiting for the scores of what users were given in this time"
+    assert not service.events("finding")
+    service.until(lambda: service.events("finding"), seconds=5.0)  # what was stale is told
+    with closing(SegmentWriter(service.workspace.scores, "scorer")) as scores:
+        scores.append(encode(seen))
+    heartbeat.write_text(json.dumps({"at": service.clock.now(), "lag_bytes": 0}))
     service.until(over(service), seconds=5.0)
     assert service.rollout.status is PROMOTED
 
@@ -561,7 +594,7 @@ def test_the_brake_cancels_what_was_to_be_compared_with_whom_it_left(service: Ro
     plan = replace(service.updates()[-1].plan, plan_id="next", assemble={"name": "x"})
     with service.ledger.begin() as tx:
         update = loop.start(plan, service.ledger.champion(), service.clock.now())
-        commands.begin_update(service.parts, tx, update, service.clock.now())
+        beginning.begin_update(service.parts, tx, update, service.clock.now())
     service.controller.close()
     assert "went back" in brake.rollback(service.parts, service.first, "ann")
     service.controller = service.another()
@@ -736,7 +769,7 @@ def test_commands_that_wait_when_it_ends_are_answered(service: Rolling, restart:
     assert [actor for actor, _ in refusals(service)] == ["eve", "bob"]
     assert all("refused: it is over: harmful" in text for _, text in refusals(service))
     assert service.events("rollout.rolled_back")[0].actor == "controller"
-    assert commands.asked(service.ledger, service.rollout.rollout_id) == []
+    assert rollout_commands.asked(service.ledger, service.rollout.rollout_id) == []
 
 
 def test_a_command_of_an_older_version_is_taken(service: Rolling) -> None:

@@ -377,10 +377,44 @@ def test_a_plan_whose_money_is_gone_is_held(
     world.until(lambda: bool(events(world, "plan.held")), ticks=200)
     assert statuses(world)["waiting"] == [finding.finding_id]
     assert len(world.updates()) == 1
+    assert len(events(world, "budget.used_up")) == 1
     monkeypatch.setattr(accounts, "set_aside", real)
     world.clock.advance(3700.0)
     world.until(lambda: len(world.updates()) == 2, ticks=50)
     assert world.ledger.spent()[1] > 0
+
+
+def test_a_budget_that_is_used_up_is_told_once_until_some_comes_back(
+    made: Callable[..., World],
+) -> None:
+    world = made(triggers={"datasets": ("cats", "dogs")})
+    config = world.parts.config
+    spent = accounts.money(world.ledger, config, world.clock.now()).settled
+    assert spent > 0
+    budget = config.decision.budget.model_copy(update={"amount": spent + 1e-6, "gpu_hours": 99.0})
+    decision = config.decision.model_copy(update={"budget": budget})
+    world.parts = replace(world.parts, config=config.model_copy(update={"decision": decision}))
+    world.controller = world._controller()
+    for _ in range(3):
+        world.tick()
+    for name in ("cats", "dogs"):  # the second is held back too, and says nothing new
+        add_version(world, name, name, "pool")
+        for _ in range(30):
+            world.tick(5.0)
+    assert len(world.updates()) == 1
+    (text,) = events(world, "budget.used_up")
+    assert text.startswith("the budget is used up: an update because of new data is estimated at ")
+    assert f"{spent:.2f} of {spent:.2f} EUR are spent, 0.00 reserved and 0.00 left" in text
+    assert "of 99.00 h of the machine are spent" in text
+    assert "some comes back on 2023-12-" in text
+    world.controller = world._controller()
+    world.clock.advance(31 * 86_400.0)  # what the first release cost has left the period
+    for _ in range(5):
+        world.tick()
+    _, again = events(world, "budget.used_up")
+    assert f"0.00 of {spent:.2f} EUR are spent" in again
+    told = [e for e in world.notifier.events if e.kind == "budget.used_up"]
+    assert len(told) == 2
 
 
 def test_by_hand_there_is_no_more_than_the_budget(made: Callable[..., World]) -> None:

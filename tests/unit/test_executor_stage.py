@@ -21,13 +21,14 @@ RELEASE = Release(
 STAGE = Effect(key="s:u:stage:1", kind="stage", subject="u", payload={"name": RELEASE.release_id})
 
 
-def parts(serving: MemoryServingBackend) -> Parts:
+def parts(serving: MemoryServingBackend, *, cancelled: bool = False) -> Parts:
     releases = SimpleNamespace(get=lambda rid: RELEASE)
+    update = SimpleNamespace(cancel_requested=cancelled, rollout_id=None)
     found = SimpleNamespace(
         serving=serving,
         releases=releases,
         smoke=lambda url, release: 0.1,
-        ledger=SimpleNamespace(champion=lambda: None),
+        ledger=SimpleNamespace(champion=lambda: None, get=lambda kind, name: update),
     )
     return cast(Parts, found)
 
@@ -49,4 +50,14 @@ def test_a_controller_that_was_started_again_adopts_the_worker() -> None:
     assert isinstance(Stage()(parts(serving), STAGE), Pending)
     serving.draining.add(RELEASE.release_id)  # what ended before was about to take it out
     assert isinstance(Stage()(parts(serving), STAGE), Done)
+    assert serving.deployments[RELEASE.release_id] == 1
+
+
+def test_nothing_is_loaded_for_an_update_that_is_cancelled() -> None:
+    serving, stage = MemoryServingBackend(polls_until_ready=5), Stage()
+    assert isinstance(stage(parts(serving), STAGE), Pending)
+    ended = stage(parts(serving, cancelled=True), STAGE)
+    assert ended == Failed("its update is being cancelled")
+    another = Stage()(parts(serving, cancelled=True), STAGE)  # of a controller started again
+    assert another == ended
     assert serving.deployments[RELEASE.release_id] == 1

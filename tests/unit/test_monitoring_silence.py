@@ -11,7 +11,7 @@ from tests.traffic import Traffic
 from intonaco.config import Monitoring, Signal
 from intonaco.decision.diagnosis import signal_kind
 from intonaco.monitoring.monitor import Monitor
-from intonaco.monitoring.silence import RecordLog, Silence
+from intonaco.monitoring.silence import MOST, RecordLog, Silence, Unscored
 from intonaco.types import Finding, Sample, Tally
 
 NOW = 1_700_000_000.0
@@ -217,3 +217,34 @@ def test_records_that_were_not_read_while_nobody_looked() -> None:
     restored = RecordLog.of_state(json.loads(json.dumps(log.state())))
     assert restored.missing(NOW + 5000, 60) == []
     assert restored.missing(NOW + 5011, 60) == ["gateway"]
+
+
+def test_records_wait_until_their_own_scores_are_read() -> None:
+    waits = Unscored()
+    traffic = Traffic(seed=1)
+    records = [replace(traffic.ask().record, at=NOW + 2.0 * k) for k in range(3)]
+    other = replace(records[0], gateway="gateway-1", at=NOW + 1.0, seq=900)
+    for record in (*records, other):
+        waits.record(record)
+    assert waits.oldest_at == NOW
+    waits.scored(records[1])  # and the first, which is before it in the same log
+    assert waits.oldest_at == NOW + 1.0
+    waits = Unscored.of_state(json.loads(json.dumps(waits.state())))
+    waits.scored(other)
+    assert waits.oldest_at == NOW + 4.0
+    waits.scored(records[2])
+    waits.record(records[2])  # the scorer was faster than the controller's look at the record
+    assert waits.oldest_at is None
+
+
+def test_a_long_silence_keeps_its_beginning_in_little_room() -> None:
+    waits = Unscored()
+    record = Traffic(seed=2).ask().record
+    for k in range(20 * MOST):
+        waits.record(replace(record, at=NOW + 2.0 * k, seq=k))
+    assert waits.oldest_at == NOW
+    assert len(json.dumps(waits.state())) < 40 * MOST
+    waits.scored(replace(record, seq=10 * MOST))
+    assert NOW < (waits.oldest_at or 0.0) <= NOW + 20.0 * MOST + 2.0
+    waits.scored(replace(record, seq=20 * MOST - 1))
+    assert not waits.oldest_at

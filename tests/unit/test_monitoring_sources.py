@@ -255,6 +255,21 @@ def test_errors_by_kind() -> None:
     assert values(late, again) == [0.0]
 
 
+def test_the_champions_service_is_that_of_all_whom_it_answers() -> None:
+    """Also of the users of a challenger that was taken out of a split; but not what they ask."""
+    back: dict[str, Any] = {"arm": "returned:few", "assigned_arm": "returned:few"}
+    mine = record(**back, batch_size=2, padded_size=4, outcome=Outcome.OK)
+    bad = record(**back, outcome=Outcome.ERROR)
+    theirs: dict[str, Any] = {"arm": "challenger:few", "assigned_arm": "challenger:few"}
+    for other in (theirs, {"assigned_arm": "challenger:few"}):  # theirs, and those it shielded
+        assert values(source("errors", Signal(of="errors")), record(**other)) == []
+    assert values(source("errors", Signal(of="errors")), bad, mine) == [1.0, 0.0]
+    assert values(source("fill", Signal(of="batch_fill")), mine) == [0.5]
+    assert seconds_of(mine, None) == mine.attempts[0].service_seconds
+    score = source("clip", Signal(of="clip_score"))
+    assert (len(values(score, record())), len(values(score, mine))) == (1, 0)
+
+
 def test_batch_fill_and_cost() -> None:
     fill = source("fill", Signal(of="batch_fill"))
     assert values(fill, record(batch_size=3, padded_size=4), record()) == [0.75]

@@ -343,6 +343,47 @@ def test_the_bake_holds_users_back_and_ends_promoted() -> None:
     assert ended.weights["challenger"] == 1.0
 
 
+def test_a_bake_ends_only_once_all_that_was_served_in_it_is_judged() -> None:
+    state = baking()  # from 100 to 110
+    late = replace(FINE, unjudged_at=109.0)
+    waits = tick(state, late, 111.0)
+    assert [text for _, text in waits.events] == [
+        "waiting for the scores of what users were given in this time"
+    ]
+    state = tick(waits.rollout, late, 112.0).rollout
+    assert state.status is RolloutStatus.RUNNING
+    overdue = tick(state, late, 111.0 + state.max_seconds)
+    assert [kind for kind, _ in overdue.events] == ["overdue"]
+    assert tick(overdue.rollout, late, 9e9).events == ()
+    # What was served after its time does not hold it up, nor what is harmful go on.
+    ended = tick(overdue.rollout, replace(FINE, unjudged_at=110.5), 112.0).rollout
+    assert ended.status is RolloutStatus.PROMOTED
+    harmed = tick(overdue.rollout, replace(late, assessments=HARMFUL), 112.0).rollout
+    assert harmed.status is RolloutStatus.ROLLED_BACK
+
+
+def test_no_step_ends_before_it_began() -> None:
+    """The clock was set back between two controllers, of which the second has nothing to compare
+    it with."""
+    ended = tick(go(1), replace(FINE, command="abort"), -3600.0).rollout
+    assert all(h.left_at is not None and h.left_at >= h.entered_at for h in ended.history)
+
+
+def test_the_proof_is_told_by_who_is_crowned_and_the_bake_by_who_stays() -> None:
+    state, now, told = rollout(), 0.0, dict[str, str]()
+    while not state.status.final:
+        decision = tick(state, FINE, now)
+        told |= dict(decision.events)
+        state, now = decision.rollout, now + 20.0
+    assert told["crowned"].startswith("every guardrail is proven")
+    assert told["promoted"] == "it stays champion: no reason to go back in 40 s"
+    assert state.history[-1].decision == f"promoted: {told['promoted']}"
+    assert state.reason == told["crowned"]
+    asked = replace(FINE, command="skip", actor="ann")
+    (_, text), *_ = tick(baking(), asked, 101.0).events
+    assert text == "it stays champion: no reason to go back in 21 s (skipped by ann)"
+
+
 @pytest.mark.parametrize(
     "changes", [{"trips": (TRIP,)}, {"assessments": HARMFUL}, {"dead": True}, {"command": "abort"}]
 )

@@ -39,6 +39,17 @@ def counted(requests: int) -> Metrics:
     return metrics
 
 
+def test_a_gateway_knows_when_the_controller_last_ticked(tmp_path: Path) -> None:
+    """Without asking anybody: it answers when all else is down."""
+    workspace, metrics = Workspace(tmp_path), Metrics()
+    metrics.controller_ticked = workspace.last_tick
+    state = GatewayState(workspace, 3)
+    name = "intonaco_controller_last_tick_timestamp_seconds"
+    assert name not in metrics.text(state)
+    workspace.ticked(1_700_000_000.5)
+    assert read(metrics.text(state))[name, ()] == 1_700_000_000.5
+
+
 def test_all_series_of_all_gateways_under_their_label(tmp_path: Path) -> None:
     state = GatewayState(Workspace(tmp_path), 3)
     texts = {n: counted(k).text(state) for n, k in (("gateway", 3), ("gateway-1", 7))}

@@ -42,15 +42,25 @@ def observed(app: App) -> Observed | None:
         return None
 
 
-def status(workspace: Folder = HERE, as_json: AsJson = False) -> None:
+def status(
+    workspace: Folder = HERE,
+    as_json: AsJson = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail if no controller has ticked lately.")
+    ] = False,
+) -> None:
     """What serves now, what is being done, what has been noticed."""
     app = opened(workspace)
     now = app.clock.now()
     facts = readmodel.snapshot(app.ledger, app.workspace, app.config, now, observed=observed(app))
-    if as_json:
-        print_json(facts)
-        return
-    _print_status(facts, now)
+    print_json(facts) if as_json else _print_status(facts, now)
+    if check and facts["controller"]["late"]:
+        raise BackendError(
+            facts["controller"]["text"],
+            backend="controller",
+            retriable=True,
+            hint="`intonaco up` starts it; the controller's log says why it ended or hangs",
+        )
 
 
 def _print_status(facts: dict[str, Any], now: float) -> None:
@@ -70,6 +80,8 @@ def _print_status(facts: dict[str, Any], now: float) -> None:
         out.print(f"update     {update['id']} in {update['phase']}", markup=False)
     running = [p["name"] for p in facts["processes"] if p["alive"]]
     out.print(f"processes  {', '.join(running) or 'none running: `intonaco up` starts them'}")
+    if facts["controller"]["late"]:
+        out.print(f"WARNING    {facts['controller']['text']}")
     budget = facts["budget"]
     out.print(
         f"budget     {budget['settled']:.4f} spent, {budget['left']:.2f} {budget['currency']} left"

@@ -340,6 +340,7 @@ ON_CALL = (
     "plan.tell",
     "plan.collect_data",
     "plan.held",
+    "budget.used_up",
     "curation.proposed",
     "update.phase.review",
     "update.asked",

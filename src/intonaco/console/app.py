@@ -241,7 +241,9 @@ class _Console:
         return _json(readmodel.traffic(self.ledger, self.config, now, minutes / 60.0))
 
     def metrics(self, request: Request) -> Response:
-        text = readmodel.exposition(self.ledger, self.config, self.clock.now())
+        text = readmodel.exposition(
+            self.ledger, self.config, self.clock.now(), self.workspace.last_tick()
+        )
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def api_findings(self, request: Request) -> Response:

@@ -365,6 +365,7 @@ SCHEMAS: Json = {
         alive=TRUTH,
         facts=OBJECT,
     ),
+    "Controller": all_of(last_tick=MAYBE_NUMBER, age_s=MAYBE_NUMBER, late=TRUTH, text=TEXT),
     "Snapshot": all_of(
         service=TEXT,
         model=TEXT,
@@ -383,5 +384,6 @@ SCHEMAS: Json = {
         budget=ref("Budget"),
         events=list_of("Event"),
         processes=list_of("Process"),
+        controller=ref("Controller"),
     ),
 }

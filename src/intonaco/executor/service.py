@@ -30,6 +30,9 @@ class Stage:
         if release.release_id == p.ledger.champion():
             # However it came to that. What is staged in vain is retired, and it serves.
             return Failed(f"{release.release_id[:10]} is the champion already")
+        update = p.ledger.get(Update, effect.subject)
+        if update.cancel_requested and update.rollout_id is None:
+            return Failed("its update is being cancelled")  # which retires it
         beside, replicas = effect.payload.get("beside"), effect.payload.get("replicas")
         if replicas == 0:
             return Done({"text": "not loaded yet: there is no room beside the champion's workers"})

@@ -9,6 +9,12 @@ from dataclasses import dataclass, field
 from intonaco.types import Attempt, Json, Outcome, Record, ScoredRecord
 
 OWN_ARMS = ("champion", "baseline")  # the two arms that the present champion answers
+# Users of a challenger that was taken out of a split, whom the champion answers. A hash had put
+# them there, so how fast and how well it answers them is its service like any other: errors, times,
+# throughput and the fill of batches count them. What they ask for, get and say of it does not
+# count: they come from a release that was taken out, perhaps for harm, and ask again and judge by
+# what they had there.
+RETURNED = "returned:"
 FAILURES = (Outcome.ERROR, Outcome.TIMEOUT)
 CLASSES = 64  # request classes (edits apart, size, steps) whose latency is watched
 SIZES = 16  # padded batch sizes of one class
@@ -20,12 +26,21 @@ def is_user_request(record: Record) -> bool:
     return not record.probe and record.shadow_of is None
 
 
+def answered_by_champion(arm: str) -> bool:
+    """Whether users of an arm are the champion's, by their assignment and not by the canary
+    shield."""
+    return arm in OWN_ARMS or arm.startswith(RETURNED)
+
+
 def champion_attempts(record: Record, release: str | None) -> tuple[Attempt, ...]:
-    """Attempts that say something about the champion: of users assigned to it (not of those whom
-    the canary shield sent there), on its arms, and by ``release`` where that is known."""
-    if record.assigned_arm not in OWN_ARMS:
+    """Attempts that say something about the champion's service: of users whom it answers (not of
+    those whom the canary shield sent there), on its arms, and by ``release`` where that is
+    known."""
+    if not answered_by_champion(record.assigned_arm):
         return ()
-    return tuple(a for a in record.attempts if a.arm in OWN_ARMS and release in (None, a.release))
+    return tuple(
+        a for a in record.attempts if answered_by_champion(a.arm) and release in (None, a.release)
+    )
 
 
 def failed(record: Record, release: str | None) -> float | None:
@@ -41,8 +56,8 @@ def failed(record: Record, release: str | None) -> float | None:
 
 
 def champion_made(item: ScoredRecord, release: str | None) -> bool:
-    """Whether the champion made this record's image, for a user assigned to it."""
-    return any(
+    """Whether the champion made this record's image, for a user who never was another's."""
+    return item.record.assigned_arm in OWN_ARMS and any(
         a.outcome is Outcome.OK and a.release == item.record.served_by
         for a in champion_attempts(item.record, release)
     )

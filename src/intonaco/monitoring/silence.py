@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from intonaco.types import Json, Record, Tally
 
 Key = tuple[int, int]  # epoch and seq of a gateway's log
+
+MOST = 512
 
 
 @dataclass(slots=True)
@@ -104,3 +107,61 @@ class RecordLog:
 
         behind = {g: Silence.of_state(s) for g, s in state["behind"].items()}
         return cls(keys(state["read"]), keys(state["written"]), behind)
+
+
+@dataclass(slots=True)
+class Unscored:
+    """Records that the controller read and whose scores it did not, by gateway: what a scorer that
+    is late, or dead without having said so, leaves unwatched. Records of a second are one entry, of
+    more if there would be more than ``MOST`` entries, and an entry has the time of its oldest: it
+    may be said that something older waits than does, never the other way."""
+
+    _waiting: dict[str, deque[tuple[Key, float]]] = field(default_factory=dict)
+    _scored: dict[str, Key] = field(default_factory=dict)  # last one, by gateway
+
+    def record(self, record: Record) -> None:
+        key = (record.gateway_epoch, record.seq)
+        if key <= self._scored.get(record.gateway, (0, -1)):
+            return
+        waiting = self._waiting.setdefault(record.gateway, deque())
+        _add(waiting, key, record.at, 1.0)
+        width = 1.0
+        while len(waiting) > MOST:
+            width *= 2.0
+            entries = list(waiting)
+            waiting.clear()
+            for entry in entries:
+                _add(waiting, *entry, width)
+
+    def scored(self, record: Record) -> None:
+        key = (record.gateway_epoch, record.seq)
+        self._scored[record.gateway] = max(key, self._scored.get(record.gateway, key))
+        waiting = self._waiting.get(record.gateway, deque())
+        while waiting and waiting[0][0] <= key:
+            waiting.popleft()
+
+    @property
+    def oldest_at(self) -> float | None:
+        """Time of the oldest record without scores, in seconds since the Unix epoch."""
+        return min((at for w in self._waiting.values() for _, at in w), default=None)
+
+    def state(self) -> Mapping[str, Json]:
+        return {
+            "waiting": {g: [[*key, at] for key, at in w] for g, w in self._waiting.items() if w},
+            "scored": {g: list(k) for g, k in self._scored.items()},
+        }
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Json]) -> Unscored:
+        waiting = {
+            g: deque(((int(e), int(s)), float(at)) for e, s, at in kept)
+            for g, kept in state["waiting"].items()
+        }
+        return cls(waiting, {g: (int(e), int(s)) for g, (e, s) in state["scored"].items()})
+
+
+def _add(waiting: deque[tuple[Key, float]], key: Key, at: float, width: float) -> None:
+    """Into the last entry if it is less than ``width`` seconds later than that one began."""
+    if waiting and at - waiting[-1][1] < width:
+        at = min(at, waiting.pop()[1])
+    waiting.append((key, at))

@@ -13,7 +13,7 @@ from intonaco.readmodel.curation import curated, proposal_card
 from intonaco.readmodel.exposition import exposition
 from intonaco.readmodel.findings import finding_card, findings, headline, probe_rounds
 from intonaco.readmodel.money import accounts
-from intonaco.readmodel.operations import budget, processes
+from intonaco.readmodel.operations import budget, controller, processes
 from intonaco.readmodel.plain import Facts, plain
 from intonaco.readmodel.releases import release_card, release_lineage, releases, roles, routing
 from intonaco.readmodel.reviews import review_brief, review_result, reviews
@@ -45,6 +45,7 @@ __all__ = [
     "Facts",
     "accounts",
     "budget",
+    "controller",
     "curated",
     "evaluation_page",
     "exposition",
@@ -112,6 +113,7 @@ def snapshot(
             "budget": budget(ledger, config, now),
             "events": ledger.events(limit=events, newest=True),
             "processes": processes(workspace),
+            "controller": controller(workspace, config, now),
         }
     )
     return facts

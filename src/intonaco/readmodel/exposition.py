@@ -34,9 +34,10 @@ Labels = tuple[tuple[str, str], ...]
 Row = tuple[Labels, float | None]
 
 
-def exposition(ledger: Ledger, config: Config, now: float) -> str:
-    """The text. What is not known is absent, never zero."""
-    return "".join(f"{line}\n" for line in _lines(ledger, config, now))
+def exposition(ledger: Ledger, config: Config, now: float, last_tick: float | None = None) -> str:
+    """The text. What is not known is absent, never zero. ``last_tick``: of the controller."""
+    told = [*_lines(ledger, config, now), *_last_tick(last_tick)]
+    return "".join(f"{line}\n" for line in told)
 
 
 def _lines(ledger: Ledger, config: Config, now: float) -> Iterator[str]:
@@ -89,6 +90,15 @@ def _lines(ledger: Ledger, config: Config, now: float) -> Iterator[str]:
     money = budget(ledger, config, now)
     left = money["left"] / money["amount"] if money["amount"] else None
     yield from _family("budget_remaining_ratio", "gauge", "Of the period.", [((), left)])
+
+
+def _last_tick(at: float | None) -> Iterator[str]:
+    yield from _family(
+        "controller_last_tick_timestamp_seconds",
+        "gauge",
+        "End of the controller's last tick, since the Unix epoch.",
+        [((), at)],
+    )
 
 
 def _durations(parts: Iterable[Facts], part: str) -> list[Row]:

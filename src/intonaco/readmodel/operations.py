@@ -15,6 +15,7 @@ from intonaco.workspace import Workspace, alive
 
 CORE_PROCESSES = ("gateway", "controller", "scorer", "console")
 DAY = 86_400.0
+LATE_SECONDS, LATE_TICKS = 30.0, 10.0  # a tick with much to read takes some seconds
 
 
 def budget(ledger: Ledger, config: Config, now: float) -> Facts:
@@ -31,6 +32,17 @@ def budget(ledger: Ledger, config: Config, now: float) -> Facts:
         "reserved": reserved,
         "left": limits.amount - settled - reserved,
     }
+
+
+def controller(workspace: Workspace, config: Config, now: float) -> Facts:
+    """Whether somebody decides: when a controller last came to the end of a tick, and whether that
+    is too long ago."""
+    last = workspace.last_tick()
+    age = None if last is None else max(0.0, now - last)
+    late = age is None or age > max(LATE_SECONDS, LATE_TICKS * config.tick_seconds)
+    text = "no controller has ticked yet" if age is None else f"no controller for {age:.0f} s"
+    text += ": gateways serve on and breakers trip, and nothing is watched, decided or rolled back"
+    return {"last_tick": last, "age_s": age, "late": late, "text": text if late else ""}
 
 
 def processes(workspace: Workspace) -> list[Facts]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from intonaco import commands, emergency
+from intonaco import emergency, rollout_commands
 from intonaco.codec import as_json, decode
 from intonaco.errors import BackendError, Conflict, IntonacoError
 from intonaco.executor import Parts
@@ -85,7 +85,7 @@ class RolloutController:
     ) -> tuple[Rollout | None, Mapping[str, float]]:
         parts = self.parts
         rollout = self._noticed(rollout, fence, now)
-        waiting = commands.asked(parts.ledger, rollout.rollout_id)
+        waiting = rollout_commands.asked(parts.ledger, rollout.rollout_id)
         asked = waiting[0] if waiting else None
         decision = machine.tick(rollout, self._facts(rollout, observed, asked, blind), now)
         after = decision.rollout
@@ -98,7 +98,9 @@ class RolloutController:
             with parts.ledger.begin(fence=fence) as tx:
                 tx.rollout(after)
                 if after.status.final:
-                    commands.answer(tx, rollout, waiting[1:], f"it is over: {after.reason}", now)
+                    rollout_commands.answer(
+                        tx, rollout, waiting[1:], f"it is over: {after.reason}", now
+                    )
                     waiting = []
                 if asked:
                     tx.set(f"rollout:{rollout.rollout_id}", waiting[1:] or None)
@@ -190,6 +192,7 @@ class RolloutController:
             asked_at=asked.get("at"),
             frozen=bool(parts.ledger.setting("frozen")) and not self._way_back(rollout),
             blind=blind or self.watch.blind,
+            unjudged_at=self.watch.unjudged_at,
             # One that waits for room is not deployed yet, or no more.
             dead=bool(status.error) and not comparing and (status.deployed or not replaces),
             challenger_replicas=len(status.urls),

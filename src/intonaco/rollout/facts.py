@@ -45,6 +45,7 @@ class RolloutFacts:
     asked_at: float | None = None  # when the command was given, None: now
     frozen: bool = False
     blind: str = ""  # why nobody sees just now what the challenger does: nothing advances
+    unjudged_at: float | None = None  # time of the oldest request that no evidence is of yet
     dead: bool = False
     challenger_replicas: int = 0
     champion_replicas: int = 0

@@ -7,6 +7,8 @@
   ready while the challenger still answers: then it *returns* as soon as the champion is ready;
 - a step is left only when nothing is harmful, the gateway follows the table, the challenger is
   ready, and what the step waits for is there; an approval is never skipped;
+- a bake ends only once the evidence reaches to its end; what was served in it and is not scored yet
+  is waited for, and that is told once more after ``max_seconds``;
 - at weight 1.0 nobody is randomised and nothing more can be learned about the difference: every
   guardrail is proven (non-inferior or superior) *before* that step is entered, and still when the
   challenger becomes champion. Evidence that does not come within ``max_seconds`` ends
@@ -35,7 +37,7 @@ from intonaco.rollout.replacing import (
     asked_for,
     in_place,
 )
-from intonaco.rollout.stepping import advance, counted, end
+from intonaco.rollout.stepping import UNJUDGED, advance, counted, end, unjudged
 from intonaco.rollout.words import describe
 from intonaco.types import (
     Assessment,
@@ -200,12 +202,31 @@ def _unapproved(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDec
 
 
 def _unproven_in_time(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
-    if rollout.promoted_at is not None or rollout.max_seconds <= 0:
+    if rollout.max_seconds <= 0:
         return None
+    if rollout.promoted_at is not None:
+        return _unseen_bake(rollout, facts, now)
     if now - rollout.started_at < rollout.max_seconds:
         return None
     reason = f"not proven within {rollout.max_seconds:.0f} s: {where(rollout, facts)}"
     return _overdue(rollout, facts, reason, rollout.on_inconclusive, now)
+
+
+def _unseen_bake(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
+    """Told once, when the scores that a bake ends with did not come for as long as all the proof
+    may take. It goes on: what was proven is champion, and that nobody watches is no harm of it."""
+    lacking = facts.blind or (UNJUDGED if unjudged(rollout, facts) else "")
+    step = rollout.steps[rollout.step]
+    late = now - rollout.step_since - (step.min_seconds or 0.0)
+    if step.kind is not StepKind.BAKE or not lacking or late < rollout.max_seconds:
+        return None
+    if rollout.overdue:
+        return None
+    text = (
+        f"the bake waits for {late:.0f} s beyond its time, lacking {lacking}; it goes on until "
+        "they come, or somebody skips or aborts it"
+    )
+    return decided(replace(rollout, overdue=True), ("overdue", text))
 
 
 def _overdue(

@@ -23,6 +23,8 @@ from intonaco.types import (
     Verdict,
 )
 
+UNJUDGED = "the scores of what users were given in this time"
+
 
 def advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision | None:
     """Begin, take the next step or end, if everything asked for is there. None: not yet."""
@@ -42,7 +44,18 @@ def advance(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecisio
         return None
     if step.kind is StepKind.SPLIT:
         return _won(rollout, facts, now)
+    if unjudged(rollout, facts):
+        return _waits(rollout, UNJUDGED)
     return move_on(rollout, facts, now)
+
+
+def unjudged(rollout: Rollout, facts: RolloutFacts) -> bool:
+    """Whether the evidence of a bake does not reach to its end yet: one that is shorter than a
+    silence takes to be noticed would pass unseen else."""
+    step, oldest = rollout.steps[rollout.step], facts.unjudged_at
+    if step.kind is not StepKind.BAKE or rollout.champion is None or oldest is None:
+        return False
+    return oldest <= rollout.step_since + (step.min_seconds or 0.0)
 
 
 def _won(rollout: Rollout, facts: RolloutFacts, now: float) -> RolloutDecision:
@@ -86,7 +99,11 @@ def move_on(rollout: Rollout, facts: RolloutFacts, now: float, note: str = "") -
     rollout = replace(rollout, promoted_at=promoted_at)
     compared = not in_place(rollout) and not rollout.accepted
     verdict = Verdict.PASS if compared else Verdict.INCONCLUSIVE
-    return end(rollout, facts, RolloutStatus.PROMOTED, verdict, reason, now)
+    said = reason
+    if any(s.kind is StepKind.PROMOTE for s in rollout.steps):  # which told the proof
+        said = f"it stays champion: no reason to go back in {max(0.0, now - promoted_at):.0f} s"
+        said += f" ({note})" if note else ""
+    return end(rollout, facts, RolloutStatus.PROMOTED, verdict, reason, now, said)
 
 
 def _waits(rollout: Rollout, what: str) -> RolloutDecision:
@@ -152,8 +169,12 @@ def _units(rollout: Rollout, facts: RolloutFacts) -> int:
 def _leave(rollout: Rollout, facts: RolloutFacts, now: float, decision: str) -> Rollout:
     if not rollout.history:
         return rollout
+    current = rollout.history[-1]
     left = replace(
-        rollout.history[-1], left_at=now, units=_units(rollout, facts), decision=decision
+        current,
+        left_at=max(now, current.entered_at),  # a clock that was set back while nobody looked
+        units=_units(rollout, facts),
+        decision=decision,
     )
     return replace(rollout, history=(*rollout.history[:-1], left))
 
@@ -165,9 +186,11 @@ def end(
     verdict: Verdict,
     reason: str,
     now: float,
+    said: str = "",
 ) -> RolloutDecision:
+    """With a final status. ``said``: what the event tells, if not the reason."""
     rollout = replace(
-        _leave(rollout, facts, now, f"{status}: {reason}"),
+        _leave(rollout, facts, now, f"{status}: {said or reason}"),
         status=status,
         verdict=verdict,
         reason=reason,
@@ -175,4 +198,4 @@ def end(
         paused_at=None,
         stuck_since=None,
     )
-    return decided(rollout, (status.value, reason))
+    return decided(rollout, (status.value, said or reason))

@@ -95,6 +95,17 @@ def test_the_overview_shows_what_happens(client: TestClient) -> None:
     assert page.count('class="chart"') == 8
 
 
+def test_the_first_page_says_that_nobody_decides(
+    client: TestClient, workspace: Workspace, now: float
+) -> None:
+    workspace.ticked(now - 40.0)
+    assert "no controller for 40 s" in client.get("/").text
+    last = f"intonaco_controller_last_tick_timestamp_seconds {now - 40.0:.10g}"
+    assert last in client.get("/metrics").text
+    workspace.ticked(now)
+    assert "no controller" not in client.get("/").text
+
+
 def test_the_page_asks_for_its_inner_part_again(client: TestClient) -> None:
     page = client.get("/updates").text
     assert 'hx-get="/partials/updates"' in page

@@ -170,6 +170,27 @@ def test_processes_that_should_run_and_do_not_are_shown(snapshot: dict[str, Any]
     }
 
 
+def test_a_controller_that_ticks_no_more_is_told(
+    ledger: Ledger, workspace: Workspace, config: Config, now: float
+) -> None:
+    def told(at: float) -> dict[str, Any]:
+        facts: dict[str, Any] = readmodel.snapshot(ledger, workspace, config, at)["controller"]
+        return facts
+
+    never = told(now)
+    assert (never["last_tick"], never["age_s"], never["late"]) == (None, None, True)
+    assert never["text"].startswith("no controller has ticked yet: gateways serve on")
+    workspace.ticked(now)
+    assert told(now + 30.0) == {"last_tick": now, "age_s": 30.0, "late": False, "text": ""}
+    assert told(now - 5.0)["late"] is False  # a clock that was set back is no death
+    assert told(now + 31.0)["text"].startswith("no controller for 31 s: gateways serve on")
+    slow = config.model_copy(update={"tick_seconds": 20.0})
+    assert not readmodel.controller(workspace, slow, now + 200.0)["late"]
+    line = f"intonaco_controller_last_tick_timestamp_seconds {now:.10g}\n"
+    assert line in readmodel.exposition(ledger, config, now, workspace.last_tick())
+    assert "last_tick" not in readmodel.exposition(ledger, config, now)
+
+
 def test_a_worker_that_is_gone_is_not_shown(
     ledger: Ledger, workspace: Workspace, config: Config, now: float
 ) -> None:

@@ -248,6 +248,7 @@ def assemble(
         heartbeat_s=settings.heartbeat_s,
         pinning=settings.pinning,
     )
+    metrics.controller_ticked = recorder.workspace.last_tick
     metrics.users_in_flight = lambda: copies.users_in_flight
     metrics.receiving_bytes = lambda: images.receiving_bytes
     return Gateway(

@@ -44,6 +44,7 @@ class Metrics:
     feedback: Counter[Labels] = field(default_factory=Counter)
     users_in_flight: Callable[[], int] = int  # images being made for users
     receiving_bytes: Callable[[], int] = int  # of bodies that are arriving or being prepared
+    controller_ticked: Callable[[], float | None] = lambda: None  # since the Unix epoch
     storage_errors: int = 0
     pruned: int = 0
 
@@ -94,6 +95,12 @@ class Metrics:
         )
         held = self.receiving_bytes()
         yield from _scalar("receiving_bytes", "gauge", "Held of bodies that arrive.", held)
+        ticked = self.controller_ticked()
+        if ticked is not None:
+            name = "intonaco_controller_last_tick_timestamp_seconds"
+            yield f"# HELP {name} End of the controller's last tick, since the Unix epoch."
+            yield f"# TYPE {name} gauge"
+            yield f"{name} {_exact(ticked)}"
         observed = state.observed()
         yield from _scalar("routing_epoch", "gauge", "Epoch followed.", observed.epoch)
         weights: dict[Labels, float] = {(("arm", a),): w for a, w in observed.weights.items()}
