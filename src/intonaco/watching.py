@@ -179,10 +179,12 @@ class Watch:
     def _door(self, now: float) -> list[Finding]:
         """Take in what the gateways wrote themselves."""
         findings: list[Finding] = []
+        scored = self.parts.config.extractor is not None  # else there is no scorer to wait for
         for record in self._read(self.records, Record):
             self.windows.record(record, now)
             self.log.record(record)
-            self.unscored.record(record)
+            if scored:
+                self.unscored.record(record)
         tallies = self._read(self.tallies, Tally)
         for tally in sorted(tallies, key=lambda t: (t.at, t.gateway, t.seq)):
             self.windows.tally(tally, now)

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
-from tests.rolling import Rolling
+from tests.rolling import CONFIG, Rolling
 from tests.traffic import Traffic
 
 from intonaco import beginning, brake, commands, emergency, loop, rollout_commands
 from intonaco.codec import encode
+from intonaco.config import parse
 from intonaco.errors import BackendError, Conflict
 from intonaco.ledger import Effect, Ledger, store
 from intonaco.segment_log import SegmentWriter
@@ -195,10 +196,28 @@ def test_a_dead_scorer_lets_nothing_pass(make: Make, step: int) -> None:
     assert service.rollout.status is PROMOTED
 
 
+def with_a_scorer(service: Rolling) -> Rolling:
+    extractor = parse(f"{CONFIG}extractor: {{type: clip, path: e, digest: abc}}\n").extractor
+    config = service.parts.config.model_copy(update={"extractor": extractor})
+    service.parts = replace(service.parts, config=config)
+    service.restart()
+    return service
+
+
+def test_where_nothing_scores_a_bake_waits_for_no_scores(make: Make) -> None:
+    service = make(bake_seconds=5)
+    service.to_bake()
+    with closing(SegmentWriter(service.workspace.records, "gateway")) as records:
+        records.append(encode(Traffic(at=service.clock.now()).ask().record))
+    service.until(over(service), seconds=5.0)
+    assert service.rollout.status is PROMOTED
+    assert not service.events("finding")
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["alive", "killed"])
 def test_a_bake_shorter_than_a_silence_does_not_pass_unseen(make: Make, killed: bool) -> None:
     """The scorer died with nothing to do, as its heartbeat still says."""
-    service = make(bake_seconds=5)
+    service = with_a_scorer(make(bake_seconds=5))
     traffic = Traffic(at=service.clock.now(), release=service.first)
     with closing(SegmentWriter(service.workspace.scores, "scorer")) as scores:
         scores.append(encode(traffic.ask()))
