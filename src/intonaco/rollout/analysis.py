@@ -24,7 +24,6 @@ from intonaco.errors import StorageError
 from intonaco.rollout.evidence import Differences, Times, split_keys
 from intonaco.rollout.lanes import Event, Lane
 from intonaco.rollout.outcomes import (
-    BOUNDED,
     CLIP_SCORE,
     COST,
     ERRORS,
@@ -36,16 +35,14 @@ from intonaco.rollout.outcomes import (
     outcomes,
     started,
 )
+from intonaco.rollout.pairing import MISSING_NEEDED, MISSING_TOLERATED, Pair, Pairing
 from intonaco.rollout.words import no_data
 from intonaco.stats import BettingMean, SampleRatioTest
 from intonaco.types import Assessment, Json, MetricAssessment, Record, ScoredRecord
 
 RATIO_ALPHA = 0.001  # chance that a split as logged is ever called wrong
 _UNRANDOMISED = 1e-9
-_OPEN_PAIRS = 2000
 _AFTER = {"champion": "challenger", "holdback": "champion"}  # whom arms belong to once promoted
-_MISSING_TOLERATED = 0.2  # of scores, beyond what the champion's arm misses
-_MISSING_NEEDED = 20
 
 
 class RolloutAnalysis:
@@ -102,10 +99,8 @@ class RolloutAnalysis:
         self._waiting: list[Event] = []  # heap, by start
         self._until = -math.inf  # the log has been seen up to here
         self._seq = 0
-        self._open: dict[str, Json] = {}  # half pairs by request id
-        self._paired: set[str] = set()
+        self._pairs = Pairing(max_units)
         self._scored = [[0, 0], [0, 0]]  # [champion, challenger][all, scored], of answered units
-        self._pair_scores = [0, 0]  # [all, scored] shadow answers to users' scored answers
         self._step = (-1, 0.0, 0.0)
         self._step_units: set[str] = set()
         self._final: BettingMean | None = None  # challenger's error rate at 100 %
@@ -222,8 +217,7 @@ class RolloutAnalysis:
     ) -> None:
         """A champion's request may have a shadow, and tells of the champion's times."""
         prompt = key_of(self._salt, record.prompt)
-        paired = {m: loss for m, loss in losses.items() if m in BOUNDED}
-        self._pair(record.request_id, {"user": [unit, start, paired, prompt]})
+        self._pair(self._pairs.user(record.request_id, unit, start, losses, prompt))
         if LATENCY in losses:
             told = {LATENCY: losses[LATENCY]}
             event = self._event(start, unit, 0.0, False, told, prompt, record.request_class)
@@ -255,28 +249,13 @@ class RolloutAnalysis:
     def _shadow(self, item: ScoredRecord, losses: Mapping[str, float] | None) -> bool:
         if losses is None or item.record.shadow_of is None:
             return False
-        paired = {m: loss for m, loss in losses.items() if m in BOUNDED}
-        self._pair(item.record.shadow_of, {"shadow": paired})
+        self._pair(self._pairs.shadow(item.record.shadow_of, losses))
         return True
 
-    def _pair(self, request_id: str, half: Mapping[str, Json]) -> None:
-        both = {**self._open.pop(request_id, {}), **half}
-        if len(both) < 2:
-            self._open[request_id] = both
-            if len(self._open) > _OPEN_PAIRS:
-                del self._open[next(iter(self._open))]
+    def _pair(self, pair: Pair | None) -> None:
+        if pair is None:
             return
-        unit, start, user, prompt = both["user"]
-        shadow = both["shadow"]
-        once = key_of(unit, prompt)
-        if once in self._paired or len(self._paired) >= self._max_units:
-            return
-        self._paired.add(once)
-        if CLIP_SCORE in user:
-            self._pair_scores[0] += 1
-            self._pair_scores[1] += CLIP_SCORE in shadow
-        differences = {m: shadow[m] - user[m] for m in shadow if m in user}
-        event = self._event(start, unit, None, True, differences, prompt)
+        event = self._event(pair.start, pair.unit, None, True, pair.differences, pair.prompt)
         self._quick.take(event)
         heapq.heappush(self._waiting, event)
 
@@ -315,7 +294,7 @@ class RolloutAnalysis:
     @property
     def shadow_pairs(self) -> int:
         """Pairs of a user's answer and its shadow, one a unit and prompt."""
-        return len(self._paired)
+        return len(self._pairs)
 
     @property
     def sample_ratio_ok(self) -> bool:
@@ -374,7 +353,7 @@ class RolloutAnalysis:
         open_yet = assessment in (Assessment.UNDECIDED, Assessment.NO_DATA)
         missing = ""
         if assessment is Assessment.NO_DATA:
-            missing = no_data(metric, self._quick.units, bool(self._paired))
+            missing = no_data(metric, self._quick.units, bool(self._pairs))
         elif open_yet and unscored:
             missing = "too many of the challenger's answers have no score"
         return MetricAssessment(
@@ -419,10 +398,9 @@ class RolloutAnalysis:
         if metric != CLIP_SCORE:
             return False
         missing = [1 - scored / n if n else 0.0 for n, scored in self._scored]
-        if self._scored[1][0] >= _MISSING_NEEDED and missing[1] - missing[0] > _MISSING_TOLERATED:
+        if self._scored[1][0] >= MISSING_NEEDED and missing[1] - missing[0] > MISSING_TOLERATED:
             return True
-        pairs, scored = self._pair_scores
-        return pairs >= _MISSING_NEEDED and 1 - scored / pairs > _MISSING_TOLERATED
+        return self._pairs.unscored
 
     # -------------------------------------------------------------------------------- state
 
@@ -438,10 +416,8 @@ class RolloutAnalysis:
             "waiting": [asdict(e) for e in sorted(self._waiting)],
             "until": None if math.isinf(self._until) else self._until,
             "seq": self._seq,
-            "open": {k: dict(v) for k, v in self._open.items()},
-            "paired": "".join(sorted(self._paired)),
+            **self._pairs.state(),
             "scored": [list(s) for s in self._scored],
-            "pair_scores": list(self._pair_scores),
             "step": list(self._step),
             "step_units": "".join(sorted(self._step_units)),
             "promoted": self._promoted,
@@ -465,10 +441,8 @@ class RolloutAnalysis:
         self._waiting = [Event(**e) for e in state["waiting"]]  # sorted, so a heap
         self._until = -math.inf if state["until"] is None else float(state["until"])
         self._seq = int(state["seq"])
-        self._open = {k: dict(v) for k, v in state["open"].items()}
-        self._paired = split_keys(state["paired"])
+        self._pairs.restore(state)
         self._scored = [[int(n) for n in arm] for arm in state["scored"]]
-        self._pair_scores = [int(n) for n in state["pair_scores"]]
         step, since, weight = state["step"]
         self._step = (int(step), float(since), float(weight))
         self._step_units = split_keys(state["step_units"])
