@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.made_up_traffic import People
+from tests.made_up_traffic import METRICS, People
 from typer.testing import CliRunner
 
 from intonaco.cli.main import app as command_line
@@ -37,7 +37,7 @@ from intonaco.workspace import Workspace
 NOW = 1_700_000_000.0
 PROVEN = (Assessment.NON_INFERIOR, Assessment.SUPERIOR)
 WIDE = RolloutConfig(
-    metrics=ONLINE_METRICS,
+    metrics=METRICS,
     score_range=(0.0, 1.0),
     margins=RolloutMargins(errors=0.05, latency=0.15, clip_score=0.05, slow=0.1, cost=0.2),
     steps=(Step(weight=0.5, min_units=0, min_seconds=0.0),),
@@ -51,7 +51,7 @@ def needs(config: RolloutConfig, **more: Any) -> dict[tuple[str, float, float], 
 
 def test_what_is_foretold_is_what_the_analysis_needs() -> None:
     """Medians over seven rollouts, within a factor of two."""
-    taken: dict[str, list[float]] = {m: [] for m in ONLINE_METRICS}
+    taken: dict[str, list[float]] = {m: [] for m in METRICS}
     for seed in range(7):
         crowd = People(rng=np.random.default_rng(seed), requests=700, weights=(0.5,))
         early = People(rng=crowd.rng, requests=80, weights=(0.0,), error_rate=0.0)

@@ -1,8 +1,9 @@
-"""Shadow pairs: a user's answer and its copy's, once for each unit and prompt. Pure."""
+"""Shadow pairs: a user's answer and its copy's, once for each unit and prompt; and how many answers
+have a score. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from intonaco.rollout.evidence import split_keys
@@ -10,8 +11,8 @@ from intonaco.rollout.outcomes import BOUNDED, CLIP_SCORE, key_of
 from intonaco.types import Json
 
 _OPEN_PAIRS = 2000
-MISSING_TOLERATED = 0.2  # of scores
-MISSING_NEEDED = 20
+_MISSING_TOLERATED = 0.2  # of scores
+_MISSING_NEEDED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Pairing:
     def unscored(self) -> bool:
         """Whether too many copies of scored answers have no score."""
         pairs, scored = self._scores
-        return pairs >= MISSING_NEEDED and 1 - scored / pairs > MISSING_TOLERATED
+        return pairs >= _MISSING_NEEDED and 1 - scored / pairs > _MISSING_TOLERATED
 
     def state(self) -> Mapping[str, Json]:
         return {
@@ -82,6 +83,29 @@ class Pairing:
         self._open = {k: dict(v) for k, v in state["open"].items()}
         self._paired = split_keys(state["paired"])
         self._scores = [int(n) for n in state["pair_scores"]]
+
+
+class Scored:
+    """Answered units of both arms, and those of them that have a score."""
+
+    def __init__(self) -> None:
+        self._arms = [[0, 0], [0, 0]]  # [champion, challenger][all, scored]
+
+    def take(self, *, challenger: bool, scored: bool) -> None:
+        self._arms[challenger][0] += 1
+        self._arms[challenger][1] += scored
+
+    @property
+    def too_few(self) -> bool:
+        """Whether many more are missing on the challenger's side than on the champion's."""
+        ours, theirs = (1 - scored / n if n else 0.0 for n, scored in reversed(self._arms))
+        return self._arms[1][0] >= _MISSING_NEEDED and ours - theirs > _MISSING_TOLERATED
+
+    def state(self) -> Json:
+        return [list(arm) for arm in self._arms]
+
+    def restore(self, state: Sequence[Json]) -> None:
+        self._arms = [[int(n) for n in arm] for arm in state]
 
 
 def _bounded(losses: Mapping[str, float]) -> dict[str, float]:
