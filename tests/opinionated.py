@@ -81,8 +81,8 @@ def said(item: ScoredRecord, after: float, vote: str | None, kind: str = "explic
 @dataclass(slots=True, kw_only=True)
 class Voters:
     """A request a second. ``users`` come back, everybody is new where it is 0; ``grumblers`` of
-    them ask for a third of the images and speak ill of most. ``ill``: the chance that an image of the
-    champion's is spoken ill of, which ``drift`` moves, and by ``worse`` more one of the
+    them ask for a third of the images and speak ill of most. ``ill``: the chance that an image of
+    the champion's is spoken ill of, which ``drift`` moves, and by ``worse`` more one of the
     challenger's; ``well``: of champion's and challenger's to be praised. Votes come within
     ``mature`` seconds, a share ``late`` of them after that."""
 

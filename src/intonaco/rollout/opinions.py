@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from intonaco.config import Maturity
-from intonaco.monitoring.cohorts import EXPLICIT, Cohorts, Mature
+from intonaco.monitoring.cohorts import DOWN, EXPLICIT, STARS, UP, Cohorts, Mature
 from intonaco.rollout.evidence import Unit, evidence_of
 from intonaco.rollout.outcomes import FEEDBACK
 from intonaco.rollout.words import silent, span, to_mature
@@ -38,6 +38,8 @@ from intonaco.types import Feedback, Json
 
 VOTES_NEEDED = 10  # of both arms together
 GOOD_NEEDED = 20  # good words that the challenger's images would have if they were the champion's
+_ILL = DOWN | STARS[0] | STARS[1]
+_GOOD = UP | STARS[3] | STARS[4]
 _COMES_SECONDS = 3600.0  # the record of an image is read this long after others of its time at most
 
 
@@ -82,9 +84,9 @@ class Opinions:
                 self._count(image, arm == "1", float(weight))
 
     def _count(self, image: Mature, challenger: bool, weight: float) -> None:
-        ill = _ill(image)
+        ill = _only(image.said, _ILL)
         self._ill[challenger] += ill
-        self._good[challenger] += _good(image)
+        self._good[challenger] += _only(image.said, _GOOD)
         self._said[challenger] += bool(image.said & EXPLICIT)
         self.evidence.take(
             Unit(key=image.unit, value=float(ill), weight=weight, challenger=challenger)
@@ -132,9 +134,12 @@ class Opinions:
         self._ill, self._good, self._said = ([int(n) for n in arms] for arms in state["said"])
 
 
-def _ill(image: Mature) -> bool:
-    return image.vote == 0.0 or (image.stars is not None and image.stars <= 2)
+def speaks_ill(feedback: Feedback) -> bool:
+    """Whether this, alone, speaks ill of its image."""
+    return feedback.kind == "explicit" and feedback.vote in ("down", "1", "2")
 
 
-def _good(image: Mature) -> bool:
-    return image.vote == 1.0 or (image.stars is not None and image.stars >= 4)
+def _only(said: int, words: int) -> bool:
+    """Whether what was said was of this kind, and nothing contradicts it."""
+    explicit = said & EXPLICIT
+    return bool(explicit) and not explicit & ~words
