@@ -171,6 +171,21 @@ def test_what_no_record_can_come_for_is_not_kept() -> None:
     assert len(an._opinions.state()["cohorts"]["early"]) == 1
 
 
+def test_where_too_many_wait_a_fair_sample_is_followed() -> None:
+    """Drawn by the request's id, so it depends on nothing that was said."""
+    crowd = Voters(
+        rng=np.random.default_rng(8), requests=2000, weights=(0.5,), mature=1000.0, ill=0.3
+    )
+    few = analysis(maturity=Maturity(mature_after_s=1000.0, kept=200))
+    all_of_them = analysis(maturity=Maturity(mature_after_s=1000.0))
+    play(crowd, few)
+    play(replace_rng(crowd, 8), all_of_them)
+    (units, ill), (most, _) = counted(few), counted(all_of_them)
+    assert sum(most) == 2000
+    assert 100 < sum(units) < 1000
+    assert sum(ill) / sum(units) == pytest.approx(0.3, abs=0.1)
+
+
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_who_was_not_randomised_says_nothing(weight: float) -> None:
     an = analysis()

@@ -18,7 +18,8 @@ Statistical Society A 147, 1984.) The signal ``thumbs`` is a share of votes and 
 **Why the tests hold.** Units are taken in the order in which their requests began, each when its
 image is mature, whatever was said of it and when; where more wait than are kept, those that are
 followed are drawn by a hash of the request's id. So the arm of the next unit is drawn independently
-of its outcome given all that was taken, as ``stats/difference.py`` asks.
+of its outcome given all that was taken, as ``stats/difference.py`` asks, provided that nobody's
+word depends on the release that somebody else was dealt.
 
 **Silence proves nothing.** Where hardly anybody votes, or people have far fewer good words for the
 challenger's images than for the champion's (it may be that nobody can vote on them), nothing is
