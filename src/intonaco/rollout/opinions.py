@@ -50,7 +50,7 @@ class Opinions:
     def __init__(self, settings: Maturity, *, tolerance: float, margin: float) -> None:
         self.evidence = evidence_of(FEEDBACK, tolerance=tolerance, margin=margin)
         self._cohorts = Cohorts(settings)
-        self._ill, self._good, self._said = [0, 0], [0, 0], [0, 0]  # of champion, challenger
+        self._good, self._said = [0, 0], [0, 0]  # champion's and challenger's, of units that count
 
     @property
     def waiting(self) -> int:
@@ -86,7 +86,6 @@ class Opinions:
 
     def _count(self, image: Mature, challenger: bool, weight: float) -> None:
         ill = _only(image.said, _ILL)
-        self._ill[challenger] += ill
         self._good[challenger] += _only(image.said, _GOOD)
         self._said[challenger] += bool(image.said & EXPLICIT)
         self.evidence.take(
@@ -126,13 +125,13 @@ class Opinions:
         return {
             "evidence": self.evidence.state(),
             "cohorts": self._cohorts.state(),
-            "said": [list(self._ill), list(self._good), list(self._said)],
+            "said": [list(self._good), list(self._said)],
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
         self.evidence.restore(state["evidence"])
         self._cohorts.restore(state["cohorts"])
-        self._ill, self._good, self._said = ([int(n) for n in arms] for arms in state["said"])
+        self._good, self._said = ([int(n) for n in arms] for arms in state["said"])
 
 
 def speaks_ill(feedback: Feedback) -> bool:
