@@ -20,6 +20,7 @@ from tests.opinionated import Voters, at, play, record, said
 from intonaco.config import Maturity, RolloutConfig
 from intonaco.errors import StorageError
 from intonaco.rollout.analysis import RolloutAnalysis
+from intonaco.rollout.evidence import Unit, evidence_of
 from intonaco.rollout.opinions import VOTES_NEEDED
 from intonaco.rollout.words import describe, number, span, still, to_mature
 from intonaco.types import Assessment, Feedback, MetricAssessment, Outcome, ScoredRecord
@@ -184,6 +185,38 @@ def test_where_too_many_wait_a_fair_sample_is_followed() -> None:
     assert sum(most) == 2000
     assert 100 < sum(units) < 1000
     assert sum(ill) / sum(units) == pytest.approx(0.3, abs=0.1)
+
+
+def test_the_bets_are_those_on_first_images_with_the_probability_of_their_moment() -> None:
+    """As if somebody had written down arm, probability and outcome of each user by hand."""
+    crowd = Voters(
+        rng=np.random.default_rng(9), requests=500, users=300, weights=(0.05, 0.2, 0.5), worse=0.1
+    )
+    items = list(crowd.items())
+    by_hand = evidence_of("feedback", tolerance=0.0, margin=CONFIG.margins.feedback)
+    ill = {f.request_id for f in items if isinstance(f, Feedback) and f.vote in ("down", "1", "2")}
+    seen: set[str] = set()
+    for item in items:
+        if isinstance(item, Feedback) or item.record.unit in seen:
+            continue
+        r = item.record
+        seen.add(r.unit)
+        challenger = r.assigned_arm != "champion"
+        by_hand.take(
+            Unit(
+                key=r.unit,
+                value=float(r.request_id in ill),
+                weight=r.probability if challenger else 1 - r.probability,
+                challenger=challenger,
+            )
+        )
+    an = analysis()
+    for item in items:
+        an.hear(item) if isinstance(item, Feedback) else an.observe(item)
+    an.advance(5000.0)
+    assert an._opinions is not None
+    assert an._opinions.evidence.state() == by_hand.state()
+    assert len(seen) > 200
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
