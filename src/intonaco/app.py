@@ -25,6 +25,7 @@ from intonaco.notify.delivery import Channel
 from intonaco.plugins import OTEL, WANDB, need_extra, resolve
 from intonaco.protocols import Matrix, Registry, ServingBackend, Tracker, TrainingBackend
 from intonaco.releases import ReleaseStore
+from intonaco.rollout.words import span
 from intonaco.sources import HUB, check_path, is_remote
 from intonaco.types import Release
 from intonaco.upstreams import headers_of
@@ -264,6 +265,14 @@ def _unmeasured(config: Config) -> list[str]:
         problems.append(
             "rollout.metrics: cost needs serving.hourly_price, what an hour of a worker costs: "
             "give it, or leave cost out"
+        )
+    mature = config.monitoring.feedback.mature_after_s
+    ends = rollout.max_seconds <= mature and rollout.on_inconclusive != "hold"
+    if "feedback" in rollout.guardrails and ends:
+        problems.append(
+            f"rollout.metrics: feedback counts once an image is {span(mature)} old "
+            "(monitoring.feedback.mature_after_s), and rollout.max_seconds ends a rollout after "
+            f"{span(rollout.max_seconds)}: give it more than that, or leave feedback out"
         )
     return problems
 

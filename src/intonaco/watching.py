@@ -164,6 +164,8 @@ class Watch:
             taken += 1
             findings.extend(self.monitor.hear(feedback, now))
             self.history.hear(feedback)
+            if self.analysis is not None:
+                self.analysis.hear(feedback)
         return taken < FEEDBACK_BATCH
 
     def _read(self, reader: SegmentReader, cls: type[T], most: int = BATCH) -> Iterator[T]:
@@ -295,6 +297,7 @@ class Watch:
                 score_range=self.parts.config.rollout.score_range,
                 settle_seconds=self.parts.config.serving.gateway.challenger_timeout_s + 1.0,
                 ratio_alpha=ratio_alpha,
+                maturity=self.parts.config.monitoring.feedback,
             )
 
         if rollout.split is not None:

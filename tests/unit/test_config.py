@@ -114,6 +114,10 @@ def test_the_name_of_the_service_is_enough() -> None:
             "intonaco.yaml: rollout: metrics: cost needs a step that gives some users",
         ),
         (
+            "service: s\nrollout: {strategy: shadow_only, metrics: [errors, feedback]}",
+            "intonaco.yaml: rollout: metrics: feedback needs a step that gives some users",
+        ),
+        (
             "service: s\nrollout: {steps: [{kind: bake}]}",
             "intonaco.yaml: rollout.steps: a bake comes after promote",
         ),
@@ -330,6 +334,7 @@ def test_tolerances_of_harm_are_the_metrics_own_or_the_common_one() -> None:
         "clip_score": 0.02,
         "slow": 0.1,
         "cost": 0.3,
+        "feedback": 0.02,
     }
     assert rollout.metrics == ("errors", "latency", "clip_score")
 
@@ -347,6 +352,18 @@ def test_tolerances_of_harm_are_the_metrics_own_or_the_common_one() -> None:
         ),
         ("rollout: {metrics: [errors, cost]}", "cost needs serving.hourly_price"),
         ("serving: {hourly_price: 2}\nrollout: {metrics: [errors, cost]}", None),
+        (
+            "rollout: {metrics: [errors, feedback]}",
+            "feedback counts once an image is 24 h old (monitoring.feedback.mature_after_s), and "
+            "rollout.max_seconds ends a rollout after 24 h",
+        ),
+        ("rollout: {metrics: [errors, feedback], max_seconds: 259200}", None),
+        ("rollout: {metrics: [errors, feedback], on_inconclusive: hold}", None),
+        (
+            "monitoring: {feedback: {mature_after_s: 3600}}\n"
+            "rollout: {metrics: [errors, feedback]}",
+            None,
+        ),
         ("", None),  # the default without an extractor is a note
     ],
 )

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.made_up_traffic import People
+from tests.made_up_traffic import METRICS, People
+from tests.opinionated import said
 from typer.testing import CliRunner
 
+from intonaco import readmodel
 from intonaco.cli.main import app as command_line
 from intonaco.codec import decode, encode
 from intonaco.config import ONLINE_METRICS, RolloutConfig, RolloutMargins, Step
@@ -21,7 +25,7 @@ from intonaco.errors import ConfigError
 from intonaco.ledger import Ledger
 from intonaco.rollout.analysis import RolloutAnalysis
 from intonaco.rollout.plan import Assumed, measured, plan
-from intonaco.rollout.words import brief, describe, no_data, rounded, still
+from intonaco.rollout.words import brief, describe, no_data, rounded, still, to_mature
 from intonaco.segment_log import SegmentWriter
 from intonaco.types import (
     Assessment,
@@ -37,7 +41,7 @@ from intonaco.workspace import Workspace
 NOW = 1_700_000_000.0
 PROVEN = (Assessment.NON_INFERIOR, Assessment.SUPERIOR)
 WIDE = RolloutConfig(
-    metrics=ONLINE_METRICS,
+    metrics=METRICS,
     score_range=(0.0, 1.0),
     margins=RolloutMargins(errors=0.05, latency=0.15, clip_score=0.05, slow=0.1, cost=0.2),
     steps=(Step(weight=0.5, min_units=0, min_seconds=0.0),),
@@ -51,7 +55,7 @@ def needs(config: RolloutConfig, **more: Any) -> dict[tuple[str, float, float], 
 
 def test_what_is_foretold_is_what_the_analysis_needs() -> None:
     """Medians over seven rollouts, within a factor of two."""
-    taken: dict[str, list[float]] = {m: [] for m in ONLINE_METRICS}
+    taken: dict[str, list[float]] = {m: [] for m in METRICS}
     for seed in range(7):
         crowd = People(rng=np.random.default_rng(seed), requests=700, weights=(0.5,))
         early = People(rng=crowd.rng, requests=80, weights=(0.0,), error_rate=0.0)
@@ -122,6 +126,22 @@ def test_the_way_through_the_steps_carries_evidence_along() -> None:
     assert (returning.seconds or 0) > 2 * found.seconds
 
 
+def test_feedback_waits_for_images_to_be_mature() -> None:
+    steps = (Step(weight=0.5, min_units=0, min_seconds=0.0),)
+    config = RolloutConfig(metrics=("errors", "feedback"), steps=steps)
+    plain = plan(config, Assumed(ill=0.001), requests_per_second=10.0, mature_after_s=600.0)
+    assert plain.last == "feedback"  # fewer units than errors, and later
+    assert plain.delays == {"feedback": 660.0}
+    units = {n.metric: n.units or 0 for n in plain.needs if n.question == "proven"}
+    assert units["feedback"] < units["errors"] == plain.units
+    assert plain.seconds == pytest.approx(max(units["feedback"] / 10.0 + 660.0, 0.0), rel=0.1)
+    slow = plan(config, Assumed(), requests_per_second=10.0, mature_after_s=6000.0)
+    assert slow.seconds == pytest.approx((plain.seconds or 0) + 5400.0, rel=0.1)
+    often = plan(config, Assumed(ill=0.3), requests_per_second=10.0, mature_after_s=600.0)
+    grumbled = {n.metric: n.units or 0 for n in often.needs if n.question == "proven"}
+    assert grumbled["feedback"] > 3 * units["feedback"]
+
+
 def test_without_a_share_of_users_nothing_is_foretold() -> None:
     found = plan(RolloutConfig(strategy="blue_green"), Assumed(), requests_per_second=1.0)
     assert (found.needs, found.units, found.seconds) == ((), None, None)
@@ -130,10 +150,17 @@ def test_without_a_share_of_users_nothing_is_foretold() -> None:
 # ------------------------------------------------------------------------------------ commands
 
 
+@contextmanager
+def closing_writer(root: Path, name: str) -> Iterator[SegmentWriter]:
+    writer = SegmentWriter(root, name)
+    yield writer
+    writer.close()
+
+
 class Home:
-    def __init__(self, root: Path, rollout: str = "") -> None:
+    def __init__(self, root: Path, rollout: str = "", more: str = "") -> None:
         self.root = root
-        text = f"service: digits\nserving: {{hourly_price: 2}}\nrollout: {{{rollout}}}\n"
+        text = f"service: digits\nserving: {{hourly_price: 2}}\nrollout: {{{rollout}}}\n{more}\n"
         (root / "intonaco.yaml").write_text(text)
         self.workspace = Workspace(root)
         self.ledger = Ledger.open(self.workspace.ledger, "digits")
@@ -192,6 +219,29 @@ def test_the_plan_goes_by_what_was_measured(home: Home) -> None:
     assert "measured on 400 requests" in home.run("plan")
 
 
+def test_how_many_are_spoken_ill_of_is_measured_where_people_vote(tmp_path: Path) -> None:
+    more = "metrics: [errors, feedback], max_seconds: 200000"
+    home = Home(tmp_path, more, "monitoring: {feedback: {mature_after_s: 60}}")
+    crowd = People(rng=np.random.default_rng(1), requests=300, weights=(0.0,), error_rate=0.0)
+    records = list(crowd.records())
+    with closing_writer(home.workspace.scores, "scorer") as scores:
+        for item in records:
+            scores.append(encode(item))
+    told = json.loads(home.run("plan", "--requests-per-second", "5", "--json"))
+    assert "ill" not in told["assumed"]["measured"]  # nobody votes: that is no measure
+    with closing_writer(home.workspace.feedback, "gateway") as votes:
+        for n, item in enumerate(records):
+            votes.append(encode(said(item, 5.0, "down" if n % 5 == 0 else "up")))
+        votes.append("{}")
+    told = json.loads(home.run("plan", "--requests-per-second", "5", "--json"))
+    assert told["assumed"]["ill"] == pytest.approx(0.2, abs=0.01)
+    of = {n["metric"]: n for n in told["needs"] if n["question"] == "proven"}
+    assert of["feedback"]["seconds"] == pytest.approx(of["feedback"]["requests"] / 5 + 120)
+    text = home.run("plan", "--requests-per-second", "5")
+    assert "% of images spoken ill of" in text
+    assert "an image counts for feedback once it is 60 s old" in text
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -245,6 +295,12 @@ def test_what_is_waited_for_is_shown(home: Home) -> None:
                 difference=None,
                 missing="no scores from the scorer",
             ),
+            an_assessment(
+                metric="feedback",
+                interval=(-0.011, 0.062),
+                margin=0.05,
+                missing=to_mature(40, "24 h"),
+            ),
         ),
     )
     with home.ledger.begin() as tx:
@@ -253,7 +309,11 @@ def test_what_is_waited_for_is_shown(home: Home) -> None:
     assert "about 250 more users, if it is no different" in text
     assert "no scores from the scorer" in text
     told = json.loads(home.run("show", "--json"))["assessments"]
-    assert [a["units_ahead"] for a in told] == [241, None]
+    assert [a["units_ahead"] for a in told] == [241, None, None]
+    assert "waiting for 40 users' images to have had 24 h for feedback" in " ".join(text.split())
+    card = readmodel.rollout_card(home.ledger, rollout, NOW)
+    proof = {p["metric"]: p["text"] for p in card["proof"]}
+    assert proof["feedback"] == "not shown yet: it may be worse by 6.2%, and the margin is 5.0%"
     assert told[1]["missing"] == "no scores from the scorer"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.opinionated import said
 from tests.splits import Behaviour, SplitTraffic
 
 from intonaco.config import RolloutConfig, RolloutMargins, SplitConfig
@@ -413,3 +414,31 @@ def test_the_better_one_wins_and_a_harmful_one_never(
     assert won == len(needed)
     assert won >= 0.9 * runs
     record_property("table", f"one of three is better: {np.median(needed):.0f} users, {runs} runs")
+
+
+def test_what_people_say_counts_for_the_arms_that_their_images_are_of() -> None:
+    split = Split(
+        "b", "c", metrics=("errors", "feedback"), config=SplitConfig(metric="feedback"), seed=3
+    )
+    dice = np.random.default_rng(3)
+    ill = {"challenger:r.c": 0.4}
+    for _ in range(60):
+        for item in split.users(20):
+            split.analysis.observe(item)
+            draw, worse = dice.random(), ill.get(item.record.assigned_arm, 0.1)
+            if draw < worse + 0.1:
+                split.analysis.hear(said(item, 50.0, "down" if draw < worse else "up"))
+    split.analysis.advance(split.now + 86_500.0)
+    assert split.analysis.arms["c"].harmful == ("feedback",)
+    assert split.analysis.arms["b"].harmful == ()
+    shown = split.analysis.arms["b"].assess()[1]
+    assert shown.units_challenger + shown.units_champion == sum(units(split.analysis, "b"))
+    (pair,) = split.analysis.pairs()
+    assert (pair.first, pair.second) == ("b", "c")
+    assert pair.difference == pytest.approx(-0.3, abs=0.1)
+    assert pair.interval is not None
+    assert pair.interval[1] < 0
+    again = split.fresh()
+    again.restore(json.loads(json.dumps(split.analysis.state())))
+    assert again.arms["c"].assess() == split.analysis.arms["c"].assess()
+    assert again.pairs() == split.analysis.pairs()

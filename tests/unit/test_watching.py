@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from tests.opinionated import Voters
+from tests.opinionated import at as asked_at
 from tests.traffic import NAMES as DIGITS
 from tests.traffic import Traffic
 from typer.testing import CliRunner
@@ -26,6 +30,7 @@ from intonaco.types import (
     Arm,
     ArmRole,
     Assessment,
+    Feedback,
     Finding,
     Rollout,
     RolloutStatus,
@@ -45,6 +50,12 @@ SIGNALS = """
     errors: {of: errors, reference: 50}
     slow: {of: latency, reference: 60}
     broken: {of: refused, reference: 50}
+"""
+
+
+JUDGED = """
+  feedback: {mature_after_s: 5}
+rollout: {metrics: [errors, feedback]}
 """
 
 
@@ -90,6 +101,9 @@ class Service:
         }
         self.tallies = {name: SegmentWriter(self.workspace.tallies, name) for name in self.records}
         self.scores = SegmentWriter(self.workspace.scores, "scorer")
+        self.feedback = {
+            name: SegmentWriter(self.workspace.feedback, name) for name in ("gateway", "gateway-1")
+        }
 
     def ask(self, item: ScoredRecord, gateway: str = "gateway", *, scored: bool = True) -> None:
         writer = self.records[gateway]
@@ -122,7 +136,12 @@ class Service:
         return self.ledger.all(Finding)
 
     def close(self) -> None:
-        for writer in (*self.records.values(), *self.tallies.values(), self.scores):
+        for writer in (
+            *self.records.values(),
+            *self.tallies.values(),
+            *self.feedback.values(),
+            self.scores,
+        ):
             writer.close()
         self.ledger.close()
 
@@ -288,6 +307,24 @@ def test_polls_reach_the_monitor_and_their_silence_is_told(tmp_path: Path) -> No
         service.close()
 
 
+def a_rollout(**changes: Any) -> Rollout:
+    made = Rollout(
+        rollout_id="u1-1",
+        service_id="digits",
+        update_id="u1",
+        champion="a" * 64,
+        challenger="b" * 64,
+        steps=(RolloutStep(kind=StepKind.CANARY, weight=0.5),),
+        status=RolloutStatus.RUNNING,
+        started_at=NOW,
+        step_since=NOW,
+        salt="live",
+        alpha=0.05,
+        max_seconds=60.0,
+    )
+    return replace(made, **changes)
+
+
 def test_a_rollout_knows_the_champions_times_from_before(tmp_path: Path) -> None:
     """From its first user on; and evidence of other settings is gathered anew, not read."""
     rollout = "\nrollout: {metrics: [errors, latency], margins: {latency: %s}}\n"
@@ -300,22 +337,7 @@ def test_a_rollout_knows_the_champions_times_from_before(tmp_path: Path) -> None
         service.ask(traffic.ask())
     service.look()
     with service.ledger.begin(fence=service.fence) as tx:
-        tx.rollout(
-            Rollout(
-                rollout_id="u1-1",
-                service_id="digits",
-                update_id="u1",
-                champion=traffic.release,
-                challenger="b" * 64,
-                steps=(RolloutStep(kind=StepKind.CANARY, weight=0.5),),
-                status=RolloutStatus.RUNNING,
-                started_at=NOW,
-                step_since=NOW,
-                salt="live",
-                alpha=0.05,
-                max_seconds=60.0,
-            )
-        )
+        tx.rollout(a_rollout(champion=traffic.release))
     service.look()
     analysis = service.watch.analysis
     assert isinstance(analysis, RolloutAnalysis)
@@ -345,3 +367,53 @@ def test_a_rollout_knows_the_champions_times_from_before(tmp_path: Path) -> None
     assert isinstance(anew, RolloutAnalysis)
     assert anew.units_challenger == 0
     service.close()
+
+
+def judged(root: Path, kills: bool) -> tuple[str, RolloutAnalysis]:
+    """Two minutes of a rollout whose users vote; the watch is thrown away now and then, with what
+    it had not written down."""
+    service = Service(root, more=JUDGED)
+    with service.ledger.begin(fence=service.fence) as tx:
+        tx.crown("a" * 64, NOW, "first")
+        tx.rollout(a_rollout(salt="salt", challenger="b" * 64))
+    voters = Voters(
+        rng=np.random.default_rng(3), requests=600, users=400, grumblers=3, weights=(0.2, 0.5),
+        mature=25.0, late=0.2,
+    )  # fmt: skip
+    items = deque(voters.items())
+    dice = random.Random(2)
+    for second in range(150):
+        until = 5.0 * (second + 1)
+        while items and when(items[0]) <= until:
+            item = items.popleft()
+            if isinstance(item, Feedback):
+                at = NOW + item.at / 5
+                line = encode(replace(item, at=at, made_at=NOW + item.made_at / 5))
+                service.feedback[dice.choice(("gateway", "gateway-1"))].append(line)
+            else:
+                service.scores.append(encode(asked_at(item, NOW + item.record.at / 5)))
+        if kills and dice.random() < 0.4:
+            service.watch.look(service.fence, service.clock.now())  # and dies before it is due
+            service.restart()
+        elif not kills:
+            dice.random()
+        service.look()
+    service.look(5.0)
+    analysis = service.watch.analysis
+    assert isinstance(analysis, RolloutAnalysis)
+    service.close()
+    return json.dumps(analysis.state()), analysis
+
+
+def when(item: ScoredRecord | Feedback) -> float:
+    return item.at if isinstance(item, Feedback) else item.record.at
+
+
+def test_a_kill_loses_no_vote_and_counts_none_twice(tmp_path: Path) -> None:
+    whole, analysis = judged(tmp_path / "whole", kills=False)
+    cut, _ = judged(tmp_path / "cut", kills=True)
+    assert whole == cut
+    found = analysis.assess()[1]
+    assert found.metric == "feedback"
+    assert found.units_challenger > 40
+    assert found.difference not in (None, 0.0)

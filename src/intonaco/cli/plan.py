@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,11 +15,12 @@ from intonaco.cli.common import HERE, AsJson, Folder, ago, opened, out, print_js
 from intonaco.codec import decode
 from intonaco.config import RolloutConfig
 from intonaco.errors import ConfigError, StorageError
+from intonaco.rollout.opinions import speaks_ill
 from intonaco.rollout.plan import Assumed, Need, RolloutPlan, measured, plan
 from intonaco.rollout.strategies import foreseen
-from intonaco.rollout.words import number, rounded
+from intonaco.rollout.words import number, rounded, span
 from intonaco.segment_log import SegmentReader
-from intonaco.types import ScoredRecord
+from intonaco.types import Feedback, ScoredRecord
 from intonaco.watching import CONSUMER
 
 LOOKED_AT = 5000  # of the last scored records
@@ -46,7 +48,13 @@ def rollout_plan(
     app = opened(workspace)
     rollout = app.config.rollout
     given = _differences(difference or [], rollout.guardrails)
-    assumed = measured(_last(app), rollout)
+    maturity = app.config.monitoring.feedback.mature_after_s
+    assumed = measured(
+        _last(app),
+        rollout,
+        ill=_spoken_ill(app) if "feedback" in rollout.guardrails else None,
+        mature_at=app.clock.now() - maturity,
+    )
     if requests_per_user is not None:
         assumed = replace(assumed, requests_per_user=requests_per_user)
     rate = requests_per_second if requests_per_second is not None else _traffic(app)
@@ -56,6 +64,7 @@ def rollout_plan(
         requests_per_second=rate,
         differences=given,
         steps=foreseen(app.config),
+        mature_after_s=maturity,
     )
     warnings = _warnings(found, rollout)
     if as_json:
@@ -75,7 +84,7 @@ def rollout_plan(
                         "requests": None
                         if n.units is None
                         else n.units * assumed.requests_per_user,
-                        "seconds": _seconds(n.units, found),
+                        "seconds": _seconds(n, found),
                     }
                     for n in found.needs
                 ],
@@ -94,6 +103,13 @@ def rollout_plan(
             f"\nall is proven after about {rounded(found.units)} users, {found.last} last"
             + ("" if found.seconds is None else f"; with its steps, about {ago(found.seconds)}"),
             markup=False,
+        )
+    if "feedback" in found.delays:
+        out.print(
+            f"an image counts for feedback once it is {span(maturity)} old: until then there is no "
+            "data, and no data is no proof",
+            markup=False,
+            soft_wrap=True,
         )
     for warning in warnings:
         out.print(f"warning: {warning}", markup=False, soft_wrap=True)
@@ -116,20 +132,39 @@ def _differences(given: Sequence[str], known: Sequence[str]) -> dict[str, list[f
     return found
 
 
+def _spoken_ill(app: App) -> set[str] | None:
+    """Requests whose image was spoken ill of lately; None where nobody votes."""
+    ill: set[str] = set()
+    votes = 0
+    for line in _lines(app.workspace.feedback):
+        try:
+            feedback = decode(Feedback, line)
+        except StorageError:
+            continue
+        votes += feedback.kind == "explicit"
+        if speaks_ill(feedback):
+            ill.add(feedback.request_id)
+    return ill if votes else None
+
+
 def _last(app: App) -> Iterator[ScoredRecord]:
     """The last scored records."""
-    root = app.workspace.scores
+    for line in _lines(app.workspace.scores):
+        try:
+            yield decode(ScoredRecord, line)
+        except StorageError:
+            continue
+
+
+def _lines(root: Path) -> deque[bytes]:
+    """The last of a log."""
     files = sorted(root.glob("*/*.jsonl"), key=lambda p: p.stat().st_mtime)
     reader = SegmentReader(root)
     reader.seek({p.relative_to(root).as_posix(): p.stat().st_size for p in files[:-FILES]})
     lines: deque[bytes] = deque(maxlen=LOOKED_AT)
     while more := list(reader.read()):
         lines.extend(more)
-    for line in lines:
-        try:
-            yield decode(ScoredRecord, line)
-        except StorageError:
-            continue
+    return lines
 
 
 def _traffic(app: App) -> float | None:
@@ -141,10 +176,10 @@ def _traffic(app: App) -> float | None:
     return float((len(arrivals) - 1) / (max(arrivals) - min(arrivals)))
 
 
-def _seconds(units: float | None, found: RolloutPlan) -> float | None:
-    if units is None or not found.users_per_second:
+def _seconds(need: Need, found: RolloutPlan) -> float | None:
+    if need.units is None or not found.users_per_second:
         return None
-    return units / found.users_per_second
+    return need.units / found.users_per_second + found.delays.get(need.metric, 0.0)
 
 
 def _say(assumed: Assumed, rate: float | None, alpha: float) -> None:
@@ -160,6 +195,7 @@ def _say(assumed: Assumed, rate: float | None, alpha: float) -> None:
         ("slow", f"{assumed.slow:.2%} slow"),
         ("score", f"cosine {assumed.score:.3f}, spread {assumed.score_spread:.3f}"),
         ("cost_spread", f"costs spread by {assumed.cost_spread:.0%}"),
+        ("ill", f"{assumed.ill:.1%} of images spoken ill of"),
     ]
     for known, what in (
         (True, f"measured on {assumed.requests} requests of the champion"),
@@ -183,18 +219,18 @@ def _table(found: RolloutPlan) -> None:
                 metric,
                 "nothing" if not worse else number(metric, worse).lstrip("+"),
                 "proven no worse" if needs[0].question == "proven" else "caught",
-                *(_cell(n.units, found) for n in needs),
+                *(_cell(n, found) for n in needs),
             )
             for (metric, worse), needs in rows.items()
         ),
     )
 
 
-def _cell(units: float | None, found: RolloutPlan) -> str:
-    if units is None:
+def _cell(need: Need, found: RolloutPlan) -> str:
+    if need.units is None:
         return "never"
-    seconds = _seconds(units, found)
-    return rounded(units) + ("" if seconds is None else f", {ago(seconds)}")
+    seconds = _seconds(need, found)
+    return rounded(need.units) + ("" if seconds is None else f", {ago(seconds)}")
 
 
 def _warnings(found: RolloutPlan, rollout: RolloutConfig) -> list[str]:

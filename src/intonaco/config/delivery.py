@@ -64,7 +64,7 @@ DEFAULT_STEPS = (
 
 
 # What live users can be compared by.
-ONLINE_METRICS = ("errors", "latency", "clip_score", "slow", "cost")
+ONLINE_METRICS = ("errors", "latency", "clip_score", "slow", "cost", "feedback")
 
 
 class RolloutMargins(Section):
@@ -72,13 +72,14 @@ class RolloutMargins(Section):
     failed. ``latency``: service time, relative, at the median and at the 0.9 quantile of the
     request's class. ``clip_score``: cosine. ``slow``: share whose request took longer than
     ``slower_than`` times the champion's median in its class. ``cost``: money for an image,
-    relative."""
+    relative. ``feedback``: share whose image was spoken ill of."""
 
     errors: Positive = 0.01
     latency: Positive = 0.10
     clip_score: Positive = 0.02
     slow: Positive = 0.05
     cost: Positive = 0.10
+    feedback: Positive = 0.05
 
 
 class HarmTolerances(Section):
@@ -90,6 +91,7 @@ class HarmTolerances(Section):
     clip_score: Annotated[float, Field(ge=0)] | None = None
     slow: Annotated[float, Field(ge=0)] | None = None
     cost: Annotated[float, Field(ge=0)] = 0.05
+    feedback: Annotated[float, Field(ge=0)] | None = None
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -154,7 +156,7 @@ class RolloutConfig(Section):
     # Guardrails: each may send everybody back, and all are proven before everybody gets it.
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("errors", "latency", "clip_score")
     margins: RolloutMargins = RolloutMargins()
-    harm_tolerance: Annotated[float, Field(ge=0)] = 0.0  # of errors, slow and clip_score
+    harm_tolerance: Annotated[float, Field(ge=0)] = 0.0  # of errors, slow, clip_score and feedback
     harm_tolerances: HarmTolerances = HarmTolerances()
     # Cosines are clamped into this range; one that fits the usual scores decides sooner.
     score_range: tuple[float, float] = (-1.0, 1.0)
@@ -205,7 +207,7 @@ class RolloutConfig(Section):
 
     @model_validator(mode="after")
     def _can_be_measured(self) -> RolloutConfig:
-        for name in ("latency", "cost"):
+        for name in ("latency", "cost", "feedback"):
             if name in self.guardrails and not self.randomised:
                 raise ValueError(
                     f"metrics: {name} needs a step that gives some users the challenger, and here "

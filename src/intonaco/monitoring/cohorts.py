@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +98,8 @@ class Cohorts:
     # ---------------------------------------------------------------------------- what comes in
 
     def made(self, request_id: str, at: float, unit: str, topic: str | None) -> None:
-        """Follow an image that the champion made for a user of its own."""
+        """Follow an image: for the monitor's signals one that the champion made for a user of its
+        own."""
         key = _hash(request_id)
         if key >= self._share * SPAN or key in self._images:
             return
@@ -109,10 +110,20 @@ class Cohorts:
             self._images = {k: v for k, v in self._images.items() if k < self._share * SPAN}
             self._early = {k: v for k, v in self._early.items() if k < self._share * SPAN}
 
-    def heard(self, feedback: Feedback, release: str | None) -> None:
+    def heard(
+        self,
+        feedback: Feedback,
+        release: str | None,
+        *,
+        arms: Container[str] | None = OWN_ARMS,
+        waits: bool = True,
+    ) -> None:
         """Take feedback. Only what is said of ``release`` (None: any) to users assigned to it
-        counts, as with scores."""
-        if feedback.assigned_arm not in OWN_ARMS or release not in (None, feedback.release):
+        (``arms``; None: to any) counts, as with scores. ``waits``: where the image is not known
+        yet, its record may still come."""
+        if arms is not None and feedback.assigned_arm not in arms:
+            return
+        if release not in (None, feedback.release):
             return
         if feedback.at - feedback.made_at > self.settings.mature_after_s:
             self.late += 1
@@ -121,7 +132,7 @@ class Cohorts:
         if key in self._images:
             at, topic, unit, said = self._images[key]
             self._images[key] = (at, topic, unit, said | bit)
-        elif key < self._share * SPAN:
+        elif waits and key < self._share * SPAN:
             made_at, said = self._early.pop(key, (feedback.made_at, 0))
             self._early[key] = (made_at, said | bit)
             if len(self._early) > self.settings.kept:

@@ -6,6 +6,9 @@ in which the requests began, once ``settle_seconds`` (longer than a challenger m
 over them, and is what non-inferiority, intervals and the sample-ratio test rest on: there the
 slow cannot hide behind the quick, and the assignment of each event is independent of the past.
 
+What people say comes later still: of the settled lane's units, once their images are mature
+(``opinions``).
+
 One event a unit and metric: at its first randomised exposure, with the probability logged then;
 of errors also the first, whenever it comes. Shadow pairs (same prompt, same seed, the user's own
 answer not randomised) bet on the same hypotheses where they can. Which tests judge a metric is told
@@ -17,17 +20,20 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from intonaco.config import ONLINE_METRICS, RolloutConfig
+from intonaco.config import ONLINE_METRICS, Maturity, RolloutConfig
 from intonaco.errors import StorageError
-from intonaco.rollout.evidence import Differences, Times, split_keys
+from intonaco.rollout.alone import Alone
+from intonaco.rollout.evidence import Differences, Evidence, Times, split_keys
+from intonaco.rollout.expecting import Expected
 from intonaco.rollout.lanes import Event, Lane
+from intonaco.rollout.opinions import Opinions
 from intonaco.rollout.outcomes import (
-    BOUNDED,
     CLIP_SCORE,
     COST,
     ERRORS,
+    FEEDBACK,
     LATENCY,
     Medians,
     device_seconds,
@@ -36,16 +42,14 @@ from intonaco.rollout.outcomes import (
     outcomes,
     started,
 )
+from intonaco.rollout.pairing import Pair, Pairing, Scored
 from intonaco.rollout.words import no_data
-from intonaco.stats import BettingMean, SampleRatioTest
-from intonaco.types import Assessment, Json, MetricAssessment, Record, ScoredRecord
+from intonaco.stats import SampleRatioTest
+from intonaco.types import Assessment, Feedback, Json, MetricAssessment, Record, ScoredRecord
 
 RATIO_ALPHA = 0.001  # chance that a split as logged is ever called wrong
 _UNRANDOMISED = 1e-9
-_OPEN_PAIRS = 2000
 _AFTER = {"champion": "challenger", "holdback": "champion"}  # whom arms belong to once promoted
-_MISSING_TOLERATED = 0.2  # of scores, beyond what the champion's arm misses
-_MISSING_NEEDED = 20
 
 
 class RolloutAnalysis:
@@ -58,7 +62,8 @@ class RolloutAnalysis:
     on. ``score_range``: cosines are clamped into it; a range that fits the
     champion's usual scores makes small differences show sooner. ``settle_seconds``: longer than a
     challenger may take before the champion answers instead. ``max_units``: beyond it, new units are
-    ignored rather than old ones forgotten.
+    ignored rather than old ones forgotten. ``maturity``: how feedback is counted, where it is a
+    metric.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class RolloutAnalysis:
         settle_seconds: float = 60.0,
         max_units: int = 100_000,
         ratio_alpha: float = RATIO_ALPHA,
+        maturity: Maturity | None = None,
     ) -> None:
         metrics = config.guardrails if metrics is None else metrics
         known = metrics and set(metrics) <= set(ONLINE_METRICS)
@@ -90,6 +96,11 @@ class RolloutAnalysis:
         self._tolerance = {m: config.tolerance(m) / self._units_of[m] for m in metrics}
         self._margin = {m: getattr(config.margins, m) / self._units_of[m] for m in metrics}
         self._quick, self._settled = self._lane(), self._lane()
+        self._maturity = maturity or Maturity()
+        self._opinions: Opinions | None = None
+        if FEEDBACK in metrics:
+            tolerance, margin = self._tolerance[FEEDBACK], self._margin[FEEDBACK]
+            self._opinions = Opinions(self._maturity, tolerance=tolerance, margin=margin)
         for request_class, seconds in (times or {}).items():
             for lane in (self._quick, self._settled):
                 for each in seconds if LATENCY in metrics else ():
@@ -97,25 +108,22 @@ class RolloutAnalysis:
         self._ratio = SampleRatioTest(ratio_alpha)
         self._medians = Medians(medians or {})
         self._usual = Medians({})  # device seconds
-        # What was reckoned last of a metric: at how many units, at which weight, units still ahead.
-        self._expected: dict[str, tuple[int, float, int | None]] = {}
+        self._expected = Expected()
         self._waiting: list[Event] = []  # heap, by start
         self._until = -math.inf  # the log has been seen up to here
         self._seq = 0
-        self._open: dict[str, Json] = {}  # half pairs by request id
-        self._paired: set[str] = set()
-        self._scored = [[0, 0], [0, 0]]  # [champion, challenger][all, scored], of answered units
-        self._pair_scores = [0, 0]  # [all, scored] shadow answers to users' scored answers
+        self._pairs = Pairing(max_units)
+        self._scored = Scored()
         self._step = (-1, 0.0, 0.0)
         self._step_units: set[str] = set()
-        self._final: BettingMean | None = None  # challenger's error rate at 100 %
+        self._alone = Alone()
         self._promoted: int | None = None  # last routing epoch before it became champion
         # One harm test a metric, and one for errors once nobody is left to compare with.
         self._harm_threshold = math.log((len(metrics) + 1) / alpha)
         self._threshold = math.log(1 / alpha)
 
     def _lane(self) -> Lane:
-        points = {m: (self._tolerance[m], self._margin[m]) for m in self.metrics}
+        points = {m: (self._tolerance[m], self._margin[m]) for m in self.metrics if m != FEEDBACK}
         return Lane(points, self._max_units)
 
     # -------------------------------------------------------------------------------- taking in
@@ -132,7 +140,7 @@ class RolloutAnalysis:
             return
         self._promoted = epoch
         if ERRORS in self.metrics:
-            self._begin_final()
+            self._alone.begin(self._limit())
         before, self._quick = self._quick, self._lane()
         for metric, evidence in self._quick.evidence.items():
             known = before.evidence[metric]
@@ -164,6 +172,12 @@ class RolloutAnalysis:
             taken = self._user(item, losses, challenger_weight)
         self._settle_waiting()
         return taken
+
+    def hear(self, feedback: Feedback) -> None:
+        """Take what somebody said of an image. Hear all that was said before ``observe`` is given
+        records of requests that ended later."""
+        if self._opinions is not None:
+            self._opinions.hear(feedback, self._until)
 
     def advance(self, until: float) -> None:
         """Every record of requests that ended before ``until`` has been observed (call it when
@@ -198,16 +212,18 @@ class RolloutAnalysis:
             new = unit not in self._step_units
             self._step_units.add(unit)
             if new and self._step[2] == 1 and weight >= 1 - _UNRANDOMISED and ERRORS in losses:
-                self._watch(losses[ERRORS])
+                self._alone.begin(self._limit())
+                self._alone.watch(losses[ERRORS])
         if not _UNRANDOMISED < weight < 1 - _UNRANDOMISED:
             if role == "champion":
                 self._unrandomised(record, unit, start, losses)
             return role == "champion"
         topic = key_of(self._salt, record.prompt)
         event = self._event(start, unit, weight, challenger, losses, topic, record.request_class)
+        if self._opinions is not None:
+            event = replace(event, request=record.request_id)
         if self._quick.take(event) and CLIP_SCORE in self.metrics and record.served_by is not None:
-            self._scored[challenger][0] += 1
-            self._scored[challenger][1] += CLIP_SCORE in losses
+            self._scored.take(challenger=challenger, scored=CLIP_SCORE in losses)
         heapq.heappush(self._waiting, event)
         return True
 
@@ -222,8 +238,7 @@ class RolloutAnalysis:
     ) -> None:
         """A champion's request may have a shadow, and tells of the champion's times."""
         prompt = key_of(self._salt, record.prompt)
-        paired = {m: loss for m, loss in losses.items() if m in BOUNDED}
-        self._pair(record.request_id, {"user": [unit, start, paired, prompt]})
+        self._pair(self._pairs.user(record.request_id, unit, start, losses, prompt))
         if LATENCY in losses:
             told = {LATENCY: losses[LATENCY]}
             event = self._event(start, unit, 0.0, False, told, prompt, record.request_class)
@@ -255,50 +270,38 @@ class RolloutAnalysis:
     def _shadow(self, item: ScoredRecord, losses: Mapping[str, float] | None) -> bool:
         if losses is None or item.record.shadow_of is None:
             return False
-        paired = {m: loss for m, loss in losses.items() if m in BOUNDED}
-        self._pair(item.record.shadow_of, {"shadow": paired})
+        self._pair(self._pairs.shadow(item.record.shadow_of, losses))
         return True
 
-    def _pair(self, request_id: str, half: Mapping[str, Json]) -> None:
-        both = {**self._open.pop(request_id, {}), **half}
-        if len(both) < 2:
-            self._open[request_id] = both
-            if len(self._open) > _OPEN_PAIRS:
-                del self._open[next(iter(self._open))]
+    def _pair(self, pair: Pair | None) -> None:
+        if pair is None:
             return
-        unit, start, user, prompt = both["user"]
-        shadow = both["shadow"]
-        once = key_of(unit, prompt)
-        if once in self._paired or len(self._paired) >= self._max_units:
-            return
-        self._paired.add(once)
-        if CLIP_SCORE in user:
-            self._pair_scores[0] += 1
-            self._pair_scores[1] += CLIP_SCORE in shadow
-        differences = {m: shadow[m] - user[m] for m in shadow if m in user}
-        event = self._event(start, unit, None, True, differences, prompt)
+        event = self._event(pair.start, pair.unit, None, True, pair.differences, pair.prompt)
         self._quick.take(event)
         heapq.heappush(self._waiting, event)
 
-    def _watch(self, failed: float) -> None:
-        """At 100 % nobody is randomised any more: the challenger's error rate is held against the
-        champion's, as it was measured before, plus the margin. A drift of the base rate counts
-        against the challenger here."""
-        self._begin_final().update(failed, scale=1.0, low=0.0, high=1.0)
-
-    def _begin_final(self) -> BettingMean:
-        if self._final is None:
-            before = self._quick.evidence[ERRORS]
-            rate = before.champion_rate() if isinstance(before, Differences) else 0.0
-            limit = rate + max(self._margin[ERRORS], self._tolerance[ERRORS])
-            self._final = BettingMean((min(limit, 0.5),))
-        return self._final
+    def _limit(self) -> float:
+        """Highest error rate that is no harm, by the champion's until now."""
+        before = self._quick.evidence[ERRORS]
+        rate = before.champion_rate() if isinstance(before, Differences) else 0.0
+        limit: float = rate + max(self._margin[ERRORS], self._tolerance[ERRORS])
+        return limit
 
     def _settle_waiting(self) -> None:
         while self._waiting and self._waiting[0].start <= self._until - self._settle:
             event = heapq.heappop(self._waiting)
             if self._settled.take(event) and event.weight is not None:
                 self._ratio.assign(challenger=event.challenger, weight=event.weight)
+                if self._opinions is not None:
+                    self._opinions.follow(
+                        event.request,
+                        event.start,
+                        event.unit,
+                        challenger=event.challenger,
+                        weight=event.weight,
+                    )
+        if self._opinions is not None:
+            self._opinions.close(self._until)
 
     # -------------------------------------------------------------------------------- what it shows
 
@@ -315,7 +318,7 @@ class RolloutAnalysis:
     @property
     def shadow_pairs(self) -> int:
         """Pairs of a user's answer and its shadow, one a unit and prompt."""
-        return len(self._paired)
+        return len(self._pairs)
 
     @property
     def sample_ratio_ok(self) -> bool:
@@ -341,24 +344,27 @@ class RolloutAnalysis:
         """Metrics that are proven harmful: for good, as soon as they were at any look."""
         return tuple(m for m in self.metrics if self._harm(m)[1] >= self._harm_threshold)
 
+    def _evidence(self, metric: str) -> tuple[Evidence, Evidence]:
+        """What harm and what proof rests on."""
+        if metric == FEEDBACK and self._opinions is not None:
+            return self._opinions.evidence, self._opinions.evidence
+        return self._quick.evidence[metric], self._settled.evidence[metric]
+
     def _harm(self, metric: str) -> tuple[float, float]:
         """Log evidence of harm, now and at its highest."""
-        harm, worst = self._quick.evidence[metric].harm
-        if metric == ERRORS and self._final is not None:
-            limit = float(self._final.grid[0])
-            harm = max(harm, self._final.log_evidence_above(limit))
-            worst = max(worst, self._final.peak_above(limit))
-        return harm, worst
+        harm, worst = self._evidence(metric)[0].harm
+        alone = self._alone.harm if metric == ERRORS else None
+        return (harm, worst) if alone is None else (max(harm, alone[0]), max(worst, alone[1]))
 
     def _assess(self, metric: str) -> MetricAssessment:
-        quick, settled = self._quick.evidence[metric], self._settled.evidence[metric]
+        quick, settled = self._evidence(metric)
         harm, worst = self._harm(metric)
-        unscored = self._unscored(metric)
+        doubt = self._doubt(metric)
         if worst >= self._harm_threshold:
             assessment, harm = Assessment.HARMFUL, worst
-        elif not quick.has_data:
+        elif not self._has_data(metric):
             assessment = Assessment.NO_DATA
-        elif unscored:
+        elif doubt:
             assessment = Assessment.UNDECIDED
         elif self._proven(settled.better):
             assessment = Assessment.SUPERIOR
@@ -372,11 +378,15 @@ class RolloutAnalysis:
         sign = -unit if metric == CLIP_SCORE else unit
         ends = None if shown.interval is None else sorted(b * sign for b in shown.interval)
         open_yet = assessment in (Assessment.UNDECIDED, Assessment.NO_DATA)
+        ahead = self._ahead(metric) if open_yet else None
+        units = quick.units if metric == FEEDBACK else self._quick.units
         missing = ""
-        if assessment is Assessment.NO_DATA:
-            missing = no_data(metric, self._quick.units, bool(self._paired))
-        elif open_yet and unscored:
-            missing = "too many of the challenger's answers have no score"
+        if open_yet and metric == FEEDBACK and self._opinions is not None:
+            missing = self._opinions.missing(ahead)
+        if not missing and assessment is Assessment.NO_DATA:
+            missing = no_data(metric, self._quick.units, bool(self._pairs))
+        elif not missing and open_yet:
+            missing = doubt
         return MetricAssessment(
             metric=metric,
             assessment=assessment,
@@ -386,10 +396,10 @@ class RolloutAnalysis:
             evidence_harm=harm,
             evidence_non_inferior=settled.within[0],
             threshold=self._harm_threshold,
-            units_challenger=self._quick.units[1],
-            units_champion=self._quick.units[0],
+            units_challenger=units[1],
+            units_champion=units[0],
             shadow_pairs=quick.pairs,
-            units_ahead=self._ahead(metric) if open_yet else None,
+            units_ahead=ahead,
             missing=missing,
         )
 
@@ -400,29 +410,25 @@ class RolloutAnalysis:
         return highest >= self._threshold and now > 0
 
     def _ahead(self, metric: str) -> int | None:
-        """Units still expected at the present weight. Reckoned anew when a twentieth more is there
-        (futures are drawn, which takes some milliseconds), counted down in between."""
-        settled, weight = self._settled.evidence[metric], self._step[2]
+        """Units still expected at the present weight; None before the first step."""
         if self._step[0] < 0:
             return None
-        known = self._expected.get(metric)
-        if known is None or known[1] != weight or settled.count > 1.05 * known[0]:
-            units = settled.ahead(weight, self._threshold)
-            known = (settled.count, weight, None if units is None else math.ceil(units))
-            self._expected[metric] = known
-        count, _, expected = known
-        return None if expected is None else max(0, expected - (settled.count - count))
+        settled = self._evidence(metric)[1]
+        return self._expected.ahead(metric, settled, self._step[2], self._threshold)
 
-    def _unscored(self, metric: str) -> bool:
-        """Scores that are missing on the challenger's side prove nothing about those that are not:
-        too many of them and the metric stays undecided."""
-        if metric != CLIP_SCORE:
-            return False
-        missing = [1 - scored / n if n else 0.0 for n, scored in self._scored]
-        if self._scored[1][0] >= _MISSING_NEEDED and missing[1] - missing[0] > _MISSING_TOLERATED:
-            return True
-        pairs, scored = self._pair_scores
-        return pairs >= _MISSING_NEEDED and 1 - scored / pairs > _MISSING_TOLERATED
+    def _has_data(self, metric: str) -> bool:
+        if metric == FEEDBACK and self._opinions is not None:
+            return self._opinions.has_data
+        return self._quick.evidence[metric].has_data
+
+    def _doubt(self, metric: str) -> str:
+        """Why a metric stays undecided whatever was seen. Scores that are missing on the
+        challenger's side prove nothing about those that are not, and silence nothing of opinions.
+        """
+        if metric == FEEDBACK and self._opinions is not None:
+            return self._opinions.doubt
+        unscored = metric == CLIP_SCORE and (self._scored.too_few or self._pairs.unscored)
+        return "too many of the challenger's answers have no score" if unscored else ""
 
     # -------------------------------------------------------------------------------- state
 
@@ -438,17 +444,14 @@ class RolloutAnalysis:
             "waiting": [asdict(e) for e in sorted(self._waiting)],
             "until": None if math.isinf(self._until) else self._until,
             "seq": self._seq,
-            "open": {k: dict(v) for k, v in self._open.items()},
-            "paired": "".join(sorted(self._paired)),
-            "scored": [list(s) for s in self._scored],
-            "pair_scores": list(self._pair_scores),
+            "opinions": None if self._opinions is None else self._opinions.state(),
+            **self._pairs.state(),
+            "scored": self._scored.state(),
             "step": list(self._step),
             "step_units": "".join(sorted(self._step_units)),
             "promoted": self._promoted,
-            "expected": {m: list(known) for m, known in self._expected.items()},
-            "final": None
-            if self._final is None
-            else {"limit": float(self._final.grid[0]), "evidence": self._final.state()},
+            "expected": self._expected.state(),
+            "final": self._alone.state(),
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
@@ -456,7 +459,7 @@ class RolloutAnalysis:
         for any other."""
         if dict(state["made_with"]) != self._made_with():
             raise StorageError("the stored evidence belongs to another rollout or other settings")
-        self._expected = {m: (int(n), float(w), u) for m, (n, w, u) in state["expected"].items()}
+        self._expected.restore(state["expected"])
         self._quick.restore(state["quick"])
         self._settled.restore(state["settled"])
         self._ratio.restore(state["ratio"])
@@ -465,21 +468,20 @@ class RolloutAnalysis:
         self._waiting = [Event(**e) for e in state["waiting"]]  # sorted, so a heap
         self._until = -math.inf if state["until"] is None else float(state["until"])
         self._seq = int(state["seq"])
-        self._open = {k: dict(v) for k, v in state["open"].items()}
-        self._paired = split_keys(state["paired"])
-        self._scored = [[int(n) for n in arm] for arm in state["scored"]]
-        self._pair_scores = [int(n) for n in state["pair_scores"]]
+        self._pairs.restore(state)
+        if self._opinions is not None:
+            self._opinions.restore(state["opinions"])
+        self._scored.restore(state["scored"])
         step, since, weight = state["step"]
         self._step = (int(step), float(since), float(weight))
         self._step_units = split_keys(state["step_units"])
         self._promoted = state.get("promoted")
-        self._final = None
-        if state["final"] is not None:
-            self._final = BettingMean((float(state["final"]["limit"]),))
-            self._final.restore(state["final"]["evidence"])
+        self._alone.restore(state["final"])
 
     def _made_with(self) -> dict[str, Json]:
+        aged = {"mature_after_s": self._maturity.mature_after_s}
         return {
+            **(aged if self._opinions is not None else {}),
             "rollout_id": self.rollout_id,
             "salt": self._salt,
             "alpha": self.alpha,

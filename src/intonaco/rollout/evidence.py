@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intonaco.rollout.outcomes import CLIP_SCORE, COST, ERRORS, LATENCY, SLOW
+from intonaco.rollout.outcomes import CLIP_SCORE, COST, ERRORS, FEEDBACK, LATENCY, SLOW
 from intonaco.stats import AmountTest, ErrorRatio, LatencyTest, RandomizedDifference, planning
 from intonaco.stats.quantiles import compare
 from intonaco.stats.sketch import QuantileSketch
@@ -22,7 +22,7 @@ from intonaco.types import Json
 
 CAP = 4.0  # times the usual: what costs more counts as this much
 SHOWN_LEVEL = 0.9  # quantile of times that people are shown
-_CENTRES = {ERRORS: 0.01, SLOW: 0.02, CLIP_SCORE: 0.5}
+_CENTRES = {ERRORS: 0.01, SLOW: 0.02, CLIP_SCORE: 0.5, FEEDBACK: 0.05}
 _SPREAD = 0.1  # of outcomes, until some were seen: for what is expected, never for what is decided
 _SEEN = 10
 
@@ -438,7 +438,8 @@ def evidence_of(metric: str, *, tolerance: float, margin: float) -> Evidence:
     centre = _CENTRES[metric]
     if metric == ERRORS:
         return Errors(tolerance=tolerance, margin=margin, centre=centre)
-    return Differences(tolerance=tolerance, margin=margin, centre=centre, binary=metric == SLOW)
+    binary = metric in (SLOW, FEEDBACK)
+    return Differences(tolerance=tolerance, margin=margin, centre=centre, binary=binary)
 
 
 def amount_step(

@@ -23,6 +23,7 @@ class Event:
     topic: str
     request_class: str
     values: Mapping[str, float]
+    request: str = ""  # its id, where people may have said something of it
 
 
 class Lane:

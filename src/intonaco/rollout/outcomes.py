@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from intonaco.config import ONLINE_METRICS
 from intonaco.types import Attempt, Json, Outcome, Record, ScoredRecord
 
-ERRORS, LATENCY, CLIP_SCORE, SLOW, COST = ONLINE_METRICS
+ERRORS, LATENCY, CLIP_SCORE, SLOW, COST, FEEDBACK = ONLINE_METRICS
 BOUNDED = (ERRORS, SLOW, CLIP_SCORE)  # losses in [0, 1], which shadow pairs can be compared by
 
 _KINDS = 1000

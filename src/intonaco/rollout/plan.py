@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from intonaco.config import RolloutConfig
+from intonaco.monitoring.cohorts import GRACE_SECONDS
 from intonaco.rollout.evidence import amount_step, latest
 from intonaco.rollout.outcomes import (
     CLIP_SCORE,
     COST,
     ERRORS,
+    FEEDBACK,
     LATENCY,
     SLOW,
     device_seconds,
@@ -37,7 +39,7 @@ TWICE = 2.0  # margins: how bad a challenger is foretold to be caught, unless to
 class Assumed:
     """What is assumed of the champion. ``measured``: names of what was; the rest is a guess.
     Spreads of times and costs are standard deviations of the logarithm within a request class,
-    ``score`` and ``score_spread`` cosines."""
+    ``score`` and ``score_spread`` cosines. ``ill``: share of images that are spoken ill of."""
 
     errors: float = 0.01
     latency_spread: float = 0.2
@@ -45,6 +47,7 @@ class Assumed:
     score_spread: float = 0.05
     slow: float = 0.01
     cost_spread: float = 0.2
+    ill: float = 0.05
     requests_per_user: float = 1.0
     requests: int = 0
     measured: tuple[str, ...] = ()
@@ -67,22 +70,32 @@ class Need:
 class RolloutPlan:
     """``units``: randomised ones until all is proven on the way through the steps, evidence carried
     along, ``last`` the metric that takes longest; None: never. ``seconds``: from the beginning to
-    the promotion; None without traffic or proof."""
+    the promotion; None without traffic or proof. ``delays``: seconds after its request at which a
+    unit counts, of metrics where it does not at once."""
 
     needs: tuple[Need, ...]
     units: float | None
     last: str | None
     seconds: float | None
     users_per_second: float | None
+    delays: Mapping[str, float] = field(default_factory=dict)
 
 
-def measured(items: Iterable[ScoredRecord], config: RolloutConfig) -> Assumed:
-    """What the champion's last requests tell."""
+def measured(
+    items: Iterable[ScoredRecord],
+    config: RolloutConfig,
+    *,
+    ill: Container[str] | None = None,
+    mature_at: float = math.inf,
+) -> Assumed:
+    """What the champion's last requests tell. ``ill``: ids of requests whose image was spoken ill
+    of, None where nobody votes; of those made until ``mature_at`` nothing more can be said."""
     failed: list[float] = []
     scores: list[float] = []
     units: set[str] = set()
     times: dict[str, list[float]] = defaultdict(list)
     costs: dict[str, list[float]] = defaultdict(list)
+    disliked: list[bool] = []
     for item in items:
         record = item.record
         if record.probe or record.shadow_of is not None or record.assigned_arm != "champion":
@@ -91,6 +104,8 @@ def measured(items: Iterable[ScoredRecord], config: RolloutConfig) -> Assumed:
         if outcome is None:
             continue
         failed.append(outcome)
+        if ill is not None and record.at <= mature_at:
+            disliked.append(record.request_id in ill)
         units.add(record.unit)
         seconds, device = latency(record), device_seconds(record)
         if seconds:
@@ -112,6 +127,8 @@ def measured(items: Iterable[ScoredRecord], config: RolloutConfig) -> Assumed:
     dear = _of_usual(costs)
     if len(dear) >= ENOUGH:
         found["cost_spread"] = _spread(dear)
+    if len(disliked) >= ENOUGH:
+        found["ill"] = (sum(disliked) + 0.1) / (len(disliked) + 2)
     return Assumed(**found, requests=len(failed), measured=tuple(found))
 
 
@@ -215,7 +232,8 @@ class _Tests:
             ]
             d /= width
         else:
-            rate = self.assumed.slow if metric == SLOW else self.assumed.errors
+            known = {SLOW: self.assumed.slow, FEEDBACK: self.assumed.ill}
+            rate = known.get(metric, self.assumed.errors)
             arms = [planning.failures(min(rate + worse, 1.0)) for worse in (0.0, difference)]
         return planning.difference_step(*arms, weight=weight, d=d, above=above)
 
@@ -232,9 +250,11 @@ def plan(
     requests_per_second: float | None = None,
     differences: Mapping[str, Sequence[float]] | None = None,
     steps: Sequence[RolloutStep] | None = None,
+    mature_after_s: float = 86_400.0,
 ) -> RolloutPlan:
     """What each guardrail needs at each share of users below all, for no difference and for the
     given ones (else for one of twice the margin). ``steps``: else those of a canary.
+    ``mature_after_s``: age at which an image counts for feedback.
 
     ``differences``: by metric, how much worse, in the unit of its margin; below 0 is better.
     """
@@ -266,7 +286,8 @@ def plan(
                     )
                 )
     users = None if not requests_per_second else requests_per_second / assumed.requests_per_user
-    return _through(steps, tests, tuple(needs), users)
+    delays = {FEEDBACK: mature_after_s + GRACE_SECONDS} if FEEDBACK in config.guardrails else {}
+    return _through(steps, tests, tuple(needs), users, delays)
 
 
 def _weights(steps: Sequence[RolloutStep]) -> list[float]:
@@ -275,10 +296,15 @@ def _weights(steps: Sequence[RolloutStep]) -> list[float]:
 
 
 def _through(
-    steps: Sequence[RolloutStep], tests: _Tests, needs: tuple[Need, ...], users: float | None
+    steps: Sequence[RolloutStep],
+    tests: _Tests,
+    needs: tuple[Need, ...],
+    users: float | None,
+    delays: Mapping[str, float],
 ) -> RolloutPlan:
     """The way through the steps, if the challenger is no different."""
     config, units, last = tests.config, None, None
+    reached: dict[str, float] = {}
     shares = [s for s in steps if s.kind is StepKind.CANARY and s.weight < 1]
     if shares:
         needed: dict[str, float | None] = {}
@@ -295,13 +321,26 @@ def _through(
                     for way in zip(*ways, strict=True)
                 ]
             )
-        last = max(needed, key=lambda m: math.inf if needed[m] is None else float(needed[m] or 0.0))
+        # In units: those that come by while others mature count as if they were needed.
+        reached = {
+            m: math.inf if n is None else n + delays.get(m, 0.0) * (users or 0.0)
+            for m, n in needed.items()
+        }
+        last = max(reached, key=lambda m: reached[m])
         units = latest(list(needed.values()))
     seconds = None
     if users and units is not None:
         alone = sum(_seconds(s, users) for s in steps if s not in shares)
-        seconds = alone + max(sum(_seconds(s, users) for s in shares), units / users)
-    return RolloutPlan(needs=needs, units=units, last=last, seconds=seconds, users_per_second=users)
+        longest = max((n for n in reached.values()), default=0.0) / users
+        seconds = alone + max(sum(_seconds(s, users) for s in shares), longest)
+    return RolloutPlan(
+        needs=needs,
+        units=units,
+        last=last,
+        seconds=seconds,
+        users_per_second=users,
+        delays=delays,
+    )
 
 
 def _length(step: RolloutStep, users: float | None) -> float:

@@ -26,6 +26,7 @@ from intonaco.rollout.analysis import RATIO_ALPHA, RolloutAnalysis
 from intonaco.rollout.split import arm_name
 from intonaco.types import (
     ArmRole,
+    Feedback,
     Json,
     MetricAssessment,
     PairComparison,
@@ -165,6 +166,11 @@ class SplitAnalysis:
                 split=any(a.start is not None for a in table.arms),
             )
         return self._tables[epoch]
+
+    def hear(self, feedback: Feedback) -> None:
+        """As of one analysis, for all: each knows whose images are its own."""
+        for analysis in self._all():
+            analysis.hear(feedback)
 
     def advance(self, until: float) -> None:
         """As of one analysis, for all."""

@@ -101,6 +101,29 @@ def no_data(metric: str, units: Sequence[int], pairs: bool) -> str:
     return "no answers on both sides that can be compared"
 
 
+def silent(images: int, votes: int, needed: int) -> str:
+    """That hardly anybody says anything."""
+    return f"votes: {votes} of at least {needed}, on {images} images; silence is no proof"
+
+
+def to_mature(waiting: int, after: str, ahead: int | None = None) -> str:
+    """That images of so many users are waited for until they are ``after`` old, and of ``ahead``
+    users in all."""
+    time = f"to have had {after} for feedback"
+    if ahead is not None and ahead > waiting:
+        more = expected("", ahead, False)
+        return f"{more}, {waiting} of whom wait for their images {time}"
+    return f"waiting for {waiting} users' images {time}"
+
+
+def span(seconds: float) -> str:
+    """A duration in its own unit."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
 def expected(missing: str, units: int | None, pairs: bool) -> str:
     """What a metric that is not proven yet waits for; ``units``: of ``MetricAssessment``."""
     if missing:

@@ -20,7 +20,8 @@ bound (Bahadur and Savage, Annals of Mathematical Statistics 1956).
 under the null, so the e-process is that of ``difference.py`` (Waudby-Smith and Ramdas, arXiv
 2010.09686): valid at every look, with changing weights and drifting prices. One amount a unit.
 
-Votes of mature cohorts are amounts with cap 1: a share of thumbs down, one a unit.
+A share is an amount with cap 1, one a unit; where it may be 0 its difference says more
+(``difference.py``).
 """
 
 from __future__ import annotations
