@@ -21,6 +21,7 @@ from intonaco import commands, emergency
 from intonaco.emergency import Act
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
+from intonaco.rollout import baseline
 from intonaco.types import Arm, ArmRole, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def _table(
         return None
     parts.serving.deploy(parts.releases.get(target))
     deadline = time.monotonic() + ready_seconds
-    while not (status := parts.serving.status(target)).ready:
+    while not baseline.answers(parts, status := parts.serving.status(target)):
         if status.error or time.monotonic() > deadline:
             raise BackendError(
                 f"{target[:10]} does not come up: {status.error or 'not ready in time'}",

@@ -25,7 +25,12 @@ from intonaco.evaluation.verdicts import with_review
 from intonaco.ledger import Effect, EffectStatus
 from intonaco.rollout.quarantine import not_again
 from intonaco.rollout.split import arms_for
-from intonaco.rollout.strategies import begin, staged_replicas, straight_to_everybody
+from intonaco.rollout.strategies import (
+    begin,
+    staged_baseline,
+    staged_replicas,
+    straight_to_everybody,
+)
 from intonaco.types import (
     Action,
     Candidate,
@@ -360,12 +365,14 @@ def _stage(update: Update, facts: Facts, now: float) -> Step:
     rollout = facts.config.rollout
     if rollout.strategy == "ab" and not straight_to_everybody(update, rollout):
         return _stage_arms(update, facts, now)
+    equal = staged_baseline(update, facts.config)
     wanted = _effect(
         update,
         "stage",
         str(update.chosen),
         beside=update.champion,
         replicas=staged_replicas(update, facts.config),
+        **({"baseline": equal} if equal else {}),
     )
     results, failed, waiting = _look(facts, [wanted])
     if failed:

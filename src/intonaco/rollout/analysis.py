@@ -58,7 +58,8 @@ class RolloutAnalysis:
     on. ``score_range``: cosines are clamped into it; a range that fits the
     champion's usual scores makes small differences show sooner. ``settle_seconds``: longer than a
     challenger may take before the champion answers instead. ``max_units``: beyond it, new units are
-    ignored rather than old ones forgotten.
+    ignored rather than old ones forgotten. ``judged``: how many metrics share the error budget for
+    harm, if there are others than these.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class RolloutAnalysis:
         settle_seconds: float = 60.0,
         max_units: int = 100_000,
         ratio_alpha: float = RATIO_ALPHA,
+        judged: int | None = None,
     ) -> None:
         metrics = config.guardrails if metrics is None else metrics
         known = metrics and set(metrics) <= set(ONLINE_METRICS)
@@ -111,7 +113,7 @@ class RolloutAnalysis:
         self._final: BettingMean | None = None  # challenger's error rate at 100 %
         self._promoted: int | None = None  # last routing epoch before it became champion
         # One harm test a metric, and one for errors once nobody is left to compare with.
-        self._harm_threshold = math.log((len(metrics) + 1) / alpha)
+        self._harm_threshold = math.log(((judged or len(metrics)) + 1) / alpha)
         self._threshold = math.log(1 / alpha)
 
     def _lane(self) -> Lane:
@@ -189,7 +191,7 @@ class RolloutAnalysis:
             if role == "baseline":
                 return False
             weight = record.probability if challenger else 1 - record.probability
-        if role == "champion":
+        if not challenger:
             self._learn(record)  # after this record's own outcome was taken
         if losses is None:
             return False
