@@ -45,6 +45,7 @@ from intonaco.jobs import job_folder
 from intonaco.ledger import Ledger, Transaction
 from intonaco.releases import ReleaseStore
 from intonaco.rollout.analysis import RolloutAnalysis
+from intonaco.rollout.baseline_analysis import BaselineAnalysis
 from intonaco.testing.notify import MemoryNotifier
 from intonaco.testing.registry import MemoryRegistry
 from intonaco.testing.serving import MemoryRouter, MemoryServingBackend
@@ -89,7 +90,20 @@ ROLLING = """rollout:
     - {weight: 1.0, min_seconds: 1, min_units: 0}
 serving: {replicas: 3}
 """
-STORIES = {"canary": (ROLLOUT, 1), "rolling": (ROLLING, 3)}  # and how many workers a release has
+BASELINE = """rollout:
+  baseline: true
+  metrics: [errors, latency, end_to_end]
+  drain_seconds: 60
+  bake_seconds: 4
+  steps:
+    - {weight: 0.1, min_seconds: 1, min_units: 0}
+    - {weight: 0.5, min_seconds: 1, min_units: 0}
+    - {kind: approve, deadline_s: 1000}
+    - {weight: 1.0, min_seconds: 1, min_units: 0}
+"""
+# and how many workers a release has
+STORIES = {"canary": (ROLLOUT, 1), "rolling": (ROLLING, 3), "baseline": (BASELINE, 1)}
+MOST = {"rolling": 4, "baseline": 4}  # workers at once: an old champion may still drain
 READS = {"status", "observed", "poll", "get", "open", "find"}  # told once a phase, not each time
 
 
@@ -130,11 +144,13 @@ class Outside:
         points: Points,
         job: Callable[[JobSpec], Mapping[str, Json]],
         replicas: int = 1,
+        most: int = 2,
     ):
         self._file = root / "outside.pickle"
         self._log = root / "effects.log"
         self._points = points
         self._job = job
+        self._most = most
         self._lock = threading.RLock()
         if not self._file.exists():
             self._write(
@@ -161,7 +177,7 @@ class Outside:
             if seam == "serving" and method == "retire":
                 _check_retired(args[0], twins["router"])
             if seam == "serving" and method == "scale":
-                _check_scaled(args[0], args[1], twin, twins["router"])
+                _check_scaled(args[0], args[1], twin, twins["router"], self._most)
             known = method == "submit" and args[0].key in twin.jobs
             result = getattr(twin, method)(*args)
             if seam == "training":
@@ -226,7 +242,7 @@ def _check_retired(release: str, router: MemoryRouter) -> None:
 
 
 def _check_scaled(
-    release: Release, size: int, serving: MemoryServingBackend, router: MemoryRouter
+    release: Release, size: int, serving: MemoryServingBackend, router: MemoryRouter, most: int
 ) -> None:
     """No worker is ended while users are sent to it, none is one too many."""
     urls = serving.status(release.release_id).urls
@@ -234,7 +250,7 @@ def _check_scaled(
     taken = {u for a in arms if a.release == release.release_id for u in a.urls}
     assert not taken & {*urls[size:]}, f"{release.short} is scaled to {size} under its users"
     others = sum(len(w) for rid, w in serving._polls.items() if rid != release.release_id)
-    assert others + size <= serving.replicas + 1, f"{others} workers and {size} more"
+    assert others + size <= most, f"{others} workers and {size} more"
 
 
 class Service:
@@ -246,8 +262,9 @@ class Service:
         self.workspace = Workspace(root)
         self.clock = FakeClock(at=self._time())
         self.ledger = Ledger.open(self.workspace.ledger, "svc")
-        rollout, replicas = STORIES[(root / "story").read_text()]
-        self.outside = Outside(root, self.points, self._job, replicas)
+        story = (root / "story").read_text()
+        rollout, replicas = STORIES[story]
+        self.outside = Outside(root, self.points, self._job, replicas, MOST.get(story, 2))
         begin = self.ledger.begin
 
         @contextmanager
@@ -368,7 +385,7 @@ class Service:
         (folder / "report.json").write_text(json.dumps(report))
         return {"report": "out/report.json"}
 
-    def assess(self, analysis: RolloutAnalysis) -> tuple[MetricAssessment, ...]:
+    def assess(self, analysis: RolloutAnalysis | BaselineAnalysis) -> tuple[MetricAssessment, ...]:
         """All is well, until the first try of the second release bakes."""
         rollout = self.ledger.find(Rollout, analysis.rollout_id)
         bakes = rollout is not None and rollout.history and rollout.history[-1].kind == "bake"
@@ -395,6 +412,7 @@ class Service:
             "registered": list(self.outside.twin("registry").published),
             "aliases": self.outside.twin("registry").aliases,
             "serves": [(a.name, a.release) for a in self.outside.twin("router").table.arms],
+            "workers": {k: len(w) for k, w in self.outside.twin("serving")._polls.items()},
         }
 
 
@@ -432,7 +450,8 @@ def _forked(root: Path, at: Point | None) -> int:
     try:
         signal.alarm(120)
         service = Service(root, at)
-        RolloutAnalysis.assess = lambda self: service.assess(self)  # type: ignore[method-assign]
+        for analysis in (RolloutAnalysis, BaselineAnalysis):
+            analysis.assess = lambda self: service.assess(self)  # type: ignore
         service.run()
         service.points.armed = False
         (root / "ended.json").write_text(json.dumps(service.ended(), sort_keys=True))

@@ -25,6 +25,7 @@ from intonaco.notify.delivery import Channel
 from intonaco.plugins import OTEL, WANDB, need_extra, resolve
 from intonaco.protocols import Matrix, Registry, ServingBackend, Tracker, TrainingBackend
 from intonaco.releases import ReleaseStore
+from intonaco.rollout.strategies import baseline_workers
 from intonaco.rollout.words import span
 from intonaco.sources import HUB, check_path, is_remote
 from intonaco.types import Release
@@ -238,6 +239,11 @@ def notes(config: Config, workspace: Workspace) -> list[str]:
                 f"serving.worker.device: whether {config.serving.worker.device} is there was not"
                 " checked, as PyTorch is not installed here"
             )
+    if equal := baseline_workers(config):
+        found.append(
+            f"rollout.baseline: {equal} more workers run in each rollout while at most half of the"
+            " users have the challenger: waits are compared between equal slices only"
+        )
     if config.extractor is None:
         found.append("extractor: none given: content is not watched, no rollout can be proven")
     prompts = config.evaluation.prompts

@@ -21,6 +21,7 @@ from intonaco import emergency, rollout_commands
 from intonaco.emergency import Act
 from intonaco.errors import BackendError, Conflict
 from intonaco.executor import Parts
+from intonaco.rollout import baseline
 from intonaco.rollout.replacing import in_place
 from intonaco.types import Arm, ArmRole, Rollout, RoutingTable
 
@@ -176,7 +177,7 @@ def _table(
         time.sleep(0.1)  # workers answer what they have in hand first
     parts.serving.deploy(parts.releases.get(target))
     deadline = time.monotonic() + ready_seconds
-    while not (status := parts.serving.status(target)).ready:
+    while not baseline.answers(parts, status := parts.serving.status(target)):
         if status.error or time.monotonic() > deadline:
             raise _not_up(target, status.error or "not ready in time", leaving)
         time.sleep(0.1)  # waiting for the worker to load

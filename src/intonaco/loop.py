@@ -24,7 +24,12 @@ from intonaco.ledger import Effect
 from intonaco.loop_facts import Approval, Facts, Step, effect, look, status_of, to
 from intonaco.rollout.quarantine import not_again
 from intonaco.rollout.split import arms_for
-from intonaco.rollout.strategies import begin, staged_replicas, straight_to_everybody
+from intonaco.rollout.strategies import (
+    begin,
+    staged_baseline,
+    staged_replicas,
+    straight_to_everybody,
+)
 from intonaco.types import (
     Action,
     Candidate,
@@ -282,12 +287,14 @@ def _stage(update: Update, facts: Facts, now: float) -> Step:
     rollout = facts.config.rollout
     if rollout.strategy == "ab" and not straight_to_everybody(update, rollout):
         return _stage_arms(update, facts, now)
+    equal = staged_baseline(update, facts.config)
     wanted = effect(
         update,
         "stage",
         str(update.chosen),
         beside=update.champion,
         replicas=staged_replicas(update, facts.config),
+        **({"baseline": equal} if equal else {}),
     )
     results, failed, waiting = look(facts, [wanted])
     if failed:  # its worker may be there none the less, and draw no picture

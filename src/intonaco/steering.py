@@ -13,6 +13,7 @@ from intonaco import commands, rollout_commands
 from intonaco.errors import Conflict, IntonacoError
 from intonaco.ledger import Command, Ledger
 from intonaco.rollout import machine
+from intonaco.rollout.facts import equal_share
 from intonaco.rollout.words import step_name
 from intonaco.types import Json, Phase, Rollout, RolloutStatus, StepKind, Update
 
@@ -258,7 +259,10 @@ def shares(rollout: Rollout) -> str:
     copied = f", {weights['shadow']:.0%} of requests are copied to {challenger}"
     if share <= 0.0:
         return f"all users get {champion}" + (copied if weights["shadow"] else "")
-    return f"{100 * share:.3g} % of users get {challenger}, the others {champion}"
+    text = f"{100 * share:.3g} % of users get {challenger}, the others {champion}"
+    if equal := equal_share(rollout, weights):
+        text += f", {100 * equal:.3g} % of all at workers of their own, to be compared with"
+    return text
 
 
 def _short(release: str | None) -> str:

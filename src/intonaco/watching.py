@@ -27,6 +27,7 @@ from intonaco.monitoring.polls import Polls, polls_of
 from intonaco.monitoring.silence import RecordLog, Unscored
 from intonaco.monitoring.windows import TrafficWindows, expiry
 from intonaco.rollout.analysis import RATIO_ALPHA, RolloutAnalysis
+from intonaco.rollout.baseline_analysis import BaselineAnalysis
 from intonaco.rollout.split_analysis import SplitAnalysis
 from intonaco.segment_log import SegmentReader
 from intonaco.types import (
@@ -74,7 +75,7 @@ class Watch:
         self.polls: Polls = polls_of(parts.config.monitoring, self._worker_urls)
         self.breakdown = Breakdown()
         self.history = History()  # the same records, kept for telling causes apart
-        self.analysis: RolloutAnalysis | SplitAnalysis | None = None
+        self.analysis: RolloutAnalysis | SplitAnalysis | BaselineAnalysis | None = None
         self.release: str | None = None  # champion that the monitor's reference belongs to
         self.requests = 0  # user requests ever seen
         self.last_at = 0.0
@@ -278,13 +279,16 @@ class Watch:
 
     def _analysis_of(
         self, rollout: Rollout, medians: dict[str, float], times: Mapping[str, Iterable[float]]
-    ) -> RolloutAnalysis | SplitAnalysis:
+    ) -> RolloutAnalysis | SplitAnalysis | BaselineAnalysis:
+        settle = self.parts.config.serving.gateway.challenger_timeout_s + 1.0
+
         def make(
             name: str,
             alpha: float,
             *,
             metrics: tuple[str, ...] | None = None,
             ratio_alpha: float = RATIO_ALPHA,
+            judged: int | None = None,
         ) -> RolloutAnalysis:
             return RolloutAnalysis(
                 name,
@@ -295,13 +299,22 @@ class Watch:
                 medians=medians,
                 times=times,
                 score_range=self.parts.config.rollout.score_range,
-                settle_seconds=self.parts.config.serving.gateway.challenger_timeout_s + 1.0,
+                settle_seconds=settle,
                 ratio_alpha=ratio_alpha,
                 maturity=self.parts.config.monitoring.feedback,
+                judged=judged,
             )
 
         if rollout.split is not None:
             return SplitAnalysis(rollout, make, self.parts.ledger.routing_at)
+        if rollout.baseline:
+            return BaselineAnalysis(
+                rollout,
+                self.parts.config.rollout,
+                make,
+                self.parts.ledger.routing_at,
+                settle_seconds=settle,
+            )
         return make(rollout.rollout_id, rollout.alpha)
 
     # ------------------------------------------------------------------ state

@@ -5,8 +5,8 @@ or a commit. The story: a first release; a second that goes through stage, shado
 everybody and promotion, and is rolled back while it bakes; its retry, which is promoted; and a way
 back asked for by a person. The outside refuses what would harm a user: a routing table whose shares
 do not sum to 1 or whose workers do not answer, the retirement of a release that has users. Told
-once more of three workers that roll, it refuses the end of a worker that has users, too, and one
-worker too many.
+once more of three workers that roll, and of an equal baseline arm, it refuses the end of a worker
+that has users, too, and one worker too many.
 """
 
 from __future__ import annotations
@@ -33,6 +33,15 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], li
     """The same story told of a rolling rollout of three workers."""
     root = tmp_path_factory.mktemp("reference") / "rolled"
     ended, killed = run(root, story="rolling")
+    assert killed == 0
+    return ended, points_of(root)
+
+
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Point]]:
+    """The same story told with an equal baseline arm."""
+    root = tmp_path_factory.mktemp("reference") / "sliced"
+    ended, killed = run(root, story="baseline")
     assert killed == 0
     return ended, points_of(root)
 
@@ -124,6 +133,42 @@ def test_killed_everywhere_while_workers_roll(
     points = matrix(rolled, tmp_path, every=1, story="rolling")
     with capsys.disabled():
         print(f"\ncrash matrix, rolling: {points} points, all passed")
+
+
+def test_an_equal_slice_comes_and_goes_in_the_same_story(
+    sliced: tuple[dict[str, Any], list[Point]],
+) -> None:
+    ended, points = sliced
+    assert [phase for phase, _, _ in ended["updates"]] == [
+        "promoted", "rolled_back", "promoted", "promoted",
+    ]  # fmt: skip
+    kinds = ended["rollouts"][1][3]
+    assert kinds == ["canary", "canary", "approve", "canary", "promote", "bake"]
+    scaled = [count for name, count in points if name.startswith("after serving.scale")]
+    assert len(scaled) == 4  # up and down, in each of the two that compare
+    assert list(ended["workers"].values()) == [1]
+
+
+def test_killed_now_and_then_with_an_equal_slice(
+    sliced: tuple[dict[str, Any], list[Point]], tmp_path: Path
+) -> None:
+    """At the points where its workers are started and ended, and now and then."""
+    ended, points = sliced
+    scaling = [p for p in points if "serving.scale" in p[0]]
+    chosen = [*scaling[::3], *points[EVERY // 2 :: 4 * EVERY]]
+    matrix((ended, chosen), tmp_path, every=1, story="baseline")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_killed_everywhere_with_an_equal_slice(
+    sliced: tuple[dict[str, Any], list[Point]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    points = matrix(sliced, tmp_path, every=1, story="baseline")
+    with capsys.disabled():
+        print(f"\ncrash matrix, equal slice: {points} points, all passed")
 
 
 def matrix(

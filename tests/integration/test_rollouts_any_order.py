@@ -69,12 +69,15 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [{"kind": "stage"}] if draw(st.booleans()) else []
     if draw(st.booleans()):
         steps.append({"kind": "shadow", "weight": 0.3, "min_seconds": 5, "min_units": 5})
-    for weight in sorted(draw(st.sets(st.sampled_from([0.1, 0.5, 1.0]), min_size=1))):
+    weights = sorted(draw(st.sets(st.sampled_from([0.1, 0.5, 1.0]), min_size=1)))
+    for weight in weights:
         steps += draw(st.lists(waits, max_size=1))
         steps.append(canary(weight))
+    strategy = draw(st.sampled_from(["canary", "canary", "blue_green", "shadow_only"]))
     return {
         "steps": steps,
-        "strategy": draw(st.sampled_from(["canary", "canary", "blue_green", "shadow_only"])),
+        "strategy": strategy,
+        "baseline": strategy == "canary" and weights[0] <= 0.5 and draw(st.booleans()),
         "bake_seconds": draw(st.sampled_from([0, 20])),
         "holdback": draw(st.sampled_from([0.0, 0.1])),
         "max_seconds": draw(st.sampled_from([100, 100_000])),

@@ -20,7 +20,7 @@ from intonaco.config import Serving
 from intonaco.executor.service import smoke_test
 from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION, GenerateRequest, WorkerError
 from intonaco.releases import base_id
-from intonaco.serving import local
+from intonaco.serving import worker_processes
 from intonaco.serving.client import GatewayRouter
 from intonaco.serving.local import LocalServingBackend
 from intonaco.serving.worker.main import arguments
@@ -189,7 +189,7 @@ def test_who_gets_a_worker_of_its_own(
         started.append(arguments(list(argv)))
         return os.getpid()
 
-    monkeypatch.setattr(local, "spawn", spawn)
+    monkeypatch.setattr(worker_processes, "spawn", spawn)
     workspace = Workspace(tmp_path)
     backend = LocalServingBackend(workspace, SHARE)
     everybody = (*made.sharing, made.fused, made.other, made.options)

@@ -39,7 +39,8 @@ from intonaco.ledger import Ledger
 from intonaco.messages import PROTOCOL_HEADER, PROTOCOL_VERSION, GenerateRequest
 from intonaco.segment_log import SegmentReader
 from intonaco.serving.client import GatewayRouter
-from intonaco.serving.local import WORKER, LocalServingBackend
+from intonaco.serving.local import LocalServingBackend
+from intonaco.serving.worker_processes import WORKER
 from intonaco.types import Arm, ArmRole, Json, Outcome, Record, Release, RoutingTable
 from intonaco.workspace import Workspace
 

@@ -335,8 +335,48 @@ def test_tolerances_of_harm_are_the_metrics_own_or_the_common_one() -> None:
         "slow": 0.1,
         "cost": 0.3,
         "feedback": 0.02,
+        "end_to_end": 0.05,
     }
     assert rollout.metrics == ("errors", "latency", "clip_score")
+
+
+BASELINE = "rollout: {baseline: true, "
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (BASELINE + "metrics: [errors, end_to_end]}", None),
+        (BASELINE + "steps: [{weight: 0.5}, {weight: 1.0}]}", None),
+        ("rollout: {metrics: [errors, end_to_end]}", "equal slice of the champion only"),
+        (BASELINE + "strategy: in_place, force: true}", "strategy in_place gives no share"),
+        (BASELINE + "strategy: rolling}", "strategy rolling gives no share"),
+        (BASELINE + "strategy: ab}", "strategy ab gives no share"),
+        (BASELINE + "strategy: blue_green}", "strategy blue_green gives no share"),
+        (BASELINE + "steps: [{weight: 0.6}]}", "no canary step has a weight of 0.5 or less"),
+        (BASELINE + "}\nserving: {share_base: true}", "serving.share_base is on"),
+        (
+            BASELINE + "}\nserving: {replicas: 2, worker: {memory_gb: 5, device_memory_gb: 24}}",
+            "6 workers of 5 GB each, and serving.worker.device_memory_gb is 24",
+        ),
+        (
+            BASELINE + "}\nserving: {replicas: 1, worker: {memory_gb: 8, device_memory_gb: 24}}",
+            None,
+        ),
+        (
+            BASELINE + "}\nserving: {type: http, upstreams: {a: {url: 'http://x'}}}",
+            "serving.type is http",
+        ),
+    ],
+)
+def test_the_equal_slice_is_asked_for_where_there_can_be_one(
+    given: str, problem: str | None
+) -> None:
+    if problem is None:
+        config.parse(f"service: s\n{given}")
+    else:
+        with pytest.raises(ConfigError, match=problem):
+            config.parse(f"service: s\n{given}")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from intonaco import readmodel
 from intonaco.cli.main import app as command_line
 from intonaco.codec import decode, encode
-from intonaco.config import ONLINE_METRICS, RolloutConfig, RolloutMargins, Step
+from intonaco.config import RolloutConfig, RolloutMargins, Step
 from intonaco.errors import ConfigError
 from intonaco.ledger import Ledger
 from intonaco.rollout.analysis import RolloutAnalysis
@@ -51,6 +51,33 @@ WIDE = RolloutConfig(
 def needs(config: RolloutConfig, **more: Any) -> dict[tuple[str, float, float], float | None]:
     found = plan(config, more.pop("assumed", Assumed()), **more).needs
     return {(n.metric, n.difference, n.weight): n.units for n in found}
+
+
+def test_waits_are_foretold_while_there_can_be_an_equal_slice() -> None:
+    config = RolloutConfig(
+        baseline=True,
+        metrics=("errors", "end_to_end"),
+        steps=(Step(weight=0.1), Step(weight=0.5), Step(weight=0.8), Step(weight=1.0)),
+    )
+    found = needs(config, differences={"end_to_end": (0.3,)})
+    for difference in (0.0, 0.3):
+        few, many = (found["end_to_end", difference, w] for w in (0.1, 0.5))
+        assert few is not None
+        assert many is not None
+        assert few == pytest.approx(5 * many, rel=0.3)  # a fifth of the users is in the slices
+        assert found["end_to_end", difference, 0.8] is None
+    spread = needs(config, assumed=Assumed(wait_spread=0.1))["end_to_end", 0.0, 0.5]
+    wide = found["end_to_end", 0.0, 0.5]
+    assert spread is not None
+    assert wide is not None
+    assert spread < wide
+
+
+def test_waits_are_measured_on_the_champion() -> None:
+    people = People(rng=np.random.default_rng(0), requests=400, weights=(0.0,))
+    assumed = measured(people.records(), WIDE)
+    assert "wait_spread" in assumed.measured
+    assert assumed.wait_spread == pytest.approx(0.2, abs=0.03)
 
 
 def test_what_is_foretold_is_what_the_analysis_needs() -> None:
@@ -87,10 +114,10 @@ def test_what_is_foretold_is_what_the_analysis_needs() -> None:
 
 
 def test_smaller_shares_and_smaller_margins_take_longer() -> None:
-    config = RolloutConfig(metrics=ONLINE_METRICS, score_range=(0.0, 0.5))
+    config = RolloutConfig(metrics=METRICS, score_range=(0.0, 0.5))
     found = needs(config)
     assert {w for _, _, w in found} == {0.01, 0.05, 0.2, 0.5}
-    for metric in ONLINE_METRICS:
+    for metric in METRICS:
         units = [found[metric, 0.0, w] or 0.0 for w in (0.5, 0.2, 0.05, 0.01)]
         assert all(units)
         assert units == sorted(units)

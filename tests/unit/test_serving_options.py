@@ -17,7 +17,7 @@ from intonaco.environments.store import Choice, Way
 from intonaco.errors import ConfigError
 from intonaco.executor.training import Base, base_of, base_of_release, beside
 from intonaco.releases import ReleaseStore, read_serving_spec
-from intonaco.serving import device_check, local
+from intonaco.serving import device_check, worker_processes
 from intonaco.serving.worker.devices import resolve_device
 from intonaco.serving.worker.main import arguments
 from intonaco.types import Provenance, Release
@@ -48,12 +48,11 @@ def test_a_workers_settings_reach_its_command_line(
         started.append(argv)
         return os.getpid()
 
-    monkeypatch.setattr(local, "spawn", spawn)
-    backend = local.LocalServingBackend(
-        Workspace(tmp_path), Serving(worker=Worker(device="cuda:1", offload="model"))
+    monkeypatch.setattr(worker_processes, "spawn", spawn)
+    processes = worker_processes.WorkerProcesses(
+        Workspace(tmp_path), Serving(worker=Worker(device="cuda:1", offload="model")), 1.0
     )
-    backend._start(release(tmp_path), "worker-1", "", Choice(way=Way.HERE))
-    backend.close()
+    processes.start(release(tmp_path), "worker-1", "", Choice(way=Way.HERE))
     args = arguments(started[0])
     assert (args.device, args.offload) == ("cuda:1", "model")
     defaults = arguments(["--workspace", ".", "--release", "r"])

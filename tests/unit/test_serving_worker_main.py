@@ -13,7 +13,8 @@ import pytest
 
 from intonaco.config import Serving, parse
 from intonaco.errors import ConfigError
-from intonaco.serving import local
+from intonaco.serving import worker_processes
+from intonaco.serving.local import LocalServingBackend
 from intonaco.serving.worker.main import HUNG, arguments
 from intonaco.types import Provenance, Release, ServingSpec
 from intonaco.workspace import Workspace
@@ -37,7 +38,7 @@ def test_settings_reach_the_worker(
         started.append(argv)
         return os.getpid()
 
-    monkeypatch.setattr(local, "spawn", spawn)
+    monkeypatch.setattr(worker_processes, "spawn", spawn)
     serving = Serving.model_validate(
         {
             "worker": {
@@ -51,7 +52,7 @@ def test_settings_reach_the_worker(
             **({"tracing": {"endpoint": "http://c:4318"}} if strict else {}),
         }
     )
-    backend = local.LocalServingBackend(Workspace(tmp_path), serving)
+    backend = LocalServingBackend(Workspace(tmp_path), serving)
     backend.deploy(RELEASE)
     backend.close()
     told = arguments(list(started[0]))

@@ -334,12 +334,13 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
     if card["course"]:
         print_table(
             "\nwho got what",
-            ("since the beginning", "the challenger's users", "", "copied"),
+            ("since the beginning", "the challenger's users", "", "baseline", "copied"),
             (
                 (
                     ago(point["at"] - rollout.started_at),
                     _bar(point["shares"].get("challenger", 0.0), 1.0),
                     f"{point['shares'].get('challenger', 0.0):.1%}",
+                    f"{point['shares']['baseline']:.1%}" if "baseline" in point["shares"] else "",
                     f"{point['shadow']:.1%}" if point["shadow"] else "",
                 )
                 for point in card["course"]

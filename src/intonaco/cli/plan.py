@@ -17,7 +17,7 @@ from intonaco.config import RolloutConfig
 from intonaco.errors import ConfigError, StorageError
 from intonaco.rollout.opinions import speaks_ill
 from intonaco.rollout.plan import Assumed, Need, RolloutPlan, measured, plan
-from intonaco.rollout.strategies import foreseen
+from intonaco.rollout.strategies import baseline_workers, foreseen
 from intonaco.rollout.words import number, rounded, span
 from intonaco.segment_log import SegmentReader
 from intonaco.types import Feedback, ScoredRecord
@@ -88,6 +88,7 @@ def rollout_plan(
                     }
                     for n in found.needs
                 ],
+                "baseline_workers": baseline_workers(app.config),
                 "users": found.units,
                 "last": found.last,
                 "seconds": found.seconds,
@@ -98,6 +99,12 @@ def rollout_plan(
         return
     _say(assumed, rate, rollout.alpha)
     _table(found)
+    if equal := baseline_workers(app.config):
+        out.print(
+            f"\nthe equal baseline takes {equal} more workers while at most half of the users have "
+            "the challenger; end_to_end is judged by then",
+            markup=False,
+        )
     if found.units is not None:
         out.print(
             f"\nall is proven after about {rounded(found.units)} users, {found.last} last"
@@ -196,6 +203,7 @@ def _say(assumed: Assumed, rate: float | None, alpha: float) -> None:
         ("score", f"cosine {assumed.score:.3f}, spread {assumed.score_spread:.3f}"),
         ("cost_spread", f"costs spread by {assumed.cost_spread:.0%}"),
         ("ill", f"{assumed.ill:.1%} of images spoken ill of"),
+        ("wait_spread", f"waits spread by {assumed.wait_spread:.0%}"),
     ]
     for known, what in (
         (True, f"measured on {assumed.requests} requests of the champion"),

@@ -64,7 +64,7 @@ DEFAULT_STEPS = (
 
 
 # What live users can be compared by.
-ONLINE_METRICS = ("errors", "latency", "clip_score", "slow", "cost", "feedback")
+ONLINE_METRICS = ("errors", "latency", "clip_score", "slow", "cost", "feedback", "end_to_end")
 
 
 class RolloutMargins(Section):
@@ -72,7 +72,9 @@ class RolloutMargins(Section):
     failed. ``latency``: service time, relative, at the median and at the 0.9 quantile of the
     request's class. ``clip_score``: cosine. ``slow``: share whose request took longer than
     ``slower_than`` times the champion's median in its class. ``cost``: money for an image,
-    relative. ``feedback``: share whose image was spoken ill of."""
+    relative. ``feedback``: share whose image was spoken ill of. ``end_to_end``: time as the user
+    waits, queues included, beside an equal slice of the champion (``baseline``); relative, at the
+    same quantiles as ``latency``."""
 
     errors: Positive = 0.01
     latency: Positive = 0.10
@@ -80,6 +82,7 @@ class RolloutMargins(Section):
     slow: Positive = 0.05
     cost: Positive = 0.10
     feedback: Positive = 0.05
+    end_to_end: Positive = 0.10
 
 
 class HarmTolerances(Section):
@@ -92,6 +95,7 @@ class HarmTolerances(Section):
     slow: Annotated[float, Field(ge=0)] | None = None
     cost: Annotated[float, Field(ge=0)] = 0.05
     feedback: Annotated[float, Field(ge=0)] | None = None
+    end_to_end: Annotated[float, Field(ge=0)] = 0.05
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -147,7 +151,11 @@ class RolloutConfig(Section):
     ``max_surge``, ``max_unavailable``: of ``rolling``, workers beyond ``serving.replicas`` and
     short of them, a count or a percentage of it; as in Kubernetes the first is rounded up, the
     second down. ``force``: that ``in_place`` may leave users without an answer while it loads, and
-    promote what was compared with nothing. ``ab``: of the strategy of that name."""
+    promote what was compared with nothing. ``ab``: of the strategy of that name.
+
+    ``baseline``: while at most half of the users have the challenger, as many others are served by
+    workers of the champion's release of their own, as many as the challenger has and started with
+    them. Needed by ``end_to_end``; takes ``serving.replicas`` more workers meanwhile."""
 
     strategy: Literal["canary", "blue_green", "shadow_only", "rolling", "in_place", "ab"] = "canary"
     steps: Annotated[tuple[Step, ...], Field(min_length=1)] = DEFAULT_STEPS
@@ -170,6 +178,7 @@ class RolloutConfig(Section):
     max_surge: Amount = 1
     max_unavailable: Amount = 0
     force: bool = False
+    baseline: bool = False
 
     @field_validator("metrics")
     @classmethod
@@ -252,6 +261,28 @@ class RolloutConfig(Section):
         if self.strategy in ("rolling", "in_place") and (self.holdback > 0 or kept):
             raise ValueError(
                 f"holdback: {self.strategy} leaves the previous one no workers to keep users on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_equal_slice(self) -> RolloutConfig:
+        if not self.baseline:
+            if "end_to_end" in self.metrics:
+                raise ValueError(
+                    "metrics: end_to_end is compared with an equal slice of the champion only. Set "
+                    "baseline: true, which takes as many more workers as the challenger has, or "
+                    "leave end_to_end out"
+                )
+            return self
+        if self.strategy != "canary":
+            raise ValueError(
+                f"baseline: strategy {self.strategy} gives no share of users for which the champion"
+                " could have an equal slice: take canary, or leave baseline out"
+            )
+        if not any(s.kind is StepKind.CANARY and s.weight <= 0.5 for s in self.steps):
+            raise ValueError(
+                "baseline: no canary step has a weight of 0.5 or less, and above that no slice of "
+                "the champion is as large as the challenger's: add one, or leave baseline out"
             )
         return self
 

@@ -145,6 +145,26 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _equal_workers_can_be_started(self) -> Config:
+        serving = self.serving
+        if not self.rollout.baseline:
+            return self
+        if serving.type == "http" or serving.share_base:
+            why = "serving.type is http" if serving.type == "http" else "serving.share_base is on"
+            raise ValueError(
+                f"rollout.baseline starts more workers of the champion's release, and {why}: leave "
+                "it out"
+            )
+        one, device = serving.worker.memory_gb, serving.worker.device_memory_gb
+        together = 3 * serving.replicas
+        if one is not None and device is not None and together * one > device:
+            raise ValueError(
+                f"rollout.baseline: champion, challenger and baseline are {together} workers of "
+                f"{one:g} GB each, and serving.worker.device_memory_gb is {device:g}: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _upstreams_fit(self) -> Config:
         if self.serving.type != "http":
             return self

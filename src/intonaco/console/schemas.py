@@ -167,6 +167,7 @@ ROLLOUT: Json = {
     "promoted_at": MAYBE_NUMBER,
     "waiting_for": MAYBE_TEXT,
     "split": maybe("Split"),
+    "baseline": COUNT,
 }
 
 SCHEMAS: Json = {

@@ -72,7 +72,7 @@ def weights_course(points: Sequence[Mapping[str, Any]], end: float) -> str:
         begin = px(point["at"])
         until = px(points[index + 1]["at"] if index + 1 < len(points) else x1)
         base = 0.0
-        for role in ("challenger", "champion"):
+        for role in ("challenger", "champion", "baseline"):
             share = point["shares"].get(role, 0.0)
             y = top + tall * (1 - base - share)
             parts.append(

@@ -38,7 +38,8 @@ class Stage:
             return Done({"text": "not loaded yet: there is no room beside the champion's workers"})
         if effect.key not in self._begun:
             if beside and beside != release.release_id:
-                problem = no_room(p, release, str(beside), replicas)
+                equal = int(effect.payload.get("baseline", 0))
+                problem = no_room(p, release, str(beside), replicas, equal)
                 if problem:
                     return Failed(problem)
             if replicas is None:
@@ -69,9 +70,12 @@ class Stage:
         return Done({"text": text})
 
 
-def no_room(p: Parts, release: Release, champion: str, replicas: int | None) -> str:
+def no_room(
+    p: Parts, release: Release, champion: str, replicas: int | None, baseline: int = 0
+) -> str:
     """Why the release may not be loaded beside the champion, "" if it may: a device that is too
-    small would take the champion's memory too."""
+    small would take the champion's memory too. ``baseline``: workers that the champion gets with
+    it, for the equal slice."""
     status = p.serving.status(champion)
     if (
         p.config.serving.share_base
@@ -82,7 +86,7 @@ def no_room(p: Parts, release: Release, champion: str, replicas: int | None) -> 
     worker = p.config.serving.worker
     room = cost.memory(
         status.facts,
-        champion_workers=status.replicas,
+        champion_workers=status.replicas + baseline,
         challenger_workers=p.config.serving.replicas if replicas is None else replicas,
         weights_ratio=_weights(p, release) / max(_weights(p, p.releases.get(champion)), 1),
         declared=None if worker.memory_gb is None else worker.memory_gb * 1e9,
@@ -90,7 +94,10 @@ def no_room(p: Parts, release: Release, champion: str, replicas: int | None) -> 
     )
     if room.together:
         return ""
-    return cost.not_together(room, release.release_id, switch_cost(p, champion))
+    text = cost.not_together(room, release.release_id, switch_cost(p, champion))
+    if not baseline:
+        return text
+    return f"{text}. The champion's are counted with the {baseline} of rollout.baseline"
 
 
 def switch_cost(p: Parts, champion: str) -> str:

@@ -51,8 +51,8 @@ def course(
     rollout: Rollout, tables: Sequence[tuple[float, RoutingTable]], now: float
 ) -> list[Facts]:
     """Shares of users from the beginning to the end or now, each held until the next: {"at",
-    "shares": {role: share}, "shadow"}. What users of the challenger get counts as its own under
-    whatever role."""
+    "shares": {role: share}, "shadow"}; roles are champion, challenger and baseline. What users of
+    the challenger get counts as its own under whatever role."""
     end = rollout.ended_at if rollout.ended_at is not None else now
     before = [entry for entry in tables if entry[0] <= rollout.started_at]
     during = [entry for entry in tables if rollout.started_at < entry[0] <= end]
@@ -74,7 +74,7 @@ def course(
     return points
 
 
-_OLD = (ArmRole.CHAMPION, ArmRole.BASELINE, ArmRole.HOLDBACK)
+_OLD = (ArmRole.CHAMPION, ArmRole.HOLDBACK)
 
 
 def deadlines(rollout: Rollout) -> list[Facts]:

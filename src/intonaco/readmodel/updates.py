@@ -233,6 +233,7 @@ def rollout_facts(rollout: Rollout, now: float) -> Facts:
         "promoted_at": rollout.promoted_at,
         "waiting_for": waiting_for(rollout, now),
         "split": split_facts(rollout),
+        "baseline": rollout.baseline,
     }
 
 

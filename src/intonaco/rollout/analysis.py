@@ -63,7 +63,8 @@ class RolloutAnalysis:
     champion's usual scores makes small differences show sooner. ``settle_seconds``: longer than a
     challenger may take before the champion answers instead. ``max_units``: beyond it, new units are
     ignored rather than old ones forgotten. ``maturity``: how feedback is counted, where it is a
-    metric.
+    metric. ``judged``: how many metrics share the error budget for harm, if there are others than
+    these.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class RolloutAnalysis:
         max_units: int = 100_000,
         ratio_alpha: float = RATIO_ALPHA,
         maturity: Maturity | None = None,
+        judged: int | None = None,
     ) -> None:
         metrics = config.guardrails if metrics is None else metrics
         known = metrics and set(metrics) <= set(ONLINE_METRICS)
@@ -119,7 +121,7 @@ class RolloutAnalysis:
         self._alone = Alone()
         self._promoted: int | None = None  # last routing epoch before it became champion
         # One harm test a metric, and one for errors once nobody is left to compare with.
-        self._harm_threshold = math.log((len(metrics) + 1) / alpha)
+        self._harm_threshold = math.log(((judged or len(metrics)) + 1) / alpha)
         self._threshold = math.log(1 / alpha)
 
     def _lane(self) -> Lane:
@@ -203,7 +205,7 @@ class RolloutAnalysis:
             if role == "baseline":
                 return False
             weight = record.probability if challenger else 1 - record.probability
-        if role == "champion":
+        if not challenger:
             self._learn(record)  # after this record's own outcome was taken
         if losses is None:
             return False

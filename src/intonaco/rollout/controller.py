@@ -18,7 +18,7 @@ from intonaco.errors import BackendError, Conflict, IntonacoError
 from intonaco.executor import Parts
 from intonaco.ledger import Transaction
 from intonaco.messages import table_digest
-from intonaco.rollout import machine, restarts, staffing
+from intonaco.rollout import baseline, machine, restarts, staffing
 from intonaco.rollout.capacity import can_take
 from intonaco.rollout.replacing import in_place
 from intonaco.rollout.routing import desired_arms, next_table, split_arms
@@ -177,7 +177,11 @@ class RolloutController:
             trips=() if comparing else _trips(trips, rollout, rollout.challenger, ours),
             challenger_ready=status.ready,
             champion_ready=back is None
-            or (back.ready if cap is None else can_take(cap, len(back.urls), cap.total)),
+            or (
+                baseline.answers(parts, back)
+                if cap is None
+                else can_take(cap, len(back.urls), cap.total)
+            ),
             observed_epoch_applied=_follows(observed, table)
             and (
                 not staffing.swapping(rollout)
@@ -200,6 +204,7 @@ class RolloutController:
             arms=self._arms(rollout, trips, ours),
             pairs=analysis.pairs() if comparing and isinstance(analysis, SplitAnalysis) else (),
             arm=asked.get("arm"),
+            baseline=baseline.missing(parts, rollout, back),
         )
 
     def _way_back(self, rollout: Rollout) -> bool:
@@ -278,6 +283,15 @@ class RolloutController:
             for s in (champion, challenger, previous)
         )
         latest = parts.ledger.latest_routing()
+        equal: tuple[str, ...] = ()
+        for status in (champion, previous):
+            if status is None or swapped or rolled:
+                continue
+            followed = latest if _follows(observed, latest) else None
+            own, urls = baseline.look(parts, rollout, weights, status, followed, fence, now)
+            champion = own if status is champion else champion
+            previous = own if status is previous else previous
+            equal = equal or urls
         if latest is not None and observed is not None and _foreign(observed, latest):
             latest = self._assert_again(latest, observed, fence, now)
         split = undecided(rollout) if rollout is not None else None
@@ -285,7 +299,7 @@ class RolloutController:
             statuses = {a.release: parts.serving.status(a.release) for a in split.live}
             arms = split_arms(champion, rollout, split, statuses, latest)
         else:
-            arms = desired_arms(champion, rollout, challenger, weights, previous)
+            arms = desired_arms(champion, rollout, challenger, weights, previous, equal)
         if arms is not None:
             salt = rollout.salt if rollout else (latest.salt if latest else "none")
             table = next_table(
@@ -365,7 +379,7 @@ class RolloutController:
         status = parts.serving.status(champion)
         kept = parts.ledger.setting(setting)
         stored = decode(restarts.Restarts, json.dumps(kept)) if kept else None
-        decision = restarts.decide(stored, status, now)
+        decision = restarts.decide(stored, baseline.of_its_own(parts, status), now)
         if decision.after != stored:
             with parts.ledger.begin(fence=fence) as tx:
                 tx.set(setting, as_json(decision.after))

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intonaco.rollout.outcomes import CLIP_SCORE, COST, ERRORS, FEEDBACK, LATENCY, SLOW
+from intonaco.rollout.outcomes import (
+    CLIP_SCORE,
+    COST,
+    END_TO_END,
+    ERRORS,
+    FEEDBACK,
+    LATENCY,
+    SLOW,
+)
 from intonaco.stats import AmountTest, ErrorRatio, LatencyTest, RandomizedDifference, planning
 from intonaco.stats.quantiles import compare
 from intonaco.stats.sketch import QuantileSketch
@@ -280,8 +288,8 @@ class Errors(Differences):
 
 
 class Times(Evidence):
-    """Of service times in seconds, each held against the champion's in its request class. Shadow
-    copies wait behind users, so pairs say nothing.
+    """Of times in seconds, each held against the champion's in its request class: service times,
+    or waits end to end. Shadow copies wait behind users, so pairs say nothing.
 
     Shown: the 0.9 quantile, relative, of times in multiples of the class's median (``quantiles``);
     no interval until it has both ends.
@@ -429,7 +437,7 @@ class Amounts(Evidence):
 def evidence_of(metric: str, *, tolerance: float, margin: float) -> Evidence:
     """What a metric is judged by; ``tolerance`` and ``margin`` of losses in [0, 1], or relative.
     Raises ValueError where they cannot be."""
-    if metric == LATENCY:
+    if metric in (LATENCY, END_TO_END):
         return Times(tolerance=tolerance, margin=margin)
     if metric == COST:
         return Amounts(tolerance=tolerance, margin=margin)

@@ -16,6 +16,7 @@ from intonaco.types import (
     StepKind,
 )
 
+EQUAL = 0.5  # the largest share beside which the champion can have an equal slice
 COMMANDS = ("pause", "resume", "abort", "promote", "skip", "approve")
 
 
@@ -52,6 +53,7 @@ class RolloutFacts:
     arms: tuple[split.ArmFacts, ...] = ()
     pairs: tuple[PairComparison, ...] = ()
     arm: str | None = None
+    baseline: str = ""  # what its equal slice still lacks
 
     @property
     def by(self) -> str:
@@ -97,6 +99,13 @@ def weights_of(rollout: Rollout) -> Mapping[str, float]:
         if step.kind is StepKind.SHADOW:
             return nothing | {"shadow": step.weight}
     return nothing
+
+
+def equal_share(rollout: Rollout, weights: Mapping[str, float]) -> float:
+    """Share of users of the baseline, if its workers answer: the challenger's, or none."""
+    share = weights.get("challenger", 0.0)
+    compared = rollout.baseline > 0 and rollout.promoted_at is None and not rollout.status.final
+    return share if compared and 0 < share <= EQUAL else 0.0
 
 
 def decided(rollout: Rollout, *events: tuple[str, str]) -> RolloutDecision:

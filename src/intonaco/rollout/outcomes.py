@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from intonaco.config import ONLINE_METRICS
 from intonaco.types import Attempt, Json, Outcome, Record, ScoredRecord
 
-ERRORS, LATENCY, CLIP_SCORE, SLOW, COST, FEEDBACK = ONLINE_METRICS
+ERRORS, LATENCY, CLIP_SCORE, SLOW, COST, FEEDBACK, END_TO_END = ONLINE_METRICS
 BOUNDED = (ERRORS, SLOW, CLIP_SCORE)  # losses in [0, 1], which shadow pairs can be compared by
 
 _KINDS = 1000
+_GIVEN_UP = (499, 504)  # by the user, by us
 _FAILURES = (Outcome.ERROR, Outcome.TIMEOUT, Outcome.REJECTED)
 
 
@@ -125,6 +126,14 @@ def latency(record: Record) -> float | None:
     return found if found is not None and 0 <= found < math.inf else None
 
 
+def waited(record: Record) -> float | None:
+    """Seconds that the user waited for an answer, or until it was given up; queues, and whoever
+    stepped in for the assigned arm, included. None of a request that failed, which is an error, and
+    of a copy, for which nobody waits."""
+    answered = record.shadow_of is None and (record.status == 200 or record.status in _GIVEN_UP)
+    return record.seconds if answered and 0 <= record.seconds < math.inf else None
+
+
 def device_seconds(record: Record) -> tuple[str, float] | None:
     """This image's share of the device's time on the assigned arm, in seconds, which times the
     price of a second is its cost, and what it is comparable with: its class in a batch of its
@@ -161,6 +170,8 @@ def outcomes(
     seconds, device = latency(item.record), device_seconds(item.record)
     if seconds is not None:
         found[LATENCY] = seconds
+    if (whole := waited(item.record)) is not None:
+        found[END_TO_END] = whole
     if device is not None and usual is not None:
         normal = usual.get(device[0])
         if normal is not None and normal > 0:

@@ -12,12 +12,16 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from intonaco.config import RolloutConfig
 from intonaco.monitoring.cohorts import GRACE_SECONDS
 from intonaco.rollout.evidence import amount_step, latest
+from intonaco.rollout.facts import EQUAL
 from intonaco.rollout.outcomes import (
     CLIP_SCORE,
     COST,
+    END_TO_END,
     ERRORS,
     FEEDBACK,
     LATENCY,
@@ -25,6 +29,7 @@ from intonaco.rollout.outcomes import (
     device_seconds,
     error,
     latency,
+    waited,
 )
 from intonaco.rollout.strategies import steps_for
 from intonaco.stats import planning
@@ -32,6 +37,7 @@ from intonaco.stats.latency import LEVELS, POWERS
 from intonaco.types import RolloutStep, ScoredRecord, StepKind
 
 ENOUGH = 50  # values of the champion's, to go by what was measured
+BLOCK = 2.0  # users of the two equal slices for each whose wait is judged: a guess
 TWICE = 2.0  # margins: how bad a challenger is foretold to be caught, unless told
 
 
@@ -48,6 +54,7 @@ class Assumed:
     slow: float = 0.01
     cost_spread: float = 0.2
     ill: float = 0.05
+    wait_spread: float = 0.4
     requests_per_user: float = 1.0
     requests: int = 0
     measured: tuple[str, ...] = ()
@@ -96,6 +103,7 @@ def measured(
     times: dict[str, list[float]] = defaultdict(list)
     costs: dict[str, list[float]] = defaultdict(list)
     disliked: list[bool] = []
+    waits: dict[str, list[float]] = defaultdict(list)
     for item in items:
         record = item.record
         if record.probe or record.shadow_of is not None or record.assigned_arm != "champion":
@@ -110,6 +118,8 @@ def measured(
         seconds, device = latency(record), device_seconds(record)
         if seconds:
             times[record.request_class].append(seconds)
+        if whole := waited(record):
+            waits[record.request_class].append(whole)
         if device is not None and device[1] > 0:
             costs[device[0]].append(device[1])
         if "clip" in item.scores:
@@ -129,6 +139,9 @@ def measured(
         found["cost_spread"] = _spread(dear)
     if len(disliked) >= ENOUGH:
         found["ill"] = (sum(disliked) + 0.1) / (len(disliked) + 2)
+    long = _of_usual(waits)
+    if len(long) >= ENOUGH:
+        found["wait_spread"] = _spread(long)
     return Assumed(**found, requests=len(failed), measured=tuple(found))
 
 
@@ -155,20 +168,10 @@ class _Tests:
         """To each test that has to show "no worse than the margin"."""
         margin = getattr(self.config.margins, metric)
         if metric == LATENCY:
-            return [
-                planning.difference_step(
-                    *(
-                        planning.exceedances(
-                            slower=slower, log_sd=self.assumed.latency_spread, level=level
-                        )
-                        for slower in (1.0, (1 + difference) / (1 + margin))
-                    ),
-                    weight=weight,
-                    d=0.0,
-                    above=False,
-                )
-                for level in LEVELS
-            ]
+            return self._times(self.assumed.latency_spread, difference, margin, weight)
+        if metric == END_TO_END:
+            steps = self._times(self.assumed.wait_spread, difference, margin, EQUAL)
+            return [_thinned(step, _judged(weight)) for step in steps]
         if metric == COST:
             return [
                 amount_step(
@@ -180,6 +183,22 @@ class _Tests:
                 )
             ]
         return [self._difference(metric, difference, weight, margin, above=False)]
+
+    def _times(
+        self, log_sd: float, difference: float, margin: float, weight: float
+    ) -> list[planning.Step]:
+        return [
+            planning.difference_step(
+                *(
+                    planning.exceedances(slower=slower, log_sd=log_sd, level=level)
+                    for slower in (1.0, (1 + difference) / (1 + margin))
+                ),
+                weight=weight,
+                d=0.0,
+                above=False,
+            )
+            for level in LEVELS
+        ]
 
     def caught(self, metric: str, difference: float, weight: float, alpha: float) -> float | None:
         """Units until harm is found."""
@@ -193,6 +212,17 @@ class _Tests:
                 powers=POWERS,
                 tolerance=tolerance,
             )
+        if metric == END_TO_END:
+            units = planning.to_catch_latency(
+                log_sd=self.assumed.wait_spread,
+                slower=1 + difference,
+                weight=EQUAL,
+                alpha=alpha,
+                powers=POWERS,
+                tolerance=tolerance,
+            )
+            judged = _judged(weight)
+            return units / judged if units is not None and judged else None
         if metric == COST:
             step = amount_step(
                 self.assumed.cost_spread,
@@ -236,6 +266,19 @@ class _Tests:
             rate = known.get(metric, self.assumed.errors)
             arms = [planning.failures(min(rate + worse, 1.0)) for worse in (0.0, difference)]
         return planning.difference_step(*arms, weight=weight, d=d, above=above)
+
+
+def _judged(weight: float) -> float:
+    """Share of all users whose wait is judged; above one half there is no equal slice."""
+    return 2 * weight / BLOCK if weight <= EQUAL else 0.0
+
+
+def _thinned(step: planning.Step, share: float) -> planning.Step:
+    """If only this share of users brings what the step says, and the others nothing."""
+    return planning.Step(
+        chances=np.append(share * step.chances, 1 - share),
+        gains=np.vstack([step.gains, np.zeros(step.gains.shape[1])]),
+    )
 
 
 def _alone(step: planning.Step, alpha: float) -> float | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from intonaco.rollout import split
-from intonaco.rollout.facts import RolloutFacts
+from intonaco.rollout.facts import EQUAL, RolloutFacts
+from intonaco.rollout.outcomes import END_TO_END
 from intonaco.rollout.replacing import (
     in_place,
 )
@@ -47,19 +48,26 @@ def missing_to_enter(rollout: Rollout, to: int, facts: RolloutFacts) -> list[str
     missing += [facts.blind] if facts.blind else []
     if rollout.promoted_at is not None or in_place(rollout):
         return missing
+    equal = step is not None and step.kind is StepKind.CANARY and step.weight <= EQUAL
+    missing += [facts.baseline] if equal and facts.baseline else []
     everybody = step is None or step.kind is StepKind.PROMOTE
     everybody |= step is not None and step.kind is StepKind.CANARY and step.weight >= 1.0
     if everybody or (left is not None and left.kind is StepKind.ANALYSIS):
         missing += _unproven(rollout, facts)
+    elif rollout.baseline and step is not None and step.kind is StepKind.CANARY and not equal:
+        missing += _unproven(rollout, facts, (END_TO_END,))  # nothing is learned of it beyond
     return missing
 
 
-def _unproven(rollout: Rollout, facts: RolloutFacts) -> list[str]:
+def _unproven(
+    rollout: Rollout, facts: RolloutFacts, only: tuple[str, ...] | None = None
+) -> list[str]:
     found = {a.metric: a.assessment for a in facts.assessments}
     missing = [
         f"{name} ({assessment.replace('_', ' ')})"
         for name in facts.guardrails
-        if (assessment := found.get(name, Assessment.NO_DATA)) not in PROVEN
+        if (only is None or name in only)
+        and (assessment := found.get(name, Assessment.NO_DATA)) not in PROVEN
         and not (name in rollout.accepted and assessment is Assessment.UNDECIDED)
     ]
     return missing if facts.guardrails else ["a guardrail to be judged by"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from intonaco.rollout.facts import equal_share
 from intonaco.rollout.split import arm_name
 from intonaco.types import Arm, ArmRole, Rollout, RoutingTable, ServingStatus, Split
 
@@ -15,13 +16,15 @@ def desired_arms(
     challenger: ServingStatus | None,
     weights: Mapping[str, float],
     previous: ServingStatus | None = None,
+    baseline: tuple[str, ...] = (),
 ) -> tuple[Arm, ...] | None:
     """Arms for a champion and, while a rollout runs, its challenger. None: one of them does not
     answer just now and is not known to be dead, so keep the last table.
 
     A first release has no champion beside it: once it is ready it *is* the champion arm. Once the
     challenger is champion, ``previous`` is the one before it: it keeps the share that the new one
-    does not have, none perhaps, and steps in for it."""
+    does not have, none perhaps, and steps in for it. ``baseline``: URLs of the workers of the
+    champion's release that serve the equal slice, while there is one."""
     if champion is None or not champion.urls:
         return None
     if rollout is not None and rollout.challenger == champion.release:
@@ -39,6 +42,9 @@ def desired_arms(
         shadow = weights.get("shadow", 0.0)
         if share > 0:
             arms.append(_arm(f"challenger:{name}", challenger, share))
+            if baseline and (equal := equal_share(rollout, weights)):
+                arms[0] = replace(arms[0], weight=round(1.0 - share - equal, 12))
+                arms.append(_arm("baseline", replace(champion, urls=baseline), equal))
         elif shadow > 0:
             arms.append(_arm(f"shadow:{name}", challenger, shadow))
     if len(arms) == 1:

@@ -116,6 +116,11 @@ def notice(parts: Parts, rollout: Rollout, requests_per_second: float) -> str:
         seconds = start_seconds(parts.serving.status(rollout.champion).facts)
         cost = switch_cost(seconds, requests_per_second)
         return f"in place: {cost}; nothing is compared, and going back costs the same again"
+    if rollout.baseline:
+        return (
+            f"{rollout.baseline} more workers of the champion's release run while at most half of "
+            "the users have the challenger: what users wait is compared between equal slices only"
+        )
     cap = rollout.capacity
     if cap is None:
         return ""

@@ -54,6 +54,7 @@ def begin(update: Update, config: Config, now: float) -> Rollout:
         attempt=update.attempt,
         capacity=capacity,
         split=split,
+        baseline=0 if alone else baseline_workers(config),
     )
 
 
@@ -83,6 +84,16 @@ def staged_replicas(update: Update, config: Config) -> int | None:
         return 0
     capacity = capacity_of(config)
     return None if capacity is None else min(capacity.surge, capacity.challenger)
+
+
+def baseline_workers(config: Config) -> int:
+    """Workers of the equal slice: as many as the challenger has."""
+    return config.serving.replicas if config.rollout.baseline else 0
+
+
+def staged_baseline(update: Update, config: Config) -> int:
+    """Workers of the equal slice that are started with the challenger's."""
+    return 0 if straight_to_everybody(update, config.rollout) else baseline_workers(config)
 
 
 def steps_for(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from intonaco.rollout.outcomes import BOUNDED, CLIP_SCORE, COST, LATENCY
+from intonaco.rollout.outcomes import BOUNDED, CLIP_SCORE, COST, END_TO_END, LATENCY
 from intonaco.stats.latency import NEEDED
 from intonaco.types import Assessment, MetricAssessment, RolloutStep, StepKind
 
@@ -90,12 +90,16 @@ def no_data(metric: str, units: Sequence[int], pairs: bool) -> str:
     if not (pairs and metric in BOUNDED):
         if not units[1]:
             return "no request has reached the challenger"
+        if not units[0] and metric == END_TO_END:
+            return "no request of a user of the baseline"
         if not units[0]:
             return "no request of a user who stayed with the champion"
     if metric == CLIP_SCORE:
         return "no scores from the scorer"
     if metric == LATENCY:
         return f"too few of the champion's times in the classes asked for ({NEEDED} in each)"
+    if metric == END_TO_END:
+        return f"too few of the baseline's times in the classes asked for ({NEEDED} in each)"
     if metric == COST:
         return "too few of the champion's images in the same classes and batch sizes"
     return "no answers on both sides that can be compared"

@@ -14,48 +14,28 @@ the very process that then becomes the worker.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import httpx
 import psutil
 
 from intonaco.clock import Clock, SystemClock
-from intonaco.codec import decode, encode
 from intonaco.config import Serving
-from intonaco.environments import Choice, EnvironmentStore, State, Way, environment_lock
-from intonaco.errors import BackendError, StorageError
-from intonaco.forkserver import spawn
-from intonaco.messages import (
-    PROTOCOL_HEADER,
-    PROTOCOL_VERSION,
-    Attestation,
-    HeldRelease,
-    HoldRelease,
-    ProcessInfo,
-)
+from intonaco.environments import Choice, EnvironmentStore, State, Way
+from intonaco.errors import BackendError
+from intonaco.messages import ProcessInfo
 from intonaco.releases import base_id
 from intonaco.serving.deployments import Deployment, Deployments, Replica
 from intonaco.serving.faults import parse_fault
+from intonaco.serving.worker_calls import WorkerCalls
+from intonaco.serving.worker_processes import WorkerProcesses, process_of, reap, signal
 from intonaco.types import Release, ServingStatus
 from intonaco.workspace import Workspace, alive
 
 log = logging.getLogger(__name__)
 
-WORKER = "intonaco.serving.worker.main"
-CALL_S = 5.0
 GRACE_S = 10.0
-TAIL_BYTES = 4000
-TAIL_LINES = 8
-
-# Children of this process, whichever backend object started them: kept until they are reaped.
-_CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(slots=True)
@@ -66,7 +46,8 @@ class LocalServingBackend:
     config: Serving
     clock: Clock = field(default_factory=SystemClock)
     grace_s: float = GRACE_S
-    _http: httpx.Client = field(init=False)
+    _calls: WorkerCalls = field(init=False)
+    _processes: WorkerProcesses = field(init=False)
     _environments: EnvironmentStore = field(init=False)
     _deployments: Deployments = field(init=False)
 
@@ -74,9 +55,8 @@ class LocalServingBackend:
         for specs in self.config.faults.values():
             for spec in specs:
                 parse_fault(spec)
-        self._http = httpx.Client(
-            timeout=CALL_S, trust_env=False, headers={PROTOCOL_HEADER: PROTOCOL_VERSION}
-        )
+        self._calls = WorkerCalls()
+        self._processes = WorkerProcesses(self.workspace, self.config, self.grace_s)
         self._deployments = Deployments(self.workspace)
         self._environments = EnvironmentStore(
             self.workspace,
@@ -90,7 +70,7 @@ class LocalServingBackend:
         """Adopt the live workers of the release, start those that are missing. A worker that was
         draining takes work again. Returns at once, also where an environment must be built first;
         ``status`` says how far that is, or why it cannot be done."""
-        _reap()
+        reap()
         deployment = self._deployments.get(release.release_id)
         base = self._base(release, deployment)
         size = deployment.size if deployment.size and not deployment.retired else 0
@@ -121,12 +101,14 @@ class LocalServingBackend:
                 replicas.append(Replica(name=name, pid=info.pid, started=info.started))
                 announced = self.workspace.process(name)
                 if base:
-                    self._hold(announced, release.release_id, deployment.fault)
+                    self._calls.hold(announced, release.release_id, deployment.fault)
                 else:
-                    self._call("POST", announced, "/drain?off=1")
+                    self._calls.call("POST", announced, "/drain?off=1")
             elif choice.way is not Way.REFUSED:
                 fault = deployment.fault
-                replicas.append(self._start(release, name, fault, choice, share=bool(base)))
+                replicas.append(
+                    self._processes.start(release, name, fault, choice, share=bool(base))
+                )
         self._deployments.put(
             replace(
                 deployment,
@@ -169,7 +151,7 @@ class LocalServingBackend:
     def status(self, release_id: str) -> ServingStatus:
         """Ready when every replica is. URLs are of those that are; a release whose replicas attest
         something else is shown with what they attest."""
-        _reap()
+        reap()
         deployment = self._deployments.get(release_id)
         if deployment.retired or not (deployment.replicas or deployment.refused):
             return ServingStatus(
@@ -185,18 +167,18 @@ class LocalServingBackend:
         facts: dict[str, object] = {}
         for replica in deployment.replicas:
             if not alive(replica.process):
-                error = error or f"{replica.name} ended: {self._tail(replica.name)}"
+                error = error or f"{replica.name} ended: {self._processes.tail(replica.name)}"
                 continue
             info = self.workspace.process(replica.name)
             which = ""
             if deployment.base:
-                held = self._held(info, deployment)
+                held = self._calls.held(info, deployment)
                 error = error or (held.error if held is not None else "")
                 which = f"?release={release_id}"
-            ready = self._call("GET", info, f"/readyz{which}")
+            ready = self._calls.call("GET", info, f"/readyz{which}")
             if info is None or info.url is None or ready is None or ready.status_code != 200:
                 continue
-            attestation = self._attestation(info, which)
+            attestation = self._calls.attestation(info, which)
             if attestation is None:
                 continue
             urls.append(info.url)
@@ -225,7 +207,8 @@ class LocalServingBackend:
         if not urls and not error:
             waited = self.clock.now() - since
             if waited > self.config.worker.ready_timeout_s:
-                error = f"not ready after {waited:.0f} s: {self._tail(deployment.replicas[0].name)}"
+                said = self._processes.tail(deployment.replicas[0].name)
+                error = f"not ready after {waited:.0f} s: {said}"
         wrong = attested - {release_id}
         return ServingStatus(
             release=release_id,
@@ -243,7 +226,7 @@ class LocalServingBackend:
         deployment = self._deployments.get(release_id)
         which = f"?release={release_id}" if deployment.base else ""
         for replica in deployment.replicas:
-            self._call("POST", self.workspace.process(replica.name), f"/drain{which}")
+            self._calls.call("POST", self.workspace.process(replica.name), f"/drain{which}")
 
     def retire(self, release_id: str) -> None:
         """End its workers: SIGTERM, and SIGKILL for those still there after the grace. One that has
@@ -256,7 +239,7 @@ class LocalServingBackend:
         for replica in deployment.replicas:
             if replica in needed:
                 info = self.workspace.process(replica.name)
-                if self._call("DELETE", info, f"/releases/{release_id}") is None:
+                if self._calls.call("DELETE", info, f"/releases/{release_id}") is None:
                     log.warning(
                         "%s does not answer and holds %s on",
                         replica.name,
@@ -278,10 +261,10 @@ class LocalServingBackend:
         """As ``retire`` ends workers."""
         processes = []
         for info in infos:
-            process = _process(info)
+            process = process_of(info)
             if process is None or self._deployments.ending(info.name) is not None:
                 continue
-            if taken := self._close(info):
+            if taken := self._calls.shut(self.workspace.process(info.name)):
                 log.info(
                     "%s answers the %d requests that it has before it ends",
                     info.name,
@@ -291,23 +274,13 @@ class LocalServingBackend:
                 self._deployments.put_ending(info)
             else:
                 processes.append(process)
-            _signal(process.terminate)
-        _, stuck = psutil.wait_procs(processes, timeout=self.grace_s)
-        for process in stuck:
-            log.warning(
-                "worker %d did not stop within %.0f s and is killed",
-                process.pid,
-                self.grace_s,
-                extra={"action": "worker.kill", "release": release_id},
-            )
-            _signal(process.kill)
-        psutil.wait_procs(stuck, timeout=self.grace_s)
-        _reap()
+            signal(process.terminate)
+        self._processes.stop(processes, release_id)
 
     def close(self) -> None:
         """Let go of connections; workers run on."""
-        self._http.close()
-        _reap()
+        self._calls.close()
+        reap()
 
     # ------------------------------------------------------------------ processes
 
@@ -336,70 +309,6 @@ class LocalServingBackend:
             if (info := live.get(replica.name)) is not None
         )
 
-    def _start(
-        self, release: Release, name: str, fault: str, choice: Choice, *, share: bool = False
-    ) -> Replica:
-        settings, tracing = self.config.worker, self.config.tracing
-        arguments = [
-            *("--workspace", str(self.workspace.root.resolve())),
-            *("--release", release.release_id),
-            *("--name", name),
-            *("--port", "0"),
-            *("--device", settings.device),
-            *("--offload", settings.offload),
-            *("--threads", str(settings.threads)),
-            *("--batch-sizes", ",".join(map(str, settings.batch_sizes))),
-            *("--batch-wait-ms", str(settings.batch_wait_ms)),
-            *("--queue-limit", str(settings.queue_limit)),
-            *("--grace-s", str(int(self.config.gateway.request_timeout_s))),
-            *(("--strict",) if settings.strict else ()),
-            *(() if settings.warm_up else ("--no-warm-up",)),
-            *(("--share",) if share else ()),
-            *(("--fault", fault) if fault else ()),
-            *(("--trace", tracing.endpoint) if tracing else ()),
-        ]
-        self.workspace.logs.mkdir(parents=True, exist_ok=True)
-        if fault:
-            log.warning(
-                "deploys %s with an injected fault: %s",
-                release.short,
-                fault,
-                extra={"action": "worker.fault", "release": release.release_id},
-            )
-        try:
-            self._log(name).write_bytes(b"")
-            if choice.way is Way.HERE:
-                forked = spawn(
-                    self.workspace,
-                    WORKER,
-                    arguments,
-                    log_file=self._log(name),
-                    folder=Path.cwd(),
-                    environment=_environment(settings.threads),
-                    lock=environment_lock(),
-                )
-                if forked is not None:
-                    started = psutil.Process(forked).create_time()
-                    return Replica(name=name, pid=forked, started=started)
-            with self._log(name).open("ab") as out:
-                child = subprocess.Popen(
-                    [*(choice.command or (sys.executable, "-m")), WORKER, *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env={**(choice.variables or os.environ), **_environment(settings.threads)},
-                )
-            started = psutil.Process(child.pid).create_time()
-        except (OSError, psutil.Error) as error:
-            raise BackendError(
-                f"the worker of {release.short} did not start: {error}",
-                backend="local",
-                retriable=True,
-            ) from error
-        _CHILDREN[child.pid] = child
-        return Replica(name=name, pid=child.pid, started=started)
-
     def _live(self, deployment: Deployment, name: str, base: str) -> ProcessInfo | None:
         """A running worker of that name: one written down, or one that announced itself though
         whoever started it was killed before it could write it down."""
@@ -419,53 +328,12 @@ class LocalServingBackend:
     def _beside(self, deployment: Deployment, base: str) -> list[Deployment]:
         return self._deployments.others(deployment.release_id, base) if base else []
 
-    # ------------------------------------------------------------------ calls
-
-    def _hold(self, info: ProcessInfo | None, release_id: str, fault: str) -> None:
-        """Ask a worker to hold the release. One that has not announced itself is asked later, by
-        ``status``."""
-        self._call(
-            "POST", info, "/releases", encode(HoldRelease(release_id=release_id, fault=fault))
-        )
-
-    def _held(self, info: ProcessInfo | None, deployment: Deployment) -> HeldRelease | None:
-        """What a shared worker says of the release; one that never heard of it is told."""
-        response = self._call("GET", info, f"/releases/{deployment.release_id}")
-        if response is not None and response.status_code == 404:
-            self._hold(info, deployment.release_id, deployment.fault)
-        if response is None or response.status_code != 200:
-            return None
-        try:
-            return decode(HeldRelease, response.content)
-        except StorageError:
-            return None
-
-    def _call(
-        self, method: str, info: ProcessInfo | None, path: str, content: str | None = None
-    ) -> httpx.Response | None:
-        """Answer of a worker, None if it gave none."""
-        if info is None or info.url is None:
-            return None
-        try:
-            return self._http.request(method, f"{info.url}{path}", content=content)
-        except httpx.HTTPError:
-            return None
-
-    def _close(self, info: ProcessInfo) -> int:
-        """Have a worker take no more; requests that it has in hand. 0 if it does not answer."""
-        response = self._call("POST", self.workspace.process(info.name), "/drain")
-        try:
-            said = response.json() if response is not None else {}
-            return int(said.get("in_flight", 0))
-        except (ValueError, TypeError, AttributeError):
-            return 0
-
     def _cut_short(self, names: Sequence[str]) -> None:
         """Kill retired workers of these names that still answer what they took: the names are
         needed now, and gateways make what breaks off again, elsewhere."""
         for name in names:
             info = self._deployments.ending(name)
-            process = None if info is None else _process(info)
+            process = None if info is None else process_of(info)
             if process is None:
                 continue
             log.warning(
@@ -473,32 +341,9 @@ class LocalServingBackend:
                 name,
                 extra={"action": "worker.kill"},
             )
-            _signal(process.kill)
+            signal(process.kill)
             psutil.wait_procs([process], timeout=self.grace_s)
-            _reap()
-
-    def _attestation(self, info: ProcessInfo, which: str) -> Attestation | None:
-        response = self._call("GET", info, f"/attest{which}")
-        if response is None or response.status_code != 200:
-            return None
-        try:
-            return decode(Attestation, response.content)
-        except StorageError:
-            return None
-
-    # ------------------------------------------------------------------ files
-
-    def _log(self, name: str) -> Path:
-        return self.workspace.logs / f"{name}.log"
-
-    def _tail(self, name: str) -> str:
-        try:
-            with self._log(name).open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            return "no log"
-        return "\n".join(lines[-TAIL_LINES:]) or "empty log"
+            reap()
 
     def _fault(self, release: Release, count: int) -> str:
         specs = self.config.faults.get(release.release_id)
@@ -510,36 +355,3 @@ class LocalServingBackend:
 def _name(base: str, release_id: str, replica: int) -> str:
     whose = f"base-{base[:10]}" if base else release_id[:10]
     return f"worker-{whose}" + (f"-{replica}" if replica else "")
-
-
-def _environment(threads: int) -> Mapping[str, str]:
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads were ten times slower on shared cores
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
-        "DIFFUSERS_VERBOSITY": "error",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-
-
-def _process(info: ProcessInfo) -> psutil.Process | None:
-    try:
-        return psutil.Process(info.pid) if alive(info) else None
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _signal(send: Callable[[], None]) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        send()  # psutil compares the start time again
-
-
-def _reap() -> None:
-    """Workers that ended are zombies until somebody asks for their exit status."""
-    for pid, child in list(_CHILDREN.items()):
-        if child.poll() is not None:
-            del _CHILDREN[pid]

@@ -207,7 +207,8 @@ class Rollout:
     say whether what is undecided will do. ``accepted``: metrics of which somebody, ``accepted_by``,
     said so. ``capacity``: of a rolling one. ``notice``: its cost, said before it began. ``split``:
     its arms, where there are several challengers; ``challenger`` is the winner then, the first of
-    them until there is one."""
+    them until there is one. ``baseline``: workers of the champion's release that the equal slice
+    has of its own, 0 where there is none."""
 
     rollout_id: str
     service_id: str
@@ -243,6 +244,7 @@ class Rollout:
     capacity: Capacity | None = None
     notice: str = ""
     split: Split | None = None
+    baseline: int = 0
 
     @property
     def challengers(self) -> tuple[str, ...]:

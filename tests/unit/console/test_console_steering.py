@@ -404,7 +404,7 @@ def test_the_same_as_json(client: TestClient) -> None:
         {"at": card["started_at"], "shares": {"champion": 1.0}, "shadow": 0.2},
         {
             "at": card["step_since"],
-            "shares": {"champion": 0.75, "challenger": 0.25},
+            "shares": {"champion": 0.5, "challenger": 0.25, "baseline": 0.25},
             "shadow": 0.0,
         },
     ]
