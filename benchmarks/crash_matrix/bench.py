@@ -8,7 +8,7 @@ undisturbed story, a job was begun twice, or the outside was asked for what woul
 of it once for each way of rolling out that the harness of `tests/integration/test_crash_matrix.py`
 tells of (`canary.points`, `rolling.points`, ...).
 
-About fifty minutes on two cores. `CRASH_MATRIX_EVERY=60` takes every 60th point only, to see
+About seventy minutes on two cores. `CRASH_MATRIX_EVERY=60` takes every 60th point only, to see
 whether it works: its figures are printed and not written down. The files lie in memory where they
 can (`/dev/shm`): what ends is a process, and whether pages have reached a disk is nothing to it.
 """
@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import parts
+from rich.console import Console
+from rich.progress import track
 
 EVERY = int(os.environ.get("CRASH_MATRIX_EVERY", "1"))
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +67,8 @@ def run() -> dict[str, float]:
                 (Path(folder), point, expected, story) for point in points_of(reference)[::EVERY]
             ]
             failed = 0
-            for task, wrong in zip(tasks, pool.map(killed, tasks), strict=True):
+            ended = zip(tasks, pool.map(killed, tasks), strict=True)
+            for task, wrong in track(ended, story, len(tasks), console=Console(stderr=True)):
                 if wrong:
                     failed += 1
                     print(f"{story}, {task[1]}: {wrong}", file=sys.stderr, flush=True)
