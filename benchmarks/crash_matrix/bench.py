@@ -58,7 +58,9 @@ def run() -> dict[str, float]:
 
     stories = ONLY or [*STORIES]
     if unknown := {*stories} - {*STORIES}:
-        raise ValueError(f"CRASH_MATRIX_STORIES: no story {', '.join(sorted(unknown))}: {[*STORIES]}")
+        raise ValueError(
+            f"CRASH_MATRIX_STORIES: no story {', '.join(sorted(unknown))}: {[*STORIES]}"
+        )
     found: dict[str, float] = {}
     with (
         tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
