@@ -347,13 +347,14 @@ def _print_rollout(card: dict[str, Any], rollout: Rollout, app: App) -> None:
             ),
         )
     split = readmodel.rollout_facts(rollout, now)["split"]
+    over = rollout.status.final
     if split:
-        _split(split)
+        _split(split, over)
     if rollout.assessments or not split:
-        _assessments("\nassessments", rollout.assessments)
+        _assessments("\nassessments", rollout.assessments, over)
 
 
-def _split(split: readmodel.Facts) -> None:
+def _split(split: readmodel.Facts, over: bool) -> None:
     """Every arm of a split with its share, how it stands and its evidence."""
     print_table(
         f"\nsplit, decided by {split['metric']}",
@@ -372,7 +373,7 @@ def _split(split: readmodel.Facts) -> None:
     )
     for arm in split["arms"]:
         if arm["assessments"] and arm["name"] != split["winner"]:
-            _assessments(f"\n{arm['name']} against the champion", arm["assessments"])
+            _assessments(f"\n{arm['name']} against the champion", arm["assessments"], over)
     for pair in split["pairs"]:
         if pair.interval:
             low, high = pair.interval
@@ -383,10 +384,12 @@ def _split(split: readmodel.Facts) -> None:
             )
 
 
-def _assessments(title: str, found: Sequence[MetricAssessment]) -> None:
+def _assessments(title: str, found: Sequence[MetricAssessment], over: bool) -> None:
+    """``over``: nothing is waited for any more."""
+    waits = () if over else ("waits for",)
     print_table(
         title,
-        ("metric", "difference", "interval", "margin", "evidence of harm", "waits for"),
+        ("metric", "difference", "interval", "margin", "evidence of harm", *waits),
         (
             (
                 a.metric,
@@ -396,13 +399,13 @@ def _assessments(title: str, found: Sequence[MetricAssessment]) -> None:
                 else "",
                 number(a.metric, a.margin).lstrip("+"),
                 f"{_bar(a.evidence_harm, a.threshold)} {a.evidence_harm:.1f} of {a.threshold:.1f}",
-                still(a),
+                *(still(a) for _ in waits),
             )
             for a in found
         ),
     )
     for a in found:
-        out.print(f"{a.metric}: {stands(a)}", markup=False)
+        out.print(f"{a.metric}: {stands(a, over=over)}", markup=False)
 
 
 def _bar(value: float, whole: float, cells: int = 12) -> str:

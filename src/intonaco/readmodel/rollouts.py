@@ -39,7 +39,10 @@ def rollout_card(ledger: Ledger, rollout: Rollout, now: float) -> Facts:
             "step_since": rollout.step_since,
             "stuck_since": rollout.stuck_since,
             "course": course(rollout, ledger.routing_history(), now),
-            "proof": [{"metric": a.metric, "text": stands(a)} for a in rollout.assessments],
+            "proof": [
+                {"metric": a.metric, "text": stands(a, over=rollout.status.final)}
+                for a in rollout.assessments
+            ],
             "deadlines": deadlines(rollout),
             "events": _events(ledger, rollout),
         }

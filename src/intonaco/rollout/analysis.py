@@ -28,6 +28,7 @@ from intonaco.rollout.alone import Alone
 from intonaco.rollout.evidence import Differences, Evidence, Times, split_keys
 from intonaco.rollout.expecting import Expected
 from intonaco.rollout.lanes import Event, Lane
+from intonaco.rollout.narrowing import narrowed
 from intonaco.rollout.opinions import Opinions
 from intonaco.rollout.outcomes import (
     CLIP_SCORE,
@@ -336,10 +337,13 @@ class RolloutAnalysis:
             f"{self._ratio.expected:.1f} were foretold"
         )
 
-    def assess(self) -> tuple[MetricAssessment, ...]:
+    def assess(self, *, narrow: bool = True) -> tuple[MetricAssessment, ...]:
         """Every metric as it stands. Differences and margins in the metric's own unit: shares,
-        cosine for the clip score (there, down is worse), relative for latency and cost."""
-        return tuple(self._assess(m) for m in self.metrics)
+        cosine for the clip score (there, down is worse), relative for latency and cost. Intervals
+        are cut where a proof ends them, unless ``narrow`` is false."""
+        found = tuple(self._assess(m) for m in self.metrics)
+        tolerance = self._config.tolerance
+        return tuple(narrowed(a, tolerance(a.metric)) for a in found) if narrow else found
 
     @property
     def harmful(self) -> tuple[str, ...]:
@@ -421,7 +425,7 @@ class RolloutAnalysis:
     def _has_data(self, metric: str) -> bool:
         if metric == FEEDBACK and self._opinions is not None:
             return self._opinions.has_data
-        return self._quick.evidence[metric].has_data
+        return any(evidence.has_data for evidence in self._evidence(metric))
 
     def _doubt(self, metric: str) -> str:
         """Why a metric stays undecided whatever was seen. Scores that are missing on the

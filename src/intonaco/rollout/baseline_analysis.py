@@ -20,6 +20,7 @@ from intonaco.config import RolloutConfig
 from intonaco.errors import StorageError
 from intonaco.rollout.analysis import RATIO_ALPHA, RolloutAnalysis
 from intonaco.rollout.facts import EQUAL
+from intonaco.rollout.narrowing import narrowed
 from intonaco.rollout.outcomes import END_TO_END, error, key_of, waited
 from intonaco.rollout.waits import Wait, Waits
 from intonaco.rollout.words import no_data
@@ -81,8 +82,9 @@ class BaselineAnalysis:
         self._waits: Waits | None = None
         if several:
             self._margin = config.margins.end_to_end
+            self._tolerance = config.tolerance(END_TO_END)
             self._waits = Waits(
-                tolerance=config.tolerance(END_TO_END),
+                tolerance=self._tolerance,
                 margin=self._margin,
                 settle_seconds=settle_seconds,
                 ratio_alpha=ratio_alpha,
@@ -220,7 +222,7 @@ class BaselineAnalysis:
         """Every metric as it stands; of ``end_to_end`` "champion" is the baseline."""
         found = {a.metric: a for a in self._rest.assess()}
         if self._waits is not None:
-            found[END_TO_END] = self._assess(self._waits)
+            found[END_TO_END] = narrowed(self._assess(self._waits), self._tolerance)
         return tuple(found[m] for m in self.metrics if m in found)
 
     def _assess(self, waits: Waits) -> MetricAssessment:

@@ -201,7 +201,7 @@ class SplitAnalysis:
         """Every two arms that are in it still, on the metric that decides."""
         found = []
         for (first, second), analysis in self._pairs.items():
-            shown = next(a for a in analysis.assess() if a.metric == self._metric)
+            shown = next(a for a in analysis.assess(narrow=False) if a.metric == self._metric)
             found.append(
                 PairComparison(
                     first=first,

@@ -45,37 +45,37 @@ def describe(a: MetricAssessment) -> str:
     )
 
 
-def stands(a: MetricAssessment) -> str:
-    """How far the proof of one metric is, without its name."""
+def stands(a: MetricAssessment, *, over: bool = False) -> str:
+    """How far the proof of one metric is, without its name; ``over``: nothing more will come."""
+    yet = "" if over else " yet"
     if a.difference is None and a.interval is None:
-        return "nothing was measured yet, and no data is no proof"
+        return f"nothing was measured{yet}, and no data is no proof"
     shown = {
         Assessment.SUPERIOR: "shown to be better",
         Assessment.NON_INFERIOR: "shown to be no worse",
         Assessment.HARMFUL: "shown to be worse",
-        Assessment.UNDECIDED: "not shown yet",
-        Assessment.NO_DATA: "not shown yet, for want of data",
+        Assessment.UNDECIDED: f"not shown{yet}",
+        Assessment.NO_DATA: f"not shown{yet}, for want of data",
     }[a.assessment]
     margin = _amount(a, a.margin)
     if a.interval is None:
         difference = number(a.metric, a.difference or 0.0)
-        return f"{shown}: the difference is {difference} as yet, and the margin is {margin}"
+        so_far = "" if over else " as yet"
+        return f"{shown}: the difference is {difference}{so_far}, and the margin is {margin}"
     # The ends, from the best that it may be to the worst. A score is better the higher it is.
-    up_is_better = a.metric == CLIP_SCORE
-    better, worse = a.interval[::-1] if up_is_better else a.interval
-    is_worse = worse < 0 if up_is_better else worse > 0
+    best, worst = sorted(-end if a.metric == CLIP_SCORE else end for end in a.interval)
     match a.assessment:
         case Assessment.SUPERIOR:
-            return f"{shown}, by {_amount(a, worse)} at least"
+            return f"{shown}, by {_amount(a, worst)} at least" if worst < 0 else shown
         case Assessment.HARMFUL:
-            return f"{shown}, by {_amount(a, better)} at least"
-        case Assessment.NON_INFERIOR if is_worse:
-            return f"{shown} than by {_amount(a, worse)}; the margin is {margin}"
+            return f"{shown}, by {_amount(a, best)} at least" if best > 0 else shown
+        case Assessment.NON_INFERIOR if worst > 0:
+            return f"{shown} than by {_amount(a, worst)}; the margin is {margin}"
         case Assessment.NON_INFERIOR:
             return f"{shown}; the margin would be {margin}"
-    if not is_worse:
+    if worst <= 0:
         return f"{shown}, though it looks no worse; the margin is {margin}"
-    return f"{shown}: it may be worse by {_amount(a, worse)}, and the margin is {margin}"
+    return f"{shown}: it may be worse by {_amount(a, worst)}, and the margin is {margin}"
 
 
 def _amount(a: MetricAssessment, value: float) -> str:
