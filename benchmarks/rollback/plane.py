@@ -48,8 +48,9 @@ RATE = 20.0  # requests a second
 PATIENCE_S = 120.0
 GENERATION = {"steps": 2, "guidance_scale": 1.5, "width": 32, "height": 32}
 
-# Margins are wide so that the drills in the bake come to it soon; the other drills never get so
-# far: their step asks for more users than they have before they break, or is never proven.
+# Margins are wide, and times judged by the share of slow answers, so that the drills in the bake
+# come to it before they break; the other drills never get so far: their step asks for more users
+# than they have before they break, or is never proven.
 CONFIG = """
 service: bench
 model:
@@ -63,6 +64,7 @@ EXTRACTOR
 monitoring: {signals: {errors: {of: errors, direction: up, reference: 1000000}}}
 approval: {mode: auto}
 rollout:
+  metrics: [errors, slow, clip_score]
   margins: {errors: 0.2, slow: 0.5, clip_score: 0.4}
   harm_tolerance: 0.05
   slower_than: 10
