@@ -80,7 +80,8 @@ def test_the_job_reads_what_was_written(tmp_path: Path) -> None:
 def test_the_same_is_asked_however_often(tmp_path: Path) -> None:
     p = parts(tmp_path)
     assert made(p) == made(p)  # a job that is there is adopted only if it does the same
-    assert made(p)["hidden"] != made(p, attempt="u2")["hidden"]
+    hidden = {tuple(made(p, attempt=f"u{n}")["hidden"]) for n in range(20)}
+    assert len(hidden) > 1  # two of so few prompts may well be drawn again
 
 
 def test_others_are_hidden_each_month(tmp_path: Path) -> None:
