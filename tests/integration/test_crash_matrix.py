@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tests.crashing import Point, killed_at, points_of, run
 
-EVERY = 120  # of the points in the default run
+EVERY = 240  # of the points in the default run
 
 
 @pytest.fixture(autouse=True)
