@@ -25,10 +25,10 @@ from dataclasses import asdict, replace
 from intonaco.config import ONLINE_METRICS, Maturity, RolloutConfig
 from intonaco.errors import StorageError
 from intonaco.rollout.alone import Alone
+from intonaco.rollout.assessing import assessed, narrowed
 from intonaco.rollout.evidence import Differences, Evidence, Times, split_keys
 from intonaco.rollout.expecting import Expected
 from intonaco.rollout.lanes import Event, Lane
-from intonaco.rollout.narrowing import narrowed
 from intonaco.rollout.opinions import Opinions
 from intonaco.rollout.outcomes import (
     CLIP_SCORE,
@@ -366,18 +366,14 @@ class RolloutAnalysis:
         quick, settled = self._evidence(metric)
         harm, worst = self._harm(metric)
         doubt = self._doubt(metric)
-        if worst >= self._harm_threshold:
-            assessment, harm = Assessment.HARMFUL, worst
-        elif not self._has_data(metric):
-            assessment = Assessment.NO_DATA
-        elif doubt:
-            assessment = Assessment.UNDECIDED
-        elif self._proven(settled.better):
-            assessment = Assessment.SUPERIOR
-        elif self._proven(settled.within):
-            assessment = Assessment.NON_INFERIOR
-        else:
-            assessment = Assessment.UNDECIDED
+        assessment = assessed(
+            worst,
+            settled,
+            harmful_at=self._harm_threshold,
+            proven_at=self._threshold,
+            has_data=self._has_data(metric),
+            doubtful=bool(doubt),
+        )
         source = quick if assessment is Assessment.HARMFUL or not settled.count else settled
         shown = source.shown(self.alpha)
         unit = self._units_of[metric]
@@ -399,7 +395,7 @@ class RolloutAnalysis:
             difference=None if shown.estimate is None else shown.estimate * sign,
             interval=None if ends is None else (ends[0], ends[1]),
             margin=self._margin[metric] * unit,
-            evidence_harm=harm,
+            evidence_harm=worst if assessment is Assessment.HARMFUL else harm,
             evidence_non_inferior=settled.within[0],
             threshold=self._harm_threshold,
             units_challenger=units[1],
@@ -408,12 +404,6 @@ class RolloutAnalysis:
             units_ahead=ahead,
             missing=missing,
         )
-
-    def _proven(self, evidence: tuple[float, float]) -> bool:
-        """Proven once is proven, at every look (Ville): records that trickle in afterwards do not
-        undo it by a hair. It is given up only when the evidence has turned to the other side."""
-        now, highest = evidence
-        return highest >= self._threshold and now > 0
 
     def _ahead(self, metric: str) -> int | None:
         """Units still expected at the present weight; None before the first step."""

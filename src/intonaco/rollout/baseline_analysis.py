@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from intonaco.config import RolloutConfig
 from intonaco.errors import StorageError
 from intonaco.rollout.analysis import RATIO_ALPHA, RolloutAnalysis
+from intonaco.rollout.assessing import assessed, narrowed
 from intonaco.rollout.facts import EQUAL
-from intonaco.rollout.narrowing import narrowed
 from intonaco.rollout.outcomes import END_TO_END, error, key_of, waited
 from intonaco.rollout.waits import Wait, Waits
 from intonaco.rollout.words import no_data
@@ -228,16 +228,13 @@ class BaselineAnalysis:
     def _assess(self, waits: Waits) -> MetricAssessment:
         evidence = waits.evidence
         harm, worst = evidence.harm
-        if worst >= self._harm_threshold:
-            assessment, harm = Assessment.HARMFUL, worst
-        elif not evidence.has_data:
-            assessment = Assessment.NO_DATA
-        elif self._proven(evidence.better):
-            assessment = Assessment.SUPERIOR
-        elif self._proven(evidence.within):
-            assessment = Assessment.NON_INFERIOR
-        else:
-            assessment = Assessment.UNDECIDED
+        assessment = assessed(
+            worst,
+            evidence,
+            harmful_at=self._harm_threshold,
+            proven_at=self._threshold,
+            has_data=evidence.has_data,
+        )
         open_yet = assessment in (Assessment.UNDECIDED, Assessment.NO_DATA)
         shown = evidence.shown(self.alpha)
         missing = self._missing(waits, assessment) if open_yet else ""
@@ -247,7 +244,7 @@ class BaselineAnalysis:
             difference=shown.estimate,
             interval=shown.interval,
             margin=self._margin,
-            evidence_harm=harm,
+            evidence_harm=worst if assessment is Assessment.HARMFUL else harm,
             evidence_non_inferior=evidence.within[0],
             threshold=self._harm_threshold,
             units_challenger=evidence.units[1],
@@ -255,10 +252,6 @@ class BaselineAnalysis:
             units_ahead=self._ahead(waits) if open_yet and not missing else None,
             missing=missing,
         )
-
-    def _proven(self, evidence: tuple[float, float]) -> bool:
-        now, highest = evidence
-        return highest >= self._threshold and now > 0
 
     def _missing(self, waits: Waits, assessment: Assessment) -> str:
         if self._step[2] > EQUAL:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from intonaco.rollout.narrowing import narrowed
+from intonaco.rollout.assessing import narrowed
 from intonaco.rollout.words import brief, stands
 from intonaco.types import Assessment, MetricAssessment
 
