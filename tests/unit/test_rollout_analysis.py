@@ -526,7 +526,9 @@ def promoted(holdback: float) -> RolloutAnalysis:
     traffic(an, 400)
     an.promoted(7)
     an.begin_step(4, 900.0, 1.0 - holdback)
-    assert of(an, "errors").assessment is Assessment.NON_INFERIOR  # what proved it stays
+    proven = of(an, "errors")
+    assert proven.assessment is Assessment.NON_INFERIOR  # what proved it stays
+    assert min(proven.units_challenger, proven.units_champion) > 100
     return an
 
 

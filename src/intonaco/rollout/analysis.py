@@ -381,7 +381,8 @@ class RolloutAnalysis:
         ends = None if shown.interval is None else sorted(b * sign for b in shown.interval)
         open_yet = assessment in (Assessment.UNDECIDED, Assessment.NO_DATA)
         ahead = self._ahead(metric) if open_yet else None
-        units = quick.units if metric == FEEDBACK else self._quick.units
+        lane = self._quick if any(self._quick.units) else self._settled  # empty once promoted
+        units = quick.units if metric == FEEDBACK else lane.units
         missing = ""
         if open_yet and metric == FEEDBACK and self._opinions is not None:
             missing = self._opinions.missing(ahead)

@@ -47,10 +47,11 @@ def narrowed(a: MetricAssessment, tolerance: float) -> MetricAssessment:
     """With its interval cut where the proof ends it, if that leaves anything.
 
     Non-inferior rules out what is worse than the margin, superior what is worse than no difference,
-    harmful what is better than the tolerance: the bets are sharper than the interval and may settle
-    what it has not closed on, of times above all, where the interval is one quantile's, from
-    sketches, and the proof compares ranks. Each holds at every look at a level of its own, so both do with the sum of their errors (Bonferroni). For people: a decision that
-    has its level from the interval alone takes it as it was.
+    harmful what is better than the tolerance. The bets that prove it are sharper than the interval
+    and may settle what it has not closed on, of times above all: there it is one quantile's, from
+    sketches, and the proof compares ranks. Each holds at every look at a level of its own, so both
+    do with the sum of their errors (Bonferroni). For people: a decision that has its level from the
+    interval alone takes it as it was.
     """
     if a.interval is None:
         return a
