@@ -10,10 +10,10 @@ or the outside was asked for what would harm a user; `rolling.points`, ... `poin
 are those of all stories.
 
 About seventy minutes on two cores. `CRASH_MATRIX_STORIES=rolling,baseline` tells these only, and
-takes the others as they were written down last.
-`CRASH_MATRIX_EVERY=60` takes every 60th point only, to see whether it works: its figures are
-printed and not written down. The files lie in memory where they
-can (`/dev/shm`): what ends is a process, and whether pages have reached a disk is nothing to it.
+takes the others as they were written down last. `CRASH_MATRIX_EVERY=60` takes every 60th point
+only, to see whether it works: its figures are printed and not written down. The files lie in memory
+where they can (`/dev/shm`): what ends is a process, and whether pages have reached a disk is
+nothing to it.
 """
 
 from __future__ import annotations
